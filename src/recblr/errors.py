@@ -1,0 +1,12 @@
+"""What can go wrong, as exceptions whose message is one line that says what to do."""
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: a file, an id, a setting. The command line exits with 2.
+
+    The message is one line: what is wrong, where (file, line, column, id), and what to do.
+    """
+
+
+class DivergedError(ArithmeticError):
+    """Training or scoring produced numbers that are not finite. Nothing is ranked with them."""
