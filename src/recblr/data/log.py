@@ -1,0 +1,577 @@
+"""Read a log of events: ids become codes while the file streams by, a mistake is named with its place.
+
+Text is cut into blocks of whole records, and pyarrow parses each block. pyarrow forgives much, so
+whatever is quoted, fails or does not add up is checked byte by byte before it is believed.
+"""
+
+import csv
+import re
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recblr.errors import InputError
+from recblr.progress import progress
+
+if TYPE_CHECKING:
+    import polars as pl
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".dat": "::"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+UNIT = "\x1f"  # stands in for "::", as pyarrow splits by one character only
+
+BLOCK_BYTES = 1 << 24  # of text, or
+BATCH_ROWS = 1 << 20  # of typed columns, are encoded at a time
+MAX_RECORD_BYTES = 1 << 24  # so that a quote left open does not swallow the file
+MAX_EXACT = 2**53  # float64 holds every whole number up to here
+
+# What others call our columns, in small letters and digits only.
+ALIASES = {
+    "user_id": "userid user uid customerid customer visitorid reviewerid memberid sessionid",
+    "item_id": "itemid item iid movieid movie productid product asin bookid songid trackid",
+    "timestamp": "timestamp time ts date datetime eventtime unixreviewtime createdat",
+}
+
+# Some rows: their columns by our names, and the place in words of (our name, row).
+Batch = tuple[dict[str, pa.Array], Callable[[str, int], str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """A log with its ids replaced by codes: 16 bytes an event, whatever the ids are.
+
+    ``users`` and ``items`` index ``user_ids`` and ``item_ids``, which hold every id once, just as
+    the log has it, in the order of first appearance. The events keep the order of the log.
+    """
+
+    users: NDArray[np.int32]  # (N,)
+    items: NDArray[np.int32]  # (N,)
+    timestamps: NDArray[Any] | None  # (N,) int64 or float64; None: the log's order is the order
+    user_ids: pa.Array  # string or int64
+    item_ids: pa.Array
+    source: str  # what messages call the log
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def to_polars(self) -> "pl.DataFrame":
+        """The log with its ids: user_id, item_id and, if it has one, timestamp."""
+        import polars as pl
+
+        coded = {"user_id": (self.user_ids, self.users), "item_id": (self.item_ids, self.items)}
+        frame = {name: pl.Series(ids).gather(codes) for name, (ids, codes) in coded.items()}
+        if self.timestamps is not None:
+            frame["timestamp"] = pl.Series(self.timestamps)
+        return pl.DataFrame(frame)
+
+
+def read_log(source: Any, *, columns: Mapping[str, str] | None = None) -> Interactions:
+    """Read the user_id, item_id and, if there is one, timestamp of every event, in order.
+
+    ``source`` is a path or a Polars or pandas frame; docs/data-formats.md lists what is read.
+    ``columns`` says what our columns are called there: ``{"user_id": "userId"}``. Dates become
+    microseconds since 1970, UTC. Raises InputError, one line with the place, for whatever is
+    missing, ambiguous or damaged: nothing is repaired.
+    """
+    is_path = isinstance(source, str | Path)
+    name = str(source) if is_path else "<frame>"
+    users, items, times = _Ids(), _Ids(), _Times()
+    parts = {"user_id": users, "item_id": items, "timestamp": times}
+    try:
+        batches = _read_path(Path(source), columns) if is_path else _read_frame(source, columns)
+        for arrays, place in batches:
+            for ours, array in arrays.items():
+                try:
+                    parts[ours].add(array)
+                except _Unfit as unfit:
+                    raise InputError(f"{place(ours, unfit.row)}: {unfit}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{name}: cannot be read to its end ({_short(error, 120)}): damaged, cut short, or not "
+            "what its ending says; fetch or write it again"
+        ) from error
+    if users.ids is None or items.ids is None:
+        raise InputError(f"{name}: has columns but no events; give a log with at least one event")
+    # One after the other: only one column at a time is held twice.
+    codes = users.finish(), items.finish()
+    return Interactions(*codes, times.finish(), users.ids, items.ids, source=name)
+
+
+# ---- columns to codes and times ------------------------------------------------------------------
+
+
+class _Unfit(Exception):
+    """A value that cannot be taken; the reader of the file knows the row's place."""
+
+    def __init__(self, row: int, what: str) -> None:
+        super().__init__(what)
+        self.row = row
+
+
+class _Ids:
+    """A column of ids on its way to codes; the vocabulary grows as new ids appear."""
+
+    def __init__(self) -> None:
+        self.ids: pa.Array | None = None
+        self.codes: list[NDArray[np.int32]] = []
+
+    def add(self, column: pa.Array) -> None:
+        local = _plain_ids(column).dictionary_encode()
+        known = local.dictionary[:0] if self.ids is None else self.ids
+        codes = pc.index_in(local.dictionary, value_set=known).fill_null(-1).to_numpy().copy()
+        is_new = codes < 0
+        self.ids = pa.concat_arrays([known, local.dictionary.filter(pa.array(is_new))])
+        codes[is_new] = np.arange(len(known), len(self.ids), dtype=np.int32)
+        self.codes.append(codes[local.indices.to_numpy()])
+
+    def finish(self) -> NDArray[np.int32]:
+        codes, self.codes = np.concatenate(self.codes), []
+        return codes
+
+
+def _plain_ids(column: pa.Array) -> pa.Array:
+    """The ids as string or int64, none of them null or empty."""
+    if pa.types.is_dictionary(column.type):
+        words = column.dictionary
+        column = (words.cast(pa.string()) if _is_text(words) else words).take(column.indices)
+    if column.null_count:
+        row = pc.index(column.is_null(), True).as_py()
+        raise _Unfit(row, "the id is null; give it one or drop the row")
+    if not _is_text(column) and not pa.types.is_integer(column.type):
+        raise _Unfit(0, f"ids of type {column.type}; cast the column to string or int64")
+    to = pa.string() if _is_text(column) else pa.int64()
+    plain = _cast(column, to)
+    if plain is None:
+        row = _first_unfit(column, lambda part: _cast(part, to))
+        found = "text that is not UTF-8" if _is_text(column) else f"{column[row]}, beyond int64"
+        raise _Unfit(row, f"found {found}; write the ids as text in UTF-8")
+    if _is_text(column) and (row := pc.index(plain, "").as_py()) >= 0:
+        raise _Unfit(row, "the id is empty; give it one or drop the row")
+    return plain
+
+
+class _Times:
+    """A column of times on its way to int64 or float64, all of one form."""
+
+    def __init__(self) -> None:
+        self.form = ""
+        self.parts: list[NDArray[Any]] = []
+
+    def add(self, column: pa.Array) -> None:
+        read = self.read(column)
+        if read is None:
+            row = _first_unfit(column, self.read)
+            before = self.read(column[:row]) if row else None
+            form = before[0] if before else self.form
+            found = f"found {_short(column[row].as_py())} ({column.type})"
+            raise _Unfit(
+                row,
+                f"{found}{f' after a {form}' if form else ''}; write times as whole numbers, finite "
+                "decimals or ISO 8601 dates, all of one form and exact in 64 bits",
+            )
+        self.form, values = read
+        self.parts.append(values)
+
+    def read(self, column: pa.Array) -> tuple[str, NDArray[Any]] | None:
+        """Form and values of a column that goes on from those before; None where it cannot."""
+        for form in _possible_forms(column):
+            widens = (self.form, form) == ("whole number", "decimal")
+            if self.form in ("", form) or (widens and all(map(_is_exact, self.parts))):
+                values = FORMS[form](column)
+                if values is not None:
+                    return form, values
+        return None
+
+    def finish(self) -> NDArray[Any] | None:
+        times, self.parts = np.concatenate(self.parts) if self.parts else None, []
+        return times
+
+
+def _possible_forms(column: pa.Array) -> list[str]:
+    types, kind = pa.types, column.type
+    if _is_text(column):
+        return list(FORMS)
+    if types.is_integer(kind):
+        return ["whole number"]
+    if types.is_floating(kind):
+        return ["decimal"]
+    if types.is_timestamp(kind):
+        return ["date with zone" if kind.tz else "date"]
+    return ["date"] if types.is_date(kind) else []
+
+
+def _whole(column: pa.Array) -> NDArray[Any] | None:
+    # Arrow would read 0x1F.
+    if _is_text(column) and pc.any(pc.match_substring(column, "x", ignore_case=True)).as_py():
+        return None
+    return _numbers(column, pa.int64())
+
+
+def _decimal(column: pa.Array) -> NDArray[Any] | None:
+    values = _numbers(column, pa.float64())
+    if values is None or not np.isfinite(values).all():
+        return None
+    return values if not _is_text(column) or _is_exact(values) else None
+
+
+FORMS: dict[str, Callable[[pa.Array], NDArray[Any] | None]] = {
+    "whole number": _whole,
+    "decimal": _decimal,
+    "date": lambda column: _numbers(column, pa.timestamp("us")),
+    "date with zone": lambda column: _numbers(column, pa.timestamp("us", "UTC")),
+}
+
+
+def _numbers(column: pa.Array, to: pa.DataType) -> NDArray[Any] | None:
+    values = None if column.null_count else _cast(column, to)
+    if values is not None and pa.types.is_timestamp(to):
+        values = values.cast(pa.int64())
+    return None if values is None else values.to_numpy()
+
+
+def _is_exact(values: NDArray[Any]) -> bool:
+    return bool(values.min() >= -MAX_EXACT and values.max() <= MAX_EXACT)
+
+
+def _is_text(column: pa.Array) -> bool:
+    types, kind = pa.types, column.type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _cast(column: pa.Array, to: pa.DataType) -> pa.Array | None:
+    """The column as another type; None where that would change a value."""
+    try:
+        values = column.cast(to)
+        values.validate(full=True)  # text out of a Parquet file need not be UTF-8
+    except pa.ArrowInvalid:
+        return None
+    return values
+
+
+def _first_unfit(column: pa.Array, read: Callable[[pa.Array], Any]) -> int:
+    """The first row that ``read`` refuses: it also refuses every longer beginning."""
+    return bisect_left(range(len(column)), True, key=lambda row: read(column[: row + 1]) is None)
+
+
+# ---- columns, files and frames -------------------------------------------------------------------
+
+
+def _choose(name: str, found: list[str], columns: Mapping[str, str] | None) -> dict[str, str]:
+    """What our columns are called in the log; timestamp only where there is one."""
+    given = dict(columns or {})
+    listed = f"found: {_short(', '.join(found) or 'none', 200)}"
+    for ours, theirs in given.items():
+        if ours not in ALIASES:
+            raise InputError(f"{name}: columns= knows {', '.join(ALIASES)}, not {ours!r}")
+        if theirs not in found:
+            raise InputError(f"{name}: no column {theirs!r}, which columns= names; {listed}")
+    chosen = {ours: ours for ours in ALIASES if ours in found} | given
+    if "datetime" in found and "timestamp" not in given:
+        if "timestamp" in found:
+            say = "columns={'timestamp': 'timestamp'} or columns={'timestamp': 'datetime'}"
+            raise InputError(f"{name}: has timestamp and datetime; take one by {say}")
+        chosen["timestamp"] = "datetime"
+    for theirs in chosen.values():
+        if list(chosen.values()).count(theirs) > 1:
+            raise InputError(f"{name}: {theirs!r} is taken for two of our columns; mend columns=")
+        if found.count(theirs) > 1:
+            raise InputError(f"{name}: two columns are called {theirs!r}; rename one; {listed}")
+
+    near = {
+        ours: theirs
+        for ours in ALIASES
+        for theirs in reversed(found)
+        if ours not in chosen and re.sub("[^a-z0-9]", "", theirs.lower()) in ALIASES[ours].split()
+    }
+    missing = [ours for ours in ("user_id", "item_id") if ours not in chosen]
+    if missing:
+        say = given | dict.fromkeys(missing, "...") | near
+        line = ",".join(f"{ours}={theirs}" for ours, theirs in say.items())
+        raise InputError(
+            f"{name}: no column {' and no column '.join(missing)}; {listed}; say which it is by "
+            f"columns={say} (command line: --columns {line})"
+        )
+    if near:
+        warnings.warn(
+            f"{name}: no column timestamp, so the order of the rows is taken as the order in time; "
+            f"if {near['timestamp']!r} is the time, say columns={given | near}",
+            stacklevel=2,
+        )
+    return chosen
+
+
+def _read_path(path: Path, columns: Mapping[str, str] | None) -> Iterator[Batch]:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give one file")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    compression = COMPRESSIONS.get(path.suffix.lower(), "")
+    ending = Path(path.stem if compression else path.name).suffix.lower()
+    is_parquet = ending in (".parquet", ".pq") and not compression
+    if not is_parquet and ending not in DELIMITERS:
+        text = f"{', '.join(DELIMITERS)}, these also with {', '.join(COMPRESSIONS)} behind"
+        raise InputError(f"{path}: cannot read this ending; give a file in .parquet, .pq, {text}")
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        raise InputError(f"{path}: is empty (0 bytes); fetch or write it again")
+    said = "Parquet" if is_parquet else compression or "text"
+    is_in_fact = [kind for magic, kind in MAGIC.items() if head.startswith(magic)]
+    if is_in_fact not in ([], [said]) or (is_parquet and not is_in_fact):
+        fact = is_in_fact[0] if is_in_fact else "something else"
+        raise InputError(
+            f"{path}: {said} by its ending, {fact} by its first bytes {head!r}; rename it"
+        )
+    return (
+        _read_parquet(path, columns)
+        if is_parquet
+        else _read_text(path, compression, ending, columns)
+    )
+
+
+def _read_parquet(path: Path, columns: Mapping[str, str] | None) -> Iterator[Batch]:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        chosen = _choose(str(path), file.schema_arrow.names, columns)
+        batches = file.iter_batches(BATCH_ROWS, columns=list(chosen.values()))
+        with progress(f"reading {path.name}", file.metadata.num_rows) as advance:
+            for arrays, place in _typed(batches, str(path), chosen):
+                yield arrays, place
+                advance(len(arrays["user_id"]))
+
+
+def _read_frame(frame: Any, columns: Mapping[str, str] | None) -> Iterator[Batch]:
+    name = "<frame>"
+    try:
+        if hasattr(frame, "collect_schema"):  # Polars, lazy or not
+            chosen = _choose(name, frame.collect_schema().names(), columns)
+            table = pa.table(frame.lazy().select(list(chosen.values())).collect())
+        else:
+            names = [label for label in frame.columns if isinstance(label, str)]
+            chosen = _choose(name, names, columns)
+            table = pa.table(frame[list(chosen.values())])
+    except InputError:
+        raise
+    except Exception as error:  # of whatever library the frame is from
+        raise InputError(
+            f"{name}: a {type(frame).__name__} that cannot be read ({_short(error, 120)}); give a "
+            "path, or a Polars or pandas frame with one type in each column"
+        ) from error
+    return _typed(table.to_batches(BATCH_ROWS), name, chosen)
+
+
+def _typed(batches: Iterable[pa.RecordBatch], name: str, chosen: dict[str, str]) -> Iterator[Batch]:
+    def place(done: int, ours: str, row: int) -> str:
+        return f"{name}: row {done + row + 1}, column {chosen[ours]!r}"
+
+    done = 0
+    for batch in batches:
+        if len(batch):
+            arrays = {ours: batch.column(theirs) for ours, theirs in chosen.items()}
+            yield arrays, partial(place, done)
+            done += len(batch)
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+def _read_text(
+    path: Path, compression: str, ending: str, columns: Mapping[str, str] | None
+) -> Iterator[Batch]:
+    name, delimiter = str(path), DELIMITERS[ending]
+    names: list[str] = []
+    done = 0
+    with path.open("rb") as raw, progress(f"reading {path.name}", path.stat().st_size) as advance:
+        stream = pa.CompressedInputStream(raw, compression) if compression else raw
+        for line, body in _cut(stream, name, quoting=ending != ".dat"):
+            if not names:
+                first, _, rest = body.partition(b"\n")
+                names = _header(first.decode().removesuffix("\r"), ending, name)
+                chosen = _choose(name, names, columns)
+                if ending != ".dat":
+                    line, body = line + 1, rest
+            if ending == ".dat":
+                delimiter, body = UNIT, body.replace(b"::", UNIT.encode())
+            if body:
+                block = _Block(name, names, chosen, line, body, delimiter)
+                yield block.columns(), block.place
+            advance(raw.tell() - done)
+            done = raw.tell()
+    if not names:
+        raise InputError(f"{name}: holds only blank lines or nothing; fetch or write it again")
+
+
+def _header(first: str, ending: str, name: str) -> list[str]:
+    """The names of the columns, from the first line; a .dat has none and always the same columns."""
+    delimiter = DELIMITERS[ending]
+    others = [other for other in ("::", "\t", ";", "|", ",") if other in first]
+    if delimiter not in first and others:
+        raise InputError(
+            f"{name}: line 1 is divided by {others[0]!r}, a {ending} file by {delimiter!r}; rewrite "
+            "it so, or give it the ending of what it is (',' .csv, '\\t' .tsv, '::' .dat)"
+        )
+    if ending == ".dat":
+        return ["user_id", "item_id", "rating", "timestamp"]
+    try:
+        names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        raise InputError(f"{name}: line 1: {error} in {_short(first)}; mend its quotes") from error
+    return [column.split(":")[0] for column in names] if ending == ".inter" else names
+
+
+def _cut(stream: Any, name: str, quoting: bool) -> Iterator[tuple[int, bytes]]:
+    """Whole records, a block at a time: the line of the first, from 1, and the bytes of all.
+
+    The end of the last line is left off, and so are blank lines at the end of the file.
+    """
+    held, line, offset = b"", 1, 0
+    while True:
+        chunk = stream.read(BLOCK_BYTES)
+        held += chunk
+        if offset == 0 and held.startswith(b"\xef\xbb\xbf"):
+            held, offset = held[3:], 3
+        body = held[: _end_of_records(held, quoting) if chunk else None].rstrip(b"\r\n")
+        if body:
+            _check_characters(body, name, line, offset)
+            yield line, body
+            rest = held[len(body) :].removeprefix(b"\r").removeprefix(b"\n")
+            line += held.count(b"\n", 0, len(held) - len(rest))
+            offset, held = offset + len(held) - len(rest), rest
+        if not chunk:
+            return
+        if len(held) > MAX_RECORD_BYTES:
+            what = f"what begins here does not end within {MAX_RECORD_BYTES} bytes"
+            raise InputError(f"{name}: line {line}: {what}; close its quote or break the line")
+
+
+def _end_of_records(held: bytes, quoting: bool) -> int:
+    """The place after the last line end that is not inside quotes; 0 if there is none."""
+    inside, end = quoting and held.count(b'"') % 2 == 1, len(held)
+    while (newline := held.rfind(b"\n", 0, end)) >= 0:
+        inside ^= quoting and held.count(b'"', newline, end) % 2 == 1
+        if not inside:
+            return newline + 1
+        end = newline
+    return 0
+
+
+def _check_characters(body: bytes, name: str, line: int, offset: int) -> None:
+    at, what = body.find(b"\0"), "a NUL byte"
+    if at < 0 and not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            at, what = error.start, f"{body[error.start : error.start + 1]!r}, which is not UTF-8"
+    if at >= 0:
+        line += body.count(b"\n", 0, at)
+        place = f"{name}: line {line}, byte {offset + at}"
+        raise InputError(f"{place}: found {what}; save the file as text in UTF-8")
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some whole records of a text file."""
+
+    file: str
+    names: list[str]
+    chosen: dict[str, str]
+    line: int  # of the first record
+    body: bytes
+    delimiter: str
+
+    @property
+    def quoting(self) -> bool:
+        return self.delimiter != UNIT
+
+    def columns(self) -> dict[str, pa.Array]:
+        """The chosen columns as strings, by our names."""
+        numbers = [str(number) for number in range(len(self.names))]  # names we skip may repeat
+        taken = {ours: str(self.names.index(theirs)) for ours, theirs in self.chosen.items()}
+        table, trouble = None, "its line ends are unclear"
+        try:
+            table = pyarrow.csv.read_csv(
+                pa.BufferReader(self.body),
+                pyarrow.csv.ReadOptions(column_names=numbers, block_size=len(self.body) + 1),
+                pyarrow.csv.ParseOptions(
+                    delimiter=self.delimiter,
+                    quote_char='"' if self.quoting else False,
+                    newlines_in_values=True,
+                    ignore_empty_lines=False,
+                ),
+                pyarrow.csv.ConvertOptions(
+                    check_utf8=False,  # as it was above
+                    column_types=dict.fromkeys(numbers, pa.string()),
+                    include_columns=list(taken.values()),
+                    strings_can_be_null=False,
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            trouble = _short(error, 160)
+        suspect = table is None or (self.quoting and b'"' in self.body)
+        rows = len(self.records()) if suspect else self.body.count(b"\n") + 1
+        if table is None or len(table) != rows:
+            self.records()
+            raise InputError(f"{self.where(0)} and after: {trouble}; mend the file")
+        return {ours: table[number].combine_chunks() for ours, number in taken.items()}
+
+    def place(self, ours: str, row: int) -> str:
+        """The place of a value; its line is sure, as the records before are checked first."""
+        return self.where(self.records()[row], self.chosen[ours])
+
+    def where(self, at: int, column: str = "") -> str:
+        line = self.line + self.body.count(b"\n", 0, at)
+        return f"{self.file}: line {line}" + (f", column {column!r}" if column else "")
+
+    def records(self) -> NDArray[np.int64]:
+        """Where each record begins. InputError if quotes, line ends or field counts are wrong."""
+        # With a line end in front and behind, every byte of the body has two neighbours.
+        data = np.frombuffer(b"\n" + self.body + b"\n", np.uint8)
+        is_quote = (data == ord('"')) & self.quoting
+        outside = ~np.logical_xor.accumulate(is_quote)
+        ends = np.flatnonzero((data == ord("\n")) & outside)
+        delimiters = np.flatnonzero((data == ord(self.delimiter)) & outside)
+
+        quotes = np.flatnonzero(is_quote)
+        opening, closing = quotes[::2], quotes[1::2]
+        borders = [ord('"'), ord(self.delimiter), ord("\n")]
+        stray = opening[~np.isin(data[opening - 1], borders)]
+        torn = closing[~np.isin(data[closing + 1], [*borders, ord("\r")])]
+        unclosed = quotes[len(quotes) // 2 * 2 :]
+        for at in np.sort(np.concatenate([stray, torn, unclosed]))[:1]:  # then nothing is sure
+            what = "a quote inside a field; put the field in quotes and"
+            if at not in stray:
+                begins = opening[data[opening - 1] != ord('"')]
+                at = begins[begins <= at][-1]
+                what = "the quote that opens this field is not closed at its end; close it and"
+            record = ends[np.searchsorted(ends, at) - 1]
+            number = np.searchsorted(delimiters, at) - np.searchsorted(delimiters, record)
+            where = self.where(at - 1, self.names[min(number, len(self.names) - 1)])
+            found = _short(self.body[at - 1 : at + 160].decode(errors="replace"))
+            raise InputError(f"{where}: found {found}: {what} double the quotes within")
+
+        returns = np.flatnonzero((data == ord("\r")) & outside)
+        for at in returns[data[returns + 1] != ord("\n")][:1]:
+            raise InputError(f"{self.where(at - 1)}: a carriage return in it; end lines by \\n")
+        fields = np.diff(np.searchsorted(delimiters, ends)) + 1
+        for row in np.flatnonzero(fields != len(self.names))[:1]:
+            expected = f"expected {len(self.names)} fields, found {fields[row]}"
+            found = _short(self.body[ends[row] : ends[row + 1] - 1].decode())
+            raise InputError(f"{self.where(ends[row])}: {expected} in {found}; mend the line")
+        return ends[:-1]
+
+
+def _short(found: object, width: int = 40) -> str:
+    """What was found, on one line of at most ``width`` characters."""
+    shown = repr(found) if not isinstance(found, Exception) else " ".join(str(found).split())
+    return shown if len(shown) <= width else shown[: width - 1] + "…"

@@ -1,0 +1,177 @@
+"""Full ranking of the held-out events, in blocks, under named protocols.
+
+Two protocols, always both: **unmasked** leaves the items of a user's history among the candidates (the
+paper's and RecBole's way), **masked** takes them out (what a user of a shop sees). They do not compare.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recblr import metrics
+from recblr.data.batches import PackedBatch, pack, ranges
+from recblr.data.sequences import Sequences
+from recblr.errors import DivergedError, InputError
+from recblr.progress import progress
+
+Part = Literal["validation", "test"]
+Scorer = Callable[[PackedBatch], Tensor]
+"""Scores (B, V) of every item as the next one of each history of a batch."""
+
+_BLOCK = 1 << 22  # scores in memory at once
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a figure was measured; figures of unlike protocols do not compare."""
+
+    split: str
+    part: str
+    core: int  # k of the k-core filter
+    candidates: int  # the full catalogue, V
+    seen: str  # "unmasked" or "masked"
+    max_length: int  # events of the history the model sees
+    users: int
+    data: str  # fingerprint
+    ties: str = "against the target"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Metrics with the protocol they were measured by.
+
+    ``ranks`` (U,) of the targets and ``users`` (U,) whose they are; ``popularity`` the same metrics of
+    the items ordered by training count; ``slices`` the metrics by history length and by popularity
+    of the target.
+    """
+
+    protocol: Protocol
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    popularity: dict[str, float]
+    slices: dict[str, dict[str, float]]
+    ranks: np.ndarray = field(repr=False)
+    users: np.ndarray = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the per-user values, as plain values."""
+        return {
+            "metrics": self.metrics,
+            "protocol": asdict(self.protocol),
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "popularity": self.popularity,
+            "slices": self.slices,
+        }
+
+
+def rank_targets(
+    scorer: Scorer, data: Sequences, part: Part, max_length: int, title: str = ""
+) -> dict[str, np.ndarray]:
+    """The rank of each user's held-out event, ``{"unmasked": (U,), "masked": (U,), "users": (U,)}``.
+
+    rank = 1 + candidates with a greater score + other candidates with an equal score, so that a
+    constant scorer earns nothing. Under "masked" a target that the user has seen is no candidate
+    and comes last.
+
+    Raises:
+        DivergedError: a score is not finite.
+    """
+    rows = getattr(data.split, part)
+    users = np.flatnonzero(rows >= 0)
+    if not len(users):
+        raise InputError(f"no user has an event to predict in the {part} part; give a longer log")
+    targets, begins = rows[users], data.offsets[users]
+    starts = np.maximum(begins, targets - max_length)
+    catalogue = len(data.item_ids)
+    block = max(1, _BLOCK // catalogue)
+    found: dict[str, list[np.ndarray]] = {"unmasked": [], "masked": []}
+    with progress(title or f"ranking ({part})", len(users)) as advance:
+        for first in range(0, len(users), block):
+            some = slice(first, first + block)
+            batch = pack(data.items, starts[some], targets[some], last_only=True)
+            # An item that is not in the catalogue has no score: it ranks behind everything.
+            missing = batch.targets >= catalogue
+            target = batch.targets.clamp(max=catalogue - 1).unsqueeze(1)
+            scores = scorer(batch).cpu()
+            if not torch.isfinite(scores).all():
+                raise DivergedError("a score is not finite: the model has diverged; nothing is ranked")
+            found["unmasked"].append(_rank(scores, target, missing))
+            lengths = targets[some] - begins[some]
+            seen = data.items[ranges(begins[some], lengths)].astype(np.int64)
+            owner = np.repeat(np.arange(len(lengths)), lengths)
+            scores[torch.from_numpy(owner), torch.from_numpy(seen)] = -torch.inf
+            found["masked"].append(_rank(scores, target, missing))
+            advance(len(lengths))
+    return {"users": users} | {name: np.concatenate(ranks) for name, ranks in found.items()}
+
+
+def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> np.ndarray:
+    ranks = (scores >= scores.gather(1, target)).sum(1)
+    return torch.where(missing, scores.shape[1] + 1, ranks).numpy()
+
+
+def popularity(data: Sequences) -> Scorer:
+    """The floor: every user is offered the items in order of their training count."""
+    counts = torch.from_numpy(data.item_counts.astype(np.float32))
+    return lambda batch: counts.repeat(len(batch.offsets) - 1, 1)
+
+
+def evaluate(
+    scorer: Scorer, data: Sequences, max_length: int, part: Part = "test"
+) -> list[Evaluation]:
+    """Measure a scorer under both protocols, with popularity beside it.
+
+    Args:
+        scorer: scores of histories.
+        data: the log, split.
+        max_length: events of the history the scorer is shown, the latest.
+        part: which held-out events.
+    """
+    ours = rank_targets(scorer, data, part, max_length)
+    floor = rank_targets(popularity(data), data, part, 1, f"popularity ({part})")
+    users = ours["users"]
+    rows = getattr(data.split, part)[users]
+    slices = _slices(data, users, rows)
+    return [
+        Evaluation(
+            Protocol(
+                data.split.name, part, data.core, len(data.item_ids), seen, max_length, len(users),
+                data.fingerprint,
+            ),
+            metrics.means(ours[seen]),
+            metrics.intervals(ours[seen]),
+            metrics.means(floor[seen]),
+            {
+                name: {"users": int(mask.sum()), **metrics.means(ours[seen][mask])}
+                for name, mask in slices.items()
+                if mask.any()
+            },
+            ours[seen],
+            users,
+        )
+        for seen in ("unmasked", "masked")
+    ]  # fmt: skip
+
+
+def _slices(data: Sequences, users: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks (U,): quarters of the users by history length; targets by the items' share of events."""
+    lengths = rows - data.offsets[users]
+    edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="higher"))
+    found = {}
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        last = high == edges[-1]
+        name = f"history {low}-{high if last else high - 1}"
+        found[name] = (lengths >= low) & ((lengths <= high) if last else (lengths < high))
+    counts = np.append(data.item_counts, 0)
+    order = np.argsort(-data.item_counts, kind="stable")
+    share = np.cumsum(data.item_counts[order]) / max(1, data.item_counts.sum())
+    group = np.full(len(counts), 2)
+    group[order] = np.digitize(share, [0.5, 0.8], right=True)
+    names = ("popular items (half of events)", "middle items (next 30%)", "rare items (last 20%)")
+    for number, name in enumerate(names):
+        found[name] = group[data.items[rows]] == number
+    return found

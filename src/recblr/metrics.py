@@ -1,0 +1,55 @@
+"""HR, NDCG and MRR at k from the rank of each user's one target, one value a user.
+
+``ranks`` (U,) starts at 1 for the best. With a single target the ideal DCG is 1, so NDCG@k is
+1 / log2(rank + 1), as in RecBole and the paper (arXiv 2406.12580, section 4.1).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+CUTOFFS = (10, 20)
+
+
+def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:
+    """(U,) 1 where the target is among the first k, else 0."""
+    return (ranks <= k).astype(float)
+
+
+def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
+    """(U,) 1 / log2(rank + 1) where the target is among the first k, else 0."""
+    return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
+
+
+def reciprocal_rank(ranks: np.ndarray, k: int) -> np.ndarray:
+    """(U,) 1 / rank where the target is among the first k, else 0; its mean is MRR@k."""
+    return np.where(ranks <= k, 1 / ranks, 0.0)
+
+
+METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "HR": hit_rate,
+    "NDCG": ndcg,
+    "MRR": reciprocal_rank,
+}
+
+
+def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric at every cutoff, ``{"HR@10": (U,), …}``."""
+    return {f"{name}@{k}": metric(ranks, k) for k in CUTOFFS for name, metric in METRICS.items()}
+
+
+def means(ranks: np.ndarray) -> dict[str, float]:
+    """Every metric at every cutoff, averaged over users."""
+    return {name: float(values.mean()) for name, values in per_user(ranks).items()}
+
+
+def intervals(ranks: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95% bootstrap intervals of the means over users (percentile, 1,000 resamples)."""
+    found = {}
+    for name, values in per_user(ranks).items():
+        interval = stats.bootstrap(
+            (values,), np.mean, n_resamples=1000, batch=50, method="percentile", rng=seed
+        ).confidence_interval
+        found[name] = (float(interval.low), float(interval.high))
+    return found

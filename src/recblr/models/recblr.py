@@ -1,0 +1,174 @@
+"""RecBLR, top to bottom as section 3 of the paper (arXiv 2406.12580), equation numbers in brackets.
+
+Axes: N events of all histories laid end to end, B histories, D the width of the model, C = E·D the
+channels of the recurrence, W the width of the convolution, L layers, V items.
+
+State: (B, L, W, C) float32, zero before the first event. Of each layer, row 0 is the hidden state of
+the recurrence and rows 1 .. W-1 are the last inputs of the convolution, oldest first. With the
+default configuration that is 2 · 4 · 128 floats = 4,096 bytes a user, however long the history.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recblr import ops
+from recblr.data.batches import PackedBatch
+
+_EPS = 1e-12  # of the layer norms, as in the authors' code
+
+
+@dataclass(frozen=True)
+class RecBLRConfig:
+    """The shape of the model; the defaults are the paper's."""
+
+    dim: int = 64  # D
+    layers: int = 2  # L
+    expansion: int = 2  # E
+    conv_width: int = 4  # W
+    dropout: float = 0.2  # the paper: 0.2 ML-1M, 0.4 Gowalla and Steam, 0.5 Beauty and Sports
+
+
+class RecBLR(nn.Module):
+    """Embedding (1), behaviour modelling layers, prediction by the tied embedding (2)."""
+
+    def __init__(self, items: int, config: RecBLRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(items, config.dim)
+        self.norm = nn.LayerNorm(config.dim, _EPS)
+        self.layers = nn.ModuleList(BehaviorLayer(config) for _ in range(config.layers))
+        self.apply(_initialise)
+        for layer in self.layers:
+            layer.recurrent.lru.initialise()
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """(V, D); the score of an item is its dot product with the hidden vector, before the
+        softmax of (2)."""
+        return self.embedding.weight
+
+    def initial_state(self, n: int) -> Tensor:
+        """The state of ``n`` users without history, (n, L, W, C)."""
+        c = self.config
+        shape = (n, c.layers, c.conv_width, c.expansion * c.dim)
+        return torch.zeros(shape, device=self.embedding.weight.device)
+
+    def forward(
+        self, items: Tensor, offsets: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All positions of packed histories in one causal pass.
+
+        Args:
+            items: (N,) item indices in 0 .. V-1.
+            offsets: (B + 1,); history b has the positions offsets[b] .. offsets[b+1]-1.
+            state: (B, L, W, C) what came before, or None for nothing.
+
+        Returns:
+            Hidden vectors (N, D), each of the history up to and with its position, and the state
+            after each history.
+        """
+        if state is None:
+            state = self.initial_state(len(offsets) - 1)
+        dropped = ops.dropout(self.embedding(items), self.config.dropout, self.training)
+        h = self.norm(dropped)  # (1)
+        states = []
+        for layer, before in zip(self.layers, state.unbind(1), strict=True):
+            h, after = layer(h, offsets, before)
+            states.append(after)
+        return h, torch.stack(states, 1)
+
+    @torch.no_grad()
+    def score(self, batch: PackedBatch) -> Tensor:
+        """Scores (B, V) of every item as the next one of each history of a batch."""
+        hidden, _ = self(batch.items, batch.offsets)
+        return hidden[batch.offsets[1:] - 1] @ self.item_embeddings.t()
+
+    def step(self, items: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One more event for each user: items (B,), state (B, L, W, C) → hidden (B, D), state."""
+        offsets = torch.arange(len(items) + 1, device=items.device)
+        return self(items, offsets, state)
+
+
+class BehaviorLayer(nn.Module):
+    """A gated recurrent layer and a feed-forward layer, each with dropout, residual and norm."""
+
+    def __init__(self, config: RecBLRConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.recurrent = GatedRecurrentLayer(config)
+        self.recurrent_norm = nn.LayerNorm(config.dim, _EPS)
+        self.pffn = PFFN(config)
+        self.pffn_norm = nn.LayerNorm(config.dim, _EPS)
+
+    def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        out, after = self.recurrent(h, offsets, before)
+        h = self.recurrent_norm(ops.dropout(out, self.dropout, self.training) + h)
+        out = self.pffn(h)
+        return self.pffn_norm(ops.dropout(out, self.dropout, self.training) + h), after
+
+
+class GatedRecurrentLayer(nn.Module):
+    """Algorithm 1."""
+
+    def __init__(self, config: RecBLRConfig) -> None:
+        super().__init__()
+        channels = config.expansion * config.dim
+        self.to_x = nn.Linear(config.dim, channels, bias=False)
+        self.to_z = nn.Linear(config.dim, channels, bias=False)
+        self.conv = nn.Conv1d(channels, channels, config.conv_width, groups=channels)
+        self.lru = BDLRU(channels)
+        self.out = nn.Linear(channels, config.dim, bias=False)
+
+    def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """h (N, D), before (B, W, C) → output (N, D), after (B, W, C)."""
+        start, inputs = before[:, 0], before[:, 1:]
+        x, z = self.to_x(h), self.to_z(h)  # lines 1, 2
+        convolved = ops.conv_silu(x, self.conv.weight.squeeze(1), self.conv.bias, offsets, inputs)  # 4
+        y, last = self.lru(convolved, z, offsets, start)  # lines 5, 6
+        after = torch.cat([last.unsqueeze(1), ops.last_inputs(x, offsets, inputs)], 1)
+        return self.out(y), after  # line 7
+
+
+class BDLRU(nn.Module):
+    """Behaviour-dependent linear recurrent unit (5)-(8), with the output gate of Algorithm 1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.recurrence_gate = nn.Linear(channels, channels)  # (6)
+        self.input_gate = nn.Linear(channels, channels)  # (7)
+        self.lam = nn.Parameter(torch.empty(channels))  # Λ of (8)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """exp(-softplus(Λ)) from 0.9 to 0.999, evenly spaced in Λ as in the authors' code."""
+        ends = torch.log(torch.expm1(-torch.log(torch.tensor([0.9, 0.999], dtype=torch.float64))))
+        self.lam.copy_(torch.linspace(float(ends[0]), float(ends[1]), len(self.lam)))
+
+    def forward(self, x: Tensor, z: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        r, i = self.recurrence_gate(x), self.input_gate(x)
+        return ops.bd_lru(x, r, i, z, F.softplus(self.lam), offsets, start)
+
+
+class PFFN(nn.Module):
+    """Position-wise feed-forward network (4)."""
+
+    def __init__(self, config: RecBLRConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.inner = nn.Linear(config.dim, 4 * config.dim)
+        self.outer = nn.Linear(4 * config.dim, config.dim)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.outer(ops.dropout(F.silu(self.inner(h)), self.dropout, self.training))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal with deviation 0.02, biases zero; the convolution keeps PyTorch's default."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,182 @@
+"""The operators of the model. Each fast path is one ``torch.library`` operator beside a plain twin.
+
+Axes: N events of all sequences laid end to end, B sequences, C channels, W width of the convolution.
+``offsets`` (B + 1,) int64 rises from 0 to N; sequence b has the rows offsets[b] .. offsets[b+1]-1.
+The choice of implementation is :func:`cpu.supports`: the fused kernels where they can take the
+tensors, else :mod:`recblr.ops.reference`, which takes any.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recblr.ops import cpu, reference
+
+__all__ = ["bd_lru", "conv_silu", "dropout", "last_inputs"]
+
+
+def bd_lru(
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The behaviour-dependent linear recurrent unit and its output gate (arXiv 2406.12580, eq. 5-8).
+
+    α = exp(-decay ⊙ σ(r)), h_t = α_t ⊙ h_{t-1} + √(1 - α_t²) ⊙ σ(i_t) ⊙ x_t, y_t = h_t ⊙ SiLU(z_t).
+
+    Args:
+        x: (N, C) input of the recurrence.
+        r, i, z: (N, C) recurrence gate, input gate and output gate before their nonlinearity.
+        decay: (C,) softplus(Λ), positive.
+        offsets: (B + 1,) where the sequences lie.
+        start: (B, C) state before the first event of each.
+
+    Returns:
+        y (N, C) and the last state of each sequence (B, C); a sequence of no event keeps its start.
+    """
+    if not cpu.supports(x):
+        return reference.bd_lru(x, r, i, z, decay, offsets, start)
+    y, _, last = torch.ops.recblr.bd_lru(x, r, i, z, decay, offsets, start)
+    return y, last
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
+    """SiLU(bias + Σ_k weight_k ⊙ x_{t-W+1+k}) (N, C): depthwise, causal, within each sequence.
+
+    ``weight`` is (C, W); ``before`` (B, W-1, C) holds the inputs that precede each sequence, oldest
+    first.
+    """
+    if not cpu.supports(x):
+        return reference.conv_silu(x, weight, bias, offsets, before)
+    y: Tensor = torch.ops.recblr.conv_silu(x, weight, bias, offsets, before.to(x.dtype))
+    return y
+
+
+def last_inputs(x: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
+    """The last W-1 rows of each sequence with what preceded it, (B, W-1, C): the next ``before``."""
+    width = before.shape[1]
+    lengths = offsets.diff().unsqueeze(1)
+    into = lengths - width + torch.arange(width, device=x.device)
+    if len(x) == 0:
+        return before
+    inside = x[(offsets[:-1, None] + into).clamp(0, len(x) - 1)].to(before.dtype)
+    sequence = torch.arange(len(lengths), device=x.device).unsqueeze(1)
+    outside = before[sequence, into.clamp(max=-1)]
+    return torch.where((into < 0).unsqueeze(2), outside, inside)
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Zero each element with probability ``p``, scale the others by 1 / (1 - p), while training."""
+    if p == 0 or not training:
+        return x
+    if not cpu.supports(x):
+        return torch.nn.functional.dropout(x, p)
+    seed = int(torch.randint(2**32, ()))
+    y: Tensor = torch.ops.recblr.dropout(x, seed, 1 - p)
+    return y
+
+
+@torch.library.custom_op("recblr::bd_lru", mutates_args=(), device_types="cpu")
+def _bd_lru(
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu.bd_lru(x, r, i, z, decay, offsets, start)
+
+
+@_bd_lru.register_fake
+def _(
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x, dtype=torch.float32), torch.empty_like(start)
+
+
+@torch.library.custom_op("recblr::bd_lru_backward", mutates_args=(), device_types="cpu")
+def _bd_lru_backward(
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
+    h: Tensor, dy: Tensor, dlast: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return cpu.bd_lru_backward(x, r, i, z, decay, offsets, start, h, dy, dlast)
+
+
+@_bd_lru_backward.register_fake
+def _(
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
+    h: Tensor, dy: Tensor, dlast: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dx, dr, di, dz = (torch.empty_like(x) for _ in range(4))
+    return dx, dr, di, dz, torch.empty_like(decay), torch.empty_like(start)
+
+
+def _save_bd_lru(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate_bd_lru(ctx: Any, dy: Tensor, _: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+    x, r, i, z, decay, offsets, start, h = ctx.saved_tensors
+    dx, dr, di, dz, ddecay, dstart = torch.ops.recblr.bd_lru_backward(
+        x, r, i, z, decay, offsets, start, h, dy, dlast
+    )
+    return dx, dr, di, dz, ddecay, None, dstart
+
+
+_bd_lru.register_autograd(_differentiate_bd_lru, setup_context=_save_bd_lru)
+
+
+@torch.library.custom_op("recblr::conv_silu", mutates_args=(), device_types="cpu")
+def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
+    return cpu.conv_silu(x, weight, bias, offsets, before)
+
+
+@_conv_silu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("recblr::conv_silu_backward", mutates_args=(), device_types="cpu")
+def _conv_silu_backward(
+    x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return cpu.conv_silu_backward(x, weight, bias, offsets, before, dy)
+
+
+@_conv_silu_backward.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(torch.empty_like(t) for t in (x, weight, bias, before))  # type: ignore[return-value]
+
+
+def _save_conv_silu(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_conv_silu(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, offsets, before = ctx.saved_tensors
+    dx, dweight, dbias, dbefore = torch.ops.recblr.conv_silu_backward(
+        x, weight, bias, offsets, before, dy
+    )
+    return dx, dweight, dbias, None, dbefore
+
+
+_conv_silu.register_autograd(_differentiate_conv_silu, setup_context=_save_conv_silu)
+
+
+@torch.library.custom_op("recblr::dropout", mutates_args=(), device_types="cpu")
+def _dropout(x: Tensor, seed: int, keep: float) -> Tensor:
+    return cpu.dropout(x, seed, keep)
+
+
+@_dropout.register_fake
+def _(x: Tensor, seed: int, keep: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_dropout(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
+    _, ctx.seed, ctx.keep = inputs
+
+
+def _differentiate_dropout(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.recblr.dropout(dy, ctx.seed, ctx.keep), None, None
+
+
+_dropout.register_autograd(_differentiate_dropout, setup_context=_save_dropout)

@@ -1,0 +1,143 @@
+"""The fused kernels of kernels.c on torch tensors. Channels are shared out among torch's threads."""
+
+import ctypes
+import importlib.machinery
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_BLOCK = 16  # channels; 64 bytes of float32, so that two threads never write to one cache line
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_kernels{suffix}")
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    return None
+
+
+@cache
+def available() -> bool:
+    """Whether the kernels were compiled when the package was installed. Says so once if not."""
+    if _library() is None:
+        print(
+            "recblr: no compiled CPU kernels (there was no C compiler at installation); "
+            "using the plain PyTorch recurrence, which is slower",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def supports(x: Tensor) -> bool:
+    """Whether the kernels can take ``x``: on a CPU, in float32 or bfloat16."""
+    return x.device.type == "cpu" and x.dtype in _DTYPES and available()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="recblr")
+
+
+def _call(name: str, dtype: torch.dtype, size: int, block: int, *arguments: object) -> None:
+    """Run ``name`` over 0 .. size-1 in blocks; its last two arguments are a block's ends."""
+    function = getattr(_library(), f"{name}_{_DTYPES[dtype]}")
+    function.restype = None
+    values = [
+        ctypes.c_void_p(value.data_ptr())
+        if isinstance(value, Tensor)
+        else ctypes.c_int64(value)
+        if isinstance(value, int)
+        else value
+        for value in arguments
+    ]
+    threads = min(torch.get_num_threads(), max(1, size // block))
+    step = -(-size // (threads * block)) * block
+    ranges = [(first, min(first + step, size)) for first in range(0, size, step)]
+    run: Callable[[tuple[int, int]], None] = lambda ends: function(  # noqa: E731
+        *values, ctypes.c_int64(ends[0]), ctypes.c_int64(ends[1])
+    )
+    if len(ranges) == 1:
+        run(ranges[0])
+    else:
+        list(_pool(threads).map(run, ranges))
+
+
+def bd_lru(
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs (N, C), all states (N, C) and last states (B, C), the states in float32."""
+    x, r, i, z, decay, offsets, start = (t.contiguous() for t in (x, r, i, z, decay, offsets, start))
+    y, h, last = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32), torch.empty_like(start)
+    _call(
+        "bd_lru_forward", x.dtype, x.shape[1], _BLOCK,
+        x, r, i, z, decay, offsets, start, y, h, last, len(offsets) - 1, x.shape[1],
+    )  # fmt: skip
+    return y, h, last
+
+
+def bd_lru_backward(
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
+    h: Tensor, dy: Tensor, dlast: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, r, i, z (N, C), decay (C,) and start (B, C)."""
+    x, r, i, z, decay, offsets, start, dy = (
+        t.contiguous() for t in (x, r, i, z, decay, offsets, start, dy)
+    )
+    dx, dr, di, dz = (torch.empty_like(x) for _ in range(4))
+    dstart = dlast.contiguous().clone()
+    slope = torch.zeros(x.shape[1], dtype=torch.float64)
+    _call(
+        "bd_lru_backward", x.dtype, x.shape[1], _BLOCK,
+        x, r, i, z, decay, offsets, start, h, dy, dx, dr, di, dz, slope, dstart,
+        len(offsets) - 1, x.shape[1],
+    )  # fmt: skip
+    return dx, dr, di, dz, (slope / decay).to(decay.dtype), dstart
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
+    """Outputs (N, C)."""
+    x, bias, offsets, before = (t.contiguous() for t in (x, bias, offsets, before))
+    y = torch.empty_like(x)
+    _call(
+        "conv_silu_forward", x.dtype, x.shape[1], _BLOCK,
+        x, weight.t().contiguous(), bias, offsets, before, y,
+        len(offsets) - 1, x.shape[1], weight.shape[1],
+    )  # fmt: skip
+    return y
+
+
+def conv_silu_backward(
+    x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x (N, C), weight (C, W), bias (C,) and before (B, W-1, C)."""
+    x, bias, offsets, before, dy = (t.contiguous() for t in (x, bias, offsets, before, dy))
+    dx, dbefore = torch.empty_like(x), torch.empty_like(before)
+    dweight = torch.zeros(weight.shape[::-1], dtype=torch.float64)
+    dbias = torch.zeros(len(bias), dtype=torch.float64)
+    _call(
+        "conv_silu_backward", x.dtype, x.shape[1], _BLOCK,
+        x, weight.t().contiguous(), bias, offsets, before, dy, dx, dweight, dbias, dbefore,
+        len(offsets) - 1, x.shape[1], weight.shape[1],
+    )  # fmt: skip
+    return dx, dweight.t().to(weight.dtype), dbias.to(bias.dtype), dbefore
+
+
+def dropout(x: Tensor, seed: int, keep: float) -> Tensor:
+    """x / keep where a draw from (seed, position) is below ``keep``, else 0."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    threshold = ctypes.c_uint32(min(int(keep * 2**32), 2**32 - 1))
+    _call(
+        "dropout", x.dtype, x.numel(), 1 << 14,
+        x, y, ctypes.c_uint32(seed), threshold, ctypes.c_float(1 / keep),
+    )  # fmt: skip
+    return y

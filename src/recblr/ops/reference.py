@@ -1,0 +1,62 @@
+"""The recurrence as it is written in the paper, one step after another: the truth every fast path is held to.
+
+Any floating dtype, any device, gradients by autograd. Axes: N events of all sequences laid end to
+end, B sequences, C channels, W width of the convolution.
+"""
+
+import torch
+from torch import Tensor
+
+
+def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """h_t = α_t ⊙ h_{t-1} + u_t within each sequence, equation (5) with u = β ⊙ x.
+
+    Args:
+        alpha, u: (N, C).
+        offsets: (B + 1,) int64; sequence b has the rows offsets[b] .. offsets[b+1]-1.
+        start: (B, C), the state before the first event.
+
+    Returns:
+        h (N, C) and the last state of each sequence (B, C).
+    """
+    state, lengths = start, offsets.diff()
+    rows, states = [], []
+    for t in range(int(lengths.max()) if len(lengths) else 0):
+        active = (lengths > t).nonzero().squeeze(1)
+        row = offsets[active] + t
+        now = alpha[row] * state[active] + u[row]
+        state = state.index_copy(0, active, now)
+        rows.append(row)
+        states.append(now)
+    if not rows:
+        return torch.zeros_like(u), state
+    return torch.zeros_like(u).index_copy(0, torch.cat(rows), torch.cat(states)), state
+
+
+def bd_lru(
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Equations (5)-(8), then the output gate of Algorithm 1, line 6. See :func:`recblr.ops.bd_lru`."""
+    log_alpha = -decay * torch.sigmoid(r)
+    beta = torch.sqrt(-torch.expm1(2 * log_alpha)) * torch.sigmoid(i)
+    h, last = linear_scan(torch.exp(log_alpha), beta * x, offsets, start)
+    return h * torch.nn.functional.silu(z), last
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
+    """SiLU of the causal depthwise convolution, Algorithm 1, line 4. See :func:`recblr.ops.conv_silu`."""
+    width = weight.shape[1]
+    total = bias.expand_as(x)
+    for lag in range(width):
+        total = total + weight[:, width - 1 - lag] * lagged(x, offsets, before, lag)
+    return torch.nn.functional.silu(total)
+
+
+def lagged(x: Tensor, offsets: Tensor, before: Tensor, lag: int) -> Tensor:
+    """Row t of the result is x_{t-lag} of the same sequence, (N, C); before it begins, ``before``'s."""
+    sequence = torch.repeat_interleave(offsets.diff())
+    source = torch.arange(len(x), device=x.device) - lag
+    into = source - offsets[sequence]  # negative: an input that precedes the sequence
+    inside = x[source.clamp(min=0)]
+    outside = before[sequence, into.clamp(max=-1)] if lag else inside
+    return torch.where((into < 0).unsqueeze(1), outside, inside)

@@ -1,0 +1,238 @@
+"""The simulated shop does what its dials say, and its oracle is the truth, not an opinion."""
+
+from collections import defaultdict
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from recblr.data import simulate
+from recblr.data.log import read_log
+from recblr.data.simulate import CATALOGUE, FIRST_NAMES, Shop, simulate_shop, write_large_log
+from recblr.errors import InputError
+
+# Small, and named by category and place, so that the tests can read an item's place off its id.
+SMALL = Shop(users=5000, categories=8, items_per_category=6, mean_length=20, max_length=60, seed=3)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return simulate_shop()
+
+
+@pytest.fixture(scope="module")
+def small():
+    return simulate_shop(SMALL)
+
+
+def histories(log):
+    """Per user, in order of user_ids: the item codes in order of time."""
+    by_user = np.argsort(log.users, kind="stable")
+    return np.split(log.items[by_user], np.cumsum(np.bincount(log.users))[:-1])
+
+
+def places(log):
+    """(category, place) of every item, in order of item_ids."""
+    return [(int(i[1:4]), int(i[6:])) for i in log.item_ids.to_pylist()]
+
+
+def ndcg_at_10(scores, targets):
+    """Mean NDCG@10 with one relevant item; ties count against the target."""
+    of_target = np.take_along_axis(scores, targets[:, None], axis=1)
+    rank = (scores >= of_target).sum(axis=1)
+    return np.where(rank <= 10, 1 / np.log2(rank + 1), 0.0).mean()
+
+
+def assert_mean(sample, expected=0.0):
+    """The mean of independent draws is `expected`, within four standard errors."""
+    error = sample.std() / np.sqrt(len(sample))
+    assert abs(sample.mean() - expected) < 4 * error, (sample.mean(), expected, error)
+
+
+def test_same_seed_same_log_other_seed_another(small):
+    again, other = simulate_shop(SMALL), simulate_shop(replace(SMALL, seed=4))
+    for name in ("users", "items", "timestamps"):
+        np.testing.assert_array_equal(
+            getattr(small.interactions, name), getattr(again.interactions, name)
+        )
+    assert small.interactions.user_ids == again.interactions.user_ids
+    assert small.interactions.item_ids == again.interactions.item_ids
+    np.testing.assert_array_equal(small.oracle, again.oracle)
+    assert len(small.interactions.items) != len(other.interactions.items)
+
+
+def test_log_follows_the_contract(demo):
+    log = demo.interactions
+    assert log.users.dtype == log.items.dtype == np.int32
+    assert len(log.users) == len(log.items) == len(log.timestamps)
+    for codes, ids in ((log.users, log.user_ids), (log.items, log.item_ids)):
+        distinct, first = np.unique(codes, return_index=True)
+        np.testing.assert_array_equal(distinct, np.arange(len(ids)))
+        assert (np.diff(first) > 0).all(), "ids stand in order of first appearance"
+    assert (np.diff(log.timestamps) >= 0).all(), "a shop writes its log in order of time"
+    by_user = np.argsort(log.users, kind="stable")
+    same_user = np.diff(log.users[by_user]) == 0
+    assert (np.diff(log.timestamps[by_user])[same_user] > 0).all(), "no two events at once"
+
+
+def test_demo_has_the_promised_size(demo):
+    lengths = np.bincount(demo.interactions.users)
+    assert len(lengths) == 2000
+    assert 36 < lengths.mean() < 44
+    assert lengths.min() == 5, "reached by some of so many"
+    assert lengths.max() == 200, "likewise"
+    assert demo.oracle.shape == (2000, 192)
+
+
+def test_ids_are_unique_and_recognisable(demo):
+    users, items = (
+        ids.to_pylist() for ids in (demo.interactions.user_ids, demo.interactions.item_ids)
+    )
+    assert len(set(users)) == len(users)
+    assert {user.split("-")[0] for user in users} == set(FIRST_NAMES.split())
+    assert sorted(int(user.split("-")[1]) for user in users) == list(range(2000))
+    table = [name for names in CATALOGUE.values() for name in names.split(", ")]
+    assert len(table) == 192
+    assert sorted(items) == sorted(table)
+    assert {"espresso machine", "trail map"} <= set(items)
+
+
+def test_oracle_rows_are_probabilities(demo, small):
+    for simulated in (demo, small):
+        assert (simulated.oracle > 0).all()
+        np.testing.assert_allclose(simulated.oracle.sum(axis=1), 1.0, rtol=1e-12)
+
+
+def test_items_never_bought_have_no_column():
+    simulated = simulate_shop(Shop(users=3, categories=50, items_per_category=40))
+    assert simulated.oracle.shape == (3, len(simulated.interactions.item_ids))
+    total = simulated.oracle.sum(axis=1)
+    assert simulated.oracle.shape[1] < 50 * 40
+    assert (total > 0).all()
+    assert (total < 1).all()
+
+
+@pytest.mark.parametrize(
+    "shop",
+    [SMALL, replace(SMALL, drift=0.5), replace(SMALL, switch=1.0, follow=0.2), Shop(users=5000)],
+)
+def test_oracle_is_calibrated(shop):
+    simulated = simulate_shop(shop)
+    p = simulated.oracle
+    happened = np.zeros_like(p)
+    targets = [history[-1] for history in histories(simulated.interactions)]
+    happened[np.arange(len(p)), targets] = 1
+
+    # The probability of what is drawn averages to sum p², if p is what it is drawn from.
+    assert_mean(((happened - p) * p).sum(axis=1))
+    assert_mean(((happened - p) * np.log(p)).sum(axis=1))
+    # And at each level, from hardly thinkable to nearly sure, things happen as often as said.
+    edges = np.quantile(p, [0, 0.6, 0.8, 0.9, 0.97, 0.99, 1])
+    for low, high in pairwise(edges):
+        level = (p >= low) & (p <= high)
+        expected = (p * level).sum(axis=1)
+        excess = (happened * level).sum() - expected.sum()
+        assert abs(excess) < 4 * np.sqrt((expected * (1 - expected)).sum())
+
+
+def test_oracle_beats_popularity_and_short_memory(small):
+    log = small.interactions
+    place, code = places(log), {pair: i for i, pair in enumerate(places(log))}
+    popularity = np.bincount(log.items, minlength=len(place)) / len(log.items)
+    by_popularity = np.tile(popularity, (SMALL.users, 1))
+    by_last_item = by_popularity.copy()
+    targets = np.empty(SMALL.users, dtype=int)
+    for user, history in enumerate(histories(log)):
+        targets[user] = history[-1]
+        category, last = place[history[-2]]
+        for at in range(SMALL.items_per_category):
+            by_last_item[user, code[category, at]] += 1  # the category, its best sellers first
+        by_last_item[user, code[category, (last + 1) % SMALL.items_per_category]] += 1
+
+    best = ndcg_at_10(small.oracle, targets)
+    assert best < 0.9, "not trivial"
+    assert best > ndcg_at_10(by_last_item, targets) + 0.05
+    assert best > ndcg_at_10(by_popularity, targets) + 0.3
+
+
+def test_interests_bound_what_a_user_buys():
+    still = replace(SMALL, users=500, drift=0.0)
+    for interests in (1, 3):
+        log = simulate_shop(replace(still, interests=interests)).interactions
+        category = np.array([c for c, _ in places(log)])
+        counts = [len(set(category[history])) for history in histories(log)]
+        assert max(counts) == interests
+
+
+def test_without_switch_and_drift_a_user_stays():
+    log = simulate_shop(replace(SMALL, users=300, switch=0.0, drift=0.0)).interactions
+    category = np.array([c for c, _ in places(log)])
+    assert all(len(set(category[history])) == 1 for history in histories(log))
+
+
+def test_drift_replaces_one_interest_by_a_new_one_at_its_rate():
+    shop = replace(SMALL, drift=0.1, switch=0.0)
+    crowd = simulate._Crowd(shop, 20_000, np.random.default_rng(5))
+    while crowd.now < crowd.end - 1:
+        crowd.step()
+    before = crowd.interests.copy()
+    crowd.step()
+    changed = crowd.interests != before
+    assert changed.sum(axis=1).max() == 1
+    assert_mean(changed.any(axis=1), shop.drift)
+    assert (np.diff(np.sort(crowd.interests, axis=1), axis=1) > 0).all(), "always distinct"
+
+
+def test_the_successor_follows_at_its_rate_however_long_ago(small):
+    place = places(small.interactions)
+    popularity = 1 / np.arange(1, SMALL.items_per_category + 1)
+    popularity /= popularity.sum()
+    surprise = defaultdict(list)  # by gap: 1 next to each other, up to 3 far apart
+    for history in histories(small.interactions):
+        seen = {}
+        for now, item in enumerate(history):
+            category, at = place[item]
+            if category in seen:
+                then, last = seen[category]
+                successor = (last + 1) % SMALL.items_per_category
+                chance = SMALL.follow + (1 - SMALL.follow) * popularity[successor]
+                surprise[min(now - then, 3)].append((at == successor) - chance)
+            seen[category] = now, at
+    for gap in (1, 2, 3):
+        assert len(surprise[gap]) > 3000
+        assert_mean(np.array(surprise[gap]))
+
+
+def test_impossible_interests_are_refused():
+    with pytest.raises(InputError, match="12 interests of 12 categories"):
+        Shop(interests=12)
+
+
+def test_large_log_round_trip(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(simulate, "USERS_AT_ONCE", 100)
+    shop = Shop(users=450, categories=40, items_per_category=25, mean_length=45)
+    path = tmp_path / "large.parquet"
+    rows = write_large_log(path, shop)
+    assert 18_000 < rows < 22_000
+
+    file = pq.ParquetFile(path)
+    assert file.metadata.num_row_groups == 5
+    assert [(field.name, str(field.type)) for field in file.schema_arrow] == [
+        ("user_id", "int64"),
+        ("item_id", "int64"),
+        ("timestamp", "int64"),
+    ]
+    log = read_log(path)
+    raw = file.read().to_pydict()
+    assert len(log.users) == rows
+    assert np.asarray(log.user_ids)[log.users].tolist() == raw["user_id"]
+    assert np.asarray(log.item_ids)[log.items].tolist() == raw["item_id"]
+    assert log.timestamps.tolist() == raw["timestamp"]
+    users = np.asarray(log.user_ids)
+    assert sorted(users) == list(range(450))
+    assert (np.diff(users) < 0).any(), "ids are dealt at random"
+    assert min(raw["item_id"]) >= 0
+    assert max(raw["item_id"]) < 1000
