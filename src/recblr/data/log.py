@@ -1,4 +1,4 @@
-"""Read a log of events: ids become codes while the file streams by, a mistake is named with its place.
+"""Read a log of events: ids become codes as the file streams by, mistakes are named with their place.
 
 Text is cut into blocks of whole records, and pyarrow parses each block. pyarrow forgives much, so
 whatever is quoted, fails or does not add up is checked byte by byte before it is believed.
@@ -88,7 +88,7 @@ def read_log(source: Any, *, columns: Mapping[str, str] | None = None) -> Intera
     is_path = isinstance(source, str | Path)
     name = str(source) if is_path else "<frame>"
     users, items, times = _Ids(), _Ids(), _Times()
-    parts = {"user_id": users, "item_id": items, "timestamp": times}
+    parts: dict[str, _Ids | _Times] = {"user_id": users, "item_id": items, "timestamp": times}
     try:
         batches = _read_path(Path(source), columns) if is_path else _read_frame(source, columns)
         for arrays, place in batches:
@@ -99,7 +99,7 @@ def read_log(source: Any, *, columns: Mapping[str, str] | None = None) -> Intera
                     raise InputError(f"{place(ours, unfit.row)}: {unfit}") from None
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{name}: cannot be read to its end ({_short(error, 120)}): damaged, cut short, or not "
+            f"{name}: cannot be read to its end ({_short(str(error), 120)}): damaged, cut short, or not "
             "what its ending says; fetch or write it again"
         ) from error
     if users.ids is None or items.ids is None:
@@ -156,7 +156,7 @@ def _plain_ids(column: pa.Array) -> pa.Array:
     if plain is None:
         row = _first_unfit(column, lambda part: _cast(part, to))
         found = "text that is not UTF-8" if _is_text(column) else f"{column[row]}, beyond int64"
-        raise _Unfit(row, f"found {found}; write the ids as text in UTF-8")
+        raise _Unfit(row, f"found {found}; write the ids as UTF-8 text")
     if _is_text(column) and (row := pc.index(plain, "").as_py()) >= 0:
         raise _Unfit(row, "the id is empty; give it one or drop the row")
     return plain
@@ -175,7 +175,7 @@ class _Times:
             row = _first_unfit(column, self.read)
             before = self.read(column[:row]) if row else None
             form = before[0] if before else self.form
-            found = f"found {_short(column[row].as_py())} ({column.type})"
+            found = f"found {_short(repr(column[row].as_py()))} ({column.type})"
             raise _Unfit(
                 row,
                 f"{found}{f' after a {form}' if form else ''}; write times as whole numbers, finite "
@@ -271,7 +271,7 @@ def _first_unfit(column: pa.Array, read: Callable[[pa.Array], Any]) -> int:
 def _choose(name: str, found: list[str], columns: Mapping[str, str] | None) -> dict[str, str]:
     """What our columns are called in the log; timestamp only where there is one."""
     given = dict(columns or {})
-    listed = f"found: {_short(', '.join(found) or 'none', 200)}"
+    listed = f"found: {_short(', '.join(map(repr, found)) or 'none', 200)}"
     for ours, theirs in given.items():
         if ours not in ALIASES:
             raise InputError(f"{name}: columns= knows {', '.join(ALIASES)}, not {ours!r}")
@@ -280,8 +280,8 @@ def _choose(name: str, found: list[str], columns: Mapping[str, str] | None) -> d
     chosen = {ours: ours for ours in ALIASES if ours in found} | given
     if "datetime" in found and "timestamp" not in given:
         if "timestamp" in found:
-            say = "columns={'timestamp': 'timestamp'} or columns={'timestamp': 'datetime'}"
-            raise InputError(f"{name}: has timestamp and datetime; take one by {say}")
+            which = "columns={'timestamp': 'timestamp'} or columns={'timestamp': 'datetime'}"
+            raise InputError(f"{name}: has timestamp and datetime; take one by {which}")
         chosen["timestamp"] = "datetime"
     for theirs in chosen.values():
         if list(chosen.values()).count(theirs) > 1:
@@ -298,10 +298,10 @@ def _choose(name: str, found: list[str], columns: Mapping[str, str] | None) -> d
     missing = [ours for ours in ("user_id", "item_id") if ours not in chosen]
     if missing:
         say = given | dict.fromkeys(missing, "...") | near
-        line = ",".join(f"{ours}={theirs}" for ours, theirs in say.items())
+        option = ",".join(f"{ours}={theirs}" for ours, theirs in say.items())
         raise InputError(
             f"{name}: no column {' and no column '.join(missing)}; {listed}; say which it is by "
-            f"columns={say} (command line: --columns {line})"
+            f"columns={say} (command line: --columns {option})"
         )
     if near:
         warnings.warn(
@@ -365,7 +365,7 @@ def _read_frame(frame: Any, columns: Mapping[str, str] | None) -> Iterator[Batch
         raise
     except Exception as error:  # of whatever library the frame is from
         raise InputError(
-            f"{name}: a {type(frame).__name__} that cannot be read ({_short(error, 120)}); give a "
+            f"{name}: a {type(frame).__name__} that cannot be read ({_short(str(error), 120)}); give a "
             "path, or a Polars or pandas frame with one type in each column"
         ) from error
     return _typed(table.to_batches(BATCH_ROWS), name, chosen)
@@ -426,7 +426,9 @@ def _header(first: str, ending: str, name: str) -> list[str]:
     try:
         names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
-        raise InputError(f"{name}: line 1: {error} in {_short(first)}; mend its quotes") from error
+        raise InputError(
+            f"{name}: line 1: {error} in {_short(repr(first))}; mend its quotes"
+        ) from error
     return [column.split(":")[0] for column in names] if ending == ".inter" else names
 
 
@@ -517,7 +519,7 @@ class _Block:
                 ),
             )
         except pa.ArrowInvalid as error:
-            trouble = _short(error, 160)
+            trouble = _short(str(error), 160)
         suspect = table is None or (self.quoting and b'"' in self.body)
         rows = len(self.records()) if suspect else self.body.count(b"\n") + 1
         if table is None or len(table) != rows:
@@ -557,7 +559,7 @@ class _Block:
             record = ends[np.searchsorted(ends, at) - 1]
             number = np.searchsorted(delimiters, at) - np.searchsorted(delimiters, record)
             where = self.where(at - 1, self.names[min(number, len(self.names) - 1)])
-            found = _short(self.body[at - 1 : at + 160].decode(errors="replace"))
+            found = _short(repr(self.body[at - 1 : at + 160].decode(errors="replace")))
             raise InputError(f"{where}: found {found}: {what} double the quotes within")
 
         returns = np.flatnonzero((data == ord("\r")) & outside)
@@ -566,12 +568,12 @@ class _Block:
         fields = np.diff(np.searchsorted(delimiters, ends)) + 1
         for row in np.flatnonzero(fields != len(self.names))[:1]:
             expected = f"expected {len(self.names)} fields, found {fields[row]}"
-            found = _short(self.body[ends[row] : ends[row + 1] - 1].decode())
+            found = _short(repr(self.body[ends[row] : ends[row + 1] - 1].decode()))
             raise InputError(f"{self.where(ends[row])}: {expected} in {found}; mend the line")
         return ends[:-1]
 
 
-def _short(found: object, width: int = 40) -> str:
-    """What was found, on one line of at most ``width`` characters."""
-    shown = repr(found) if not isinstance(found, Exception) else " ".join(str(found).split())
-    return shown if len(shown) <= width else shown[: width - 1] + "…"
+def _short(text: str, width: int = 40) -> str:
+    """One line of at most ``width`` characters."""
+    text = text if text.isprintable() else " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
