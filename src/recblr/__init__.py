@@ -1,1 +1,58 @@
-"""Sequential recommendation with behaviour-dependent linear recurrent units (arXiv 2406.12580)."""
+"""Sequential recommendation with behaviour-dependent linear recurrent units (arXiv 2406.12580).
+
+>>> import recblr
+>>> log = recblr.read_log("clicks.parquet")  # doctest: +SKIP
+>>> rec = recblr.Recommender("recblr").fit(log)  # doctest: +SKIP
+>>> rec.recommend(users=["u7"], k=10)  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recblr.data import open_log
+    from recblr.data.log import Interactions, read_log
+    from recblr.data.sequences import Sequences, prepare
+    from recblr.errors import DivergedError, InputError
+    from recblr.evaluate import Evaluation, Protocol
+    from recblr.models.recblr import RecBLRConfig
+    from recblr.recommender import Recommender, load
+    from recblr.train import TrainConfig
+
+_HOMES = {
+    "open_log": "recblr.data",
+    "Interactions": "recblr.data.log",
+    "read_log": "recblr.data.log",
+    "Sequences": "recblr.data.sequences",
+    "prepare": "recblr.data.sequences",
+    "DivergedError": "recblr.errors",
+    "InputError": "recblr.errors",
+    "Evaluation": "recblr.evaluate",
+    "Protocol": "recblr.evaluate",
+    "RecBLRConfig": "recblr.models.recblr",
+    "Recommender": "recblr.recommender",
+    "load": "recblr.recommender",
+    "TrainConfig": "recblr.train",
+}
+__all__ = [
+    "DivergedError",
+    "Evaluation",
+    "InputError",
+    "Interactions",
+    "Protocol",
+    "RecBLRConfig",
+    "Recommender",
+    "Sequences",
+    "TrainConfig",
+    "load",
+    "open_log",
+    "prepare",
+    "read_log",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `recblr --help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'recblr' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

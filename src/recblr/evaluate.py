@@ -92,13 +92,15 @@ def rank_targets(
     with progress(title or f"ranking ({part})", len(users)) as advance:
         for first in range(0, len(users), block):
             some = slice(first, first + block)
-            batch = pack(data.items, starts[some], targets[some], last_only=True)
+            batch = pack(data.items, starts[some], targets[some], "last")
             # An item that is not in the catalogue has no score: it ranks behind everything.
             missing = batch.targets >= catalogue
             target = batch.targets.clamp(max=catalogue - 1).unsqueeze(1)
             scores = scorer(batch).cpu()
             if not torch.isfinite(scores).all():
-                raise DivergedError("a score is not finite: the model has diverged; nothing is ranked")
+                raise DivergedError(
+                    "a score is not finite: the model has diverged; nothing is ranked"
+                )
             found["unmasked"].append(_rank(scores, target, missing))
             lengths = targets[some] - begins[some]
             seen = data.items[ranges(begins[some], lengths)].astype(np.int64)

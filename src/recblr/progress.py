@@ -1,20 +1,29 @@
 """Progress of long work, on standard error and only where a person watches it."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-Advance = Callable[..., None]
+
+class Advance(Protocol):
+    """Say that ``amount`` more is done, and optionally what to show beside the bar."""
+
+    def __call__(self, amount: float, note: str = "") -> None: ...
 
 
 @contextmanager
 def progress(description: str, total: float | None) -> Iterator[Advance]:
     """Yield ``advance(amount, note="")``; ``total`` is in the same unit, None when unknown."""
     if not sys.stderr.isatty():
-        yield lambda amount, note="": None
+
+        def silent(amount: float, note: str = "") -> None:
+            pass
+
+        yield silent
         return
     columns = (
         TextColumn("{task.description}"),
@@ -26,8 +35,9 @@ def progress(description: str, total: float | None) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total, note="")
 
-        def advance(amount: float, note: str | None = None) -> None:
-            fields = {} if note is None else {"note": note}
-            bar.update(task, advance=amount, **fields)
+        def advance(amount: float, note: str = "") -> None:
+            bar.update(task, advance=amount)
+            if note:
+                bar.update(task, note=note)
 
         yield advance

@@ -22,6 +22,7 @@ from recblr.data.sequences import Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.evaluate import rank_targets
 from recblr.models.recblr import RecBLR
+from recblr.ops import cpu
 from recblr.ops.cross_entropy import cross_entropy
 from recblr.progress import progress
 
@@ -39,9 +40,13 @@ class TrainConfig:
     patience: int = 10  # epochs without a better validation NDCG@10 before it stops
     lr: float = 3e-3  # of Adam, at its highest
     warmup_steps: int = 200  # the rate rises linearly over these
-    schedule: Literal["cosine", "constant"] = "cosine"  # then falls to 0 at the last epoch, or stays
+    schedule: Literal["cosine", "constant"] = (
+        "cosine"  # then falls to 0 at the last epoch, or stays
+    )
     select: Literal["unmasked", "masked"] = "unmasked"  # the protocol that chooses the best epoch
-    hide_seen: bool = False  # leave a history's items out of its softmax, as serving leaves them out
+    hide_seen: bool = (
+        False  # leave a history's items out of its softmax, as serving leaves them out
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the matrix products in training
     seed: int = 0
 
@@ -82,12 +87,13 @@ def train(
         run, best = _load_checkpoint(folder, model, optimizer, config, data)
     started = time.perf_counter() - run.seconds
     _log(folder, "resume" if resume else "start", config=asdict(config), data=data.fingerprint)
-    begins, ends = np.asarray(data.offsets[:-1]), data.split.train_end
+    begins, ends = data.offsets[:-1], data.split.train_end
+    by_prefix = config.examples == "prefixes"
     try:
         while run.epoch < config.epochs and run.epoch - run.best_epoch < config.patience:
             torch.manual_seed(config.seed * 100_003 + run.epoch)
             rng = np.random.default_rng([config.seed, run.epoch])
-            if config.examples == "prefixes":
+            if by_prefix:
                 batches = prefixes(begins, ends, config.max_length, config.batch_size, rng)
             else:
                 batches = all_positions(
@@ -97,7 +103,7 @@ def train(
             total, count, title = 0.0, 0, f"epoch {run.epoch + 1}/{config.epochs}"
             with progress(title, len(batches)) as advance:
                 for number, (starts, stops) in enumerate(batches):
-                    batch = pack(data.items, starts, stops, config.examples == "prefixes")
+                    batch = pack(data.items, starts, stops, "last" if by_prefix else "all")
                     for group in optimizer.param_groups:
                         group["lr"] = learning_rate(config, run.epoch, number, len(batches))
                     with autocast(model.item_embeddings.device, config.precision):
@@ -112,7 +118,7 @@ def train(
                             f"training has diverged; lower train.lr (it is {config.lr:g})"
                         )
                     optimizer.zero_grad()
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     total += loss.item() * len(batch.targets)
                     count += len(batch.targets)
@@ -155,7 +161,7 @@ def learning_rate(config: TrainConfig, epoch: int, number: int, batches: int) ->
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Matrix products in bfloat16 where that is asked for, or "auto" and the processor has it."""
-    native = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    native = device.type != "cpu" or cpu.native_bfloat16()
     narrow = precision == "bfloat16" or (precision == "auto" and native)
     return torch.autocast(device.type, torch.bfloat16, enabled=narrow)
 
@@ -195,7 +201,9 @@ def _load_checkpoint(
             part, name = key.split("/", 1)
             parts.setdefault(part, {})[name] = file.get_tensor(key)
     if about["config"] != asdict(config) or about["data"] != data.fingerprint:
-        raise InputError(f"{path} belongs to another configuration or log; resume with the same ones")
+        raise InputError(
+            f"{path} belongs to another configuration or log; resume with the same ones"
+        )
     model.load_state_dict(parts.pop("model"))
     best = parts.pop("best")
     for name, parameter in model.named_parameters():

@@ -1,6 +1,7 @@
 """PackedBatch: the histories of a batch laid end to end, without padding."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,16 +28,21 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def pack(items: np.ndarray, starts: np.ndarray, stops: np.ndarray, last_only: bool) -> PackedBatch:
-    """Histories items[starts[b]:stops[b]], each at least one event, whose target is the event after.
+def pack(
+    items: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    targets: Literal["all", "last", "none"],
+) -> PackedBatch:
+    """Histories items[starts[b]:stops[b]] of at least one event each, end to end.
 
-    ``last_only``: only the last position of each is to be predicted (its target is items[stops[b]]);
-    otherwise all positions are.
+    ``targets``: predict at every position, at the last one of each history, or at none (M = 0). The
+    target of a position is the item after it in ``items``.
     """
     lengths = stops - starts
     rows = ranges(starts, lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    positions = offsets[1:] - 1 if last_only else np.arange(len(rows))
+    positions = {"all": np.arange(len(rows)), "last": offsets[1:] - 1, "none": rows[:0]}[targets]
     return PackedBatch(
         items=torch.from_numpy(items[rows].astype(np.int64)),
         offsets=torch.from_numpy(offsets),

@@ -1,4 +1,4 @@
-"""Read a log of events: ids become codes as the file streams by, mistakes are named with their place.
+"""Read a log of events: ids become codes as the file streams by, mistakes are told with place.
 
 Text is cut into blocks of whole records, and pyarrow parses each block. pyarrow forgives much, so
 whatever is quoted, fails or does not add up is checked byte by byte before it is believed.
@@ -35,7 +35,7 @@ UNIT = "\x1f"  # stands in for "::", as pyarrow splits by one character only
 BLOCK_BYTES = 1 << 24  # of text, or
 BATCH_ROWS = 1 << 20  # of typed columns, are encoded at a time
 MAX_RECORD_BYTES = 1 << 24  # so that a quote left open does not swallow the file
-MAX_EXACT = 2**53  # float64 holds every whole number up to here
+MAX_EXACT = 2**53 - 1  # float64 tells every whole number up to here from the next
 
 # What others call our columns, in small letters and digits only.
 ALIASES = {
@@ -97,14 +97,15 @@ def read_log(source: Any, *, columns: Mapping[str, str] | None = None) -> Intera
                     parts[ours].add(array)
                 except _Unfit as unfit:
                     raise InputError(f"{place(ours, unfit.row)}: {unfit}") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(
-            f"{name}: cannot be read to its end ({_short(str(error), 120)}): damaged, cut short, or not "
-            "what its ending says; fetch or write it again"
+            f"{name}: cannot be read to its end ({_short(str(error), 120)}): damaged, cut short or "
+            "not what its ending says; fetch or write it again"
         ) from error
     if users.ids is None or items.ids is None:
         raise InputError(f"{name}: has columns but no events; give a log with at least one event")
-    # One after the other: only one column at a time is held twice.
+    # One column at a time is held twice, and not beside what Arrow keeps for its next batch.
+    pa.default_memory_pool().release_unused()
     codes = users.finish(), items.finish()
     return Interactions(*codes, times.finish(), users.ids, items.ids, source=name)
 
@@ -130,10 +131,10 @@ class _Ids:
     def add(self, column: pa.Array) -> None:
         local = _plain_ids(column).dictionary_encode()
         known = local.dictionary[:0] if self.ids is None else self.ids
-        codes = pc.index_in(local.dictionary, value_set=known).fill_null(-1).to_numpy().copy()
-        is_new = codes < 0
-        self.ids = pa.concat_arrays([known, local.dictionary.filter(pa.array(is_new))])
-        codes[is_new] = np.arange(len(known), len(self.ids), dtype=np.int32)
+        found = pc.index_in(local.dictionary, value_set=known)
+        self.ids = pa.concat_arrays([known, local.dictionary.filter(found.is_null())])
+        codes = found.fill_null(-1).to_numpy().copy()
+        codes[codes < 0] = np.arange(len(known), len(self.ids), dtype=np.int32)
         self.codes.append(codes[local.indices.to_numpy()])
 
     def finish(self) -> NDArray[np.int32]:
@@ -170,16 +171,20 @@ class _Times:
         self.parts: list[NDArray[Any]] = []
 
     def add(self, column: pa.Array) -> None:
+        if _is_text(column):
+            column = column.cast(pa.string())
+        if not _possible_forms(column):
+            raise _Unfit(0, f"times of type {column.type}; cast them to int64, float64 or datetime")
         read = self.read(column)
         if read is None:
             row = _first_unfit(column, self.read)
             before = self.read(column[:row]) if row else None
             form = before[0] if before else self.form
-            found = f"found {_short(repr(column[row].as_py()))} ({column.type})"
+            found = _short(repr(column[row : row + 1].cast(pa.string())[0].as_py()))
             raise _Unfit(
                 row,
-                f"{found}{f' after a {form}' if form else ''}; write times as whole numbers, finite "
-                "decimals or ISO 8601 dates, all of one form and exact in 64 bits",
+                f"found {found}{f' after a {form}' if form else ''}; write every time as a whole "
+                "number, or a finite decimal, or an ISO 8601 date, exact in 64 bits",
             )
         self.form, values = read
         self.parts.append(values)
@@ -213,7 +218,7 @@ def _possible_forms(column: pa.Array) -> list[str]:
 
 
 def _whole(column: pa.Array) -> NDArray[Any] | None:
-    # Arrow would read 0x1F.
+    # Arrow would also read 0x1F.
     if _is_text(column) and pc.any(pc.match_substring(column, "x", ignore_case=True)).as_py():
         return None
     return _numbers(column, pa.int64())
@@ -307,7 +312,7 @@ def _choose(name: str, found: list[str], columns: Mapping[str, str] | None) -> d
         warnings.warn(
             f"{name}: no column timestamp, so the order of the rows is taken as the order in time; "
             f"if {near['timestamp']!r} is the time, say columns={given | near}",
-            stacklevel=2,
+            stacklevel=4,  # whoever called read_log
         )
     return chosen
 
@@ -361,12 +366,12 @@ def _read_frame(frame: Any, columns: Mapping[str, str] | None) -> Iterator[Batch
             names = [label for label in frame.columns if isinstance(label, str)]
             chosen = _choose(name, names, columns)
             table = pa.table(frame[list(chosen.values())])
-    except InputError:
+    except (InputError, Warning):  # ours
         raise
     except Exception as error:  # of whatever library the frame is from
         raise InputError(
-            f"{name}: a {type(frame).__name__} that cannot be read ({_short(str(error), 120)}); give a "
-            "path, or a Polars or pandas frame with one type in each column"
+            f"{name}: a {type(frame).__name__} that cannot be read ({_short(str(error), 120)}); "
+            "give a path, or a Polars or pandas frame with one type in each column"
         ) from error
     return _typed(table.to_batches(BATCH_ROWS), name, chosen)
 
@@ -398,7 +403,7 @@ def _read_text(
             if not names:
                 first, _, rest = body.partition(b"\n")
                 names = _header(first.decode().removesuffix("\r"), ending, name)
-                chosen = _choose(name, names, columns)
+                chosen = _choose(f"{name}: line 1", names, columns)
                 if ending != ".dat":
                     line, body = line + 1, rest
             if ending == ".dat":
@@ -413,16 +418,18 @@ def _read_text(
 
 
 def _header(first: str, ending: str, name: str) -> list[str]:
-    """The names of the columns, from the first line; a .dat has none and always the same columns."""
+    """The columns, from the first line; a .dat names none and always has the same."""
     delimiter = DELIMITERS[ending]
     others = [other for other in ("::", "\t", ";", "|", ",") if other in first]
     if delimiter not in first and others:
         raise InputError(
-            f"{name}: line 1 is divided by {others[0]!r}, a {ending} file by {delimiter!r}; rewrite "
-            "it so, or give it the ending of what it is (',' .csv, '\\t' .tsv, '::' .dat)"
+            f"{name}: line 1 is divided by {others[0]!r}, a {ending} file by {delimiter!r}; "
+            "rewrite it, or give it the ending of what it is (',' .csv, '\\t' .tsv, '::' .dat)"
         )
     if ending == ".dat":
         return ["user_id", "item_id", "rating", "timestamp"]
+    if "\r" in first:
+        raise InputError(f"{name}: line 1: a carriage return in it; end lines by \\n")
     try:
         names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
@@ -443,11 +450,13 @@ def _cut(stream: Any, name: str, quoting: bool) -> Iterator[tuple[int, bytes]]:
         held += chunk
         if offset == 0 and held.startswith(b"\xef\xbb\xbf"):
             held, offset = held[3:], 3
-        body = held[: _end_of_records(held, quoting) if chunk else None].rstrip(b"\r\n")
-        if body:
+        end = _end_of_records(held, quoting) if chunk else len(held)
+        while held.endswith(b"\n", 0, end):
+            end -= 2 if held.endswith(b"\r\n", 0, end) else 1
+        if end:
+            body, rest = held[:end], held[end:].removeprefix(b"\r").removeprefix(b"\n")
             _check_characters(body, name, line, offset)
             yield line, body
-            rest = held[len(body) :].removeprefix(b"\r").removeprefix(b"\n")
             line += held.count(b"\n", 0, len(held) - len(rest))
             offset, held = offset + len(held) - len(rest), rest
         if not chunk:
@@ -535,6 +544,10 @@ class _Block:
         line = self.line + self.body.count(b"\n", 0, at)
         return f"{self.file}: line {line}" + (f", column {column!r}" if column else "")
 
+    def shown(self, begin: int, end: int) -> str:
+        text = self.body[begin:end].decode(errors="replace")
+        return _short(repr(text.replace(UNIT, "::")))
+
     def records(self) -> NDArray[np.int64]:
         """Where each record begins. InputError if quotes, line ends or field counts are wrong."""
         # With a line end in front and behind, every byte of the body has two neighbours.
@@ -550,7 +563,8 @@ class _Block:
         stray = opening[~np.isin(data[opening - 1], borders)]
         torn = closing[~np.isin(data[closing + 1], [*borders, ord("\r")])]
         unclosed = quotes[len(quotes) // 2 * 2 :]
-        for at in np.sort(np.concatenate([stray, torn, unclosed]))[:1]:  # then nothing is sure
+        # The first of them, if any: what follows it is not sure.
+        for at in np.sort(np.concatenate([stray, torn, unclosed]))[:1]:
             what = "a quote inside a field; put the field in quotes and"
             if at not in stray:
                 begins = opening[data[opening - 1] != ord('"')]
@@ -559,7 +573,7 @@ class _Block:
             record = ends[np.searchsorted(ends, at) - 1]
             number = np.searchsorted(delimiters, at) - np.searchsorted(delimiters, record)
             where = self.where(at - 1, self.names[min(number, len(self.names) - 1)])
-            found = _short(repr(self.body[at - 1 : at + 160].decode(errors="replace")))
+            found = self.shown(at - 1, at + 160)
             raise InputError(f"{where}: found {found}: {what} double the quotes within")
 
         returns = np.flatnonzero((data == ord("\r")) & outside)
@@ -568,8 +582,10 @@ class _Block:
         fields = np.diff(np.searchsorted(delimiters, ends)) + 1
         for row in np.flatnonzero(fields != len(self.names))[:1]:
             expected = f"expected {len(self.names)} fields, found {fields[row]}"
-            found = _short(repr(self.body[ends[row] : ends[row + 1] - 1].decode()))
-            raise InputError(f"{self.where(ends[row])}: {expected} in {found}; mend the line")
+            found = self.shown(ends[row], ends[row + 1] - 1)
+            raise InputError(
+                f"{self.where(ends[row])}: {expected} in {found}; mend or drop the line"
+            )
         return ends[:-1]
 
 

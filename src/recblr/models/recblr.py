@@ -41,8 +41,6 @@ class RecBLR(nn.Module):
         self.norm = nn.LayerNorm(config.dim, _EPS)
         self.layers = nn.ModuleList(BehaviorLayer(config) for _ in range(config.layers))
         self.apply(_initialise)
-        for layer in self.layers:
-            layer.recurrent.lru.initialise()
 
     @property
     def item_embeddings(self) -> Tensor:
@@ -126,7 +124,9 @@ class GatedRecurrentLayer(nn.Module):
         """h (N, D), before (B, W, C) → output (N, D), after (B, W, C)."""
         start, inputs = before[:, 0], before[:, 1:]
         x, z = self.to_x(h), self.to_z(h)  # lines 1, 2
-        convolved = ops.conv_silu(x, self.conv.weight.squeeze(1), self.conv.bias, offsets, inputs)  # 4
+        weight, bias = self.conv.weight.squeeze(1), self.conv.bias
+        assert bias is not None
+        convolved = ops.conv_silu(x, weight, bias, offsets, inputs)  # line 4
         y, last = self.lru(convolved, z, offsets, start)  # lines 5, 6
         after = torch.cat([last.unsqueeze(1), ops.last_inputs(x, offsets, inputs)], 1)
         return self.out(y), after  # line 7
@@ -148,7 +148,9 @@ class BDLRU(nn.Module):
         ends = torch.log(torch.expm1(-torch.log(torch.tensor([0.9, 0.999], dtype=torch.float64))))
         self.lam.copy_(torch.linspace(float(ends[0]), float(ends[1]), len(self.lam)))
 
-    def forward(self, x: Tensor, z: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, z: Tensor, offsets: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
         r, i = self.recurrence_gate(x), self.input_gate(x)
         return ops.bd_lru(x, r, i, z, F.softplus(self.lam), offsets, start)
 

@@ -111,7 +111,9 @@ def _save_bd_lru(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate_bd_lru(ctx: Any, dy: Tensor, _: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_bd_lru(
+    ctx: Any, dy: Tensor, _: Tensor, dlast: Tensor
+) -> tuple[Tensor | None, ...]:
     x, r, i, z, decay, offsets, start, h = ctx.saved_tensors
     dx, dr, di, dz, ddecay, dstart = torch.ops.recblr.bd_lru_backward(
         x, r, i, z, decay, offsets, start, h, dy, dlast

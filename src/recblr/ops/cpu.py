@@ -3,7 +3,7 @@
 import ctypes
 import importlib.machinery
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -43,6 +43,15 @@ def supports(x: Tensor) -> bool:
 
 
 @cache
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices itself, faster than float32 ones."""
+    capabilities: Mapping[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # not in torch 2.11
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="recblr")
 
@@ -75,8 +84,14 @@ def bd_lru(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs (N, C), all states (N, C) and last states (B, C), the states in float32."""
-    x, r, i, z, decay, offsets, start = (t.contiguous() for t in (x, r, i, z, decay, offsets, start))
-    y, h, last = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32), torch.empty_like(start)
+    x, r, i, z, decay, offsets, start = (
+        t.contiguous() for t in (x, r, i, z, decay, offsets, start)
+    )
+    y, h, last = (
+        torch.empty_like(x),
+        torch.empty_like(x, dtype=torch.float32),
+        torch.empty_like(start),
+    )
     _call(
         "bd_lru_forward", x.dtype, x.shape[1], _BLOCK,
         x, r, i, z, decay, offsets, start, y, h, last, len(offsets) - 1, x.shape[1],

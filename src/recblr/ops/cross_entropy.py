@@ -12,7 +12,9 @@ from torch import Tensor
 _CHUNK = 1 << 21  # logits at once: 8 MB of float32, so that a chunk stays in the cache
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None = None
+) -> Tensor:
     """Mean of -log softmax(hidden · weightᵀ)[target], equation (2) of arXiv 2406.12580.
 
     Args:
@@ -24,7 +26,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor 
 
     The products are formed in bfloat16 under ``torch.autocast``, the sums in float32.
     """
-    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, seen)
+    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, seen)  # type: ignore[no-untyped-call]
     return loss
 
 

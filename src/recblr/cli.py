@@ -1,0 +1,296 @@
+"""The command line: parse, call one library function, print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from recblr.errors import DivergedError, InputError
+
+app = typer.Typer(
+    help="From a log of who did what when to recommendations, with numbers one can trust.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+bench = typer.Typer(help="Measure speed.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+Log = Annotated[
+    str, typer.Argument(metavar="LOG", help="A log file, a prepared folder, or a data set's name.")
+]
+Model = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Core = Annotated[
+    int | None,
+    typer.Option(help="Keep users and items with this many events. [data sets: 5, files: 1]"),
+]
+Split = Annotated[str | None, typer.Option(help="leave-one-out (default) or time.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="OURS=THEIRS,…", help="Column names, such as user_id=userId."),
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting, such as train.lr=0.001; repeatable."
+    ),
+]
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """Simulate a shop, train on its log, measure, recommend: about two minutes."""
+    from recblr.demo import run_demo
+
+    result = run_demo(Console(quiet=as_json))
+    if as_json:
+        _print_json(result)
+
+
+@app.command()
+def prepare(
+    log: Log,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    core: Core = None,
+    split: Split = None,
+    columns: Columns = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Read, check, filter, sort and split a log once; training on the result starts at once."""
+    from recblr.data import open_log
+    from recblr.folders import check_absent
+
+    check_absent(out, overwrite)
+    data = open_log(log, core, split, _columns(columns))
+    data.save(out, overwrite)
+    kept = data.summary["kept"]
+    if as_json:
+        _print_json({**kept, **data.summary, "core": data.core, "split": data.split.name})
+    else:
+        _print_summary(data.summary, data.core, data.split.name)
+
+
+@app.command()
+def train(
+    log: Log,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the model to write.")],
+    model: Annotated[str, typer.Option(help="The model.")] = "recblr",
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|PRESET", help="TOML, or a preset's name. [a data set's own]"),
+    ] = None,
+    settings: Settings = [],  # noqa: B006 - typer reads it
+    core: Core = None,
+    split: Split = None,
+    columns: Columns = None,
+    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model, measure it on the test part and keep it."""
+    from recblr.config import apply_settings
+    from recblr.presets import read_preset
+    from recblr.recommender import Recommender
+
+    recommender = Recommender.configured(model, apply_settings(read_preset(config, log), settings))
+    recommender.fit(
+        log, core=core, split=split, columns=_columns(columns), out=out, resume=resume,
+        overwrite=overwrite,
+    )  # fmt: skip
+    if as_json:
+        _print_json([evaluation.to_json() for evaluation in recommender.measured])
+        return
+    trained = recommender.trained
+    print(
+        f"best epoch {trained.best_epoch} of {trained.epoch} ({trained.ended}), "
+        f"{trained.seconds:,.0f} s; model in {out}"
+    )
+    _print_evaluations(recommender.measured)
+
+
+@app.command()
+def evaluate(
+    folder: Model,
+    log: Annotated[
+        str | None, typer.Argument(metavar="[LOG]", help="A log; by default the one trained on.")
+    ] = None,
+    columns: Columns = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model by full ranking, seen items unmasked and masked, popularity beside it."""
+    import recblr
+
+    evaluations = recblr.load(folder).evaluate(log, columns=_columns(columns))
+    if as_json:
+        _print_json([evaluation.to_json() for evaluation in evaluations])
+    else:
+        _print_evaluations(evaluations)
+
+
+@app.command()
+def recommend(
+    folder: Model,
+    user: Annotated[list[str], typer.Option(help="A user of the log; repeatable.")] = [],  # noqa: B006
+    history: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Item ids, oldest first.")
+    ] = None,
+    users: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Users, one id a line.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many items each.")] = 10,
+    allow: Annotated[str | None, typer.Option(metavar="A,B", help="Only these items.")] = None,
+    deny: Annotated[str | None, typer.Option(metavar="A,B", help="Not these items.")] = None,
+    hide_seen: Annotated[
+        bool, typer.Option(help="Leave out items the history holds already.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write .parquet or .csv instead.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recommend items to users of the log, or to anybody with a history."""
+    import recblr
+
+    if (len(user) > 0) + (history is not None) + (users is not None) != 1:
+        raise InputError("give --user, --history or --users, one of the three")
+    if out is not None and out.suffix not in (".parquet", ".csv"):
+        raise InputError(f"{out}: the file must end in .parquet or .csv")
+    recommender = recblr.load(folder)
+    names = user or _lines(users) if history is None else None
+    frame = recommender.recommend(
+        users=None if names is None else recommender.user_ids(names),
+        histories=None if history is None else [recommender.item_ids(history.split(","))],
+        k=k,
+        allow=None if allow is None else recommender.item_ids(allow.split(",")),
+        deny=None if deny is None else recommender.item_ids(deny.split(",")),
+        hide_seen=hide_seen,
+    )
+    if out is not None:
+        frame.write_parquet(out) if out.suffix == ".parquet" else frame.write_csv(out)
+    if as_json:
+        _print_json(frame.to_dicts())
+    elif out is None:
+        table = Table("user_id", "rank", "item_id", "score", box=None)
+        for row in frame.iter_rows(named=True):
+            table.add_row(
+                str(row["user_id"]), str(row["rank"]), str(row["item_id"]), f"{row['score']:.3f}"
+            )
+        Console().print(table)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has and whether the fast paths work on it."""
+    from recblr.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json(findings)
+    else:
+        table = Table(box=None, show_header=False)
+        for name, value in findings.items():
+            table.add_row(name.replace("_", " "), str(value))
+        Console().print(table)
+    if not findings["healthy"]:
+        raise typer.Exit(1)
+
+
+@bench.command()
+def step(as_json: Json = False) -> None:
+    """Time per event after 10, 1,000 and 100,000 events of history: flat, as the state is small."""
+    from recblr.bench import time_steps
+
+    rows = time_steps()
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("events before", "median µs", "fastest tenth µs", "slowest tenth µs", box=None)
+    for row in rows:
+        table.add_row(
+            f"{row['history']:,}", *(f"{row[name]:.0f}" for name in ("median", "p10", "p90"))
+        )
+    Console().print(table)
+
+
+def main() -> NoReturn:
+    """The entry point: a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except DivergedError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was kept", 130)
+    raise SystemExit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"recblr: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(ours and equals and theirs for ours, equals, theirs in pairs):
+        raise InputError(f"--columns {text}: write user_id=theirs,item_id=theirs,timestamp=theirs")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def _lines(path: Path | None) -> list[str]:
+    assert path is not None
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from error
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _print_summary(summary: dict[str, Any], core: int, split: str) -> None:
+    read, kept = summary["read"], summary["kept"]
+    table = Table("", "users", "items", "interactions", box=None)
+    for name, row in (("read", read), (f"kept ({core}-core)", kept)):
+        table.add_row(name, *(f"{row[key]:,}" for key in ("users", "items", "interactions")))
+    Console().print(table)
+    duplicates = summary["duplicate_rows_kept"]
+    print(
+        f"{split}: {summary['training_interactions']:,} events train, "
+        f"{summary['validation_users']:,} users validate, {summary['test_users']:,} test"
+    )
+    print(
+        "no timestamps: the order of the file is the order of time"
+        if duplicates is None
+        else f"{duplicates:,} rows repeat another in user, item and time; they are kept"
+    )
+
+
+def _print_evaluations(evaluations: list[Any]) -> None:
+    table = Table("seen items", *evaluations[0].metrics, box=None)
+    for evaluation in evaluations:
+        seen = evaluation.protocol.seen
+        table.add_row(seen, *(f"{value:.4f}" for value in evaluation.metrics.values()))
+        ends = evaluation.intervals.values()
+        table.add_row("  95% interval", *(f"{low:.4f}-{high:.4f}" for low, high in ends))
+        table.add_row("  popularity", *(f"{value:.4f}" for value in evaluation.popularity.values()))
+    Console().print(table)
+    protocol = evaluations[0].protocol
+    print(
+        f"protocol: {protocol.split} {protocol.part}, {protocol.core}-core, full ranking of "
+        f"{protocol.candidates:,} items, ties {protocol.ties}, last {protocol.max_length} events, "
+        f"{protocol.users:,} users, data {protocol.data}"
+    )
+    slices = Table("slice (masked)", "users", "HR@10", "NDCG@10", box=None)
+    for name, row in evaluations[1].slices.items():
+        slices.add_row(name, f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
+    Console().print(slices)

@@ -1,0 +1,78 @@
+"""The main job on a log of our own making, where the best possible score is known."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from recblr import metrics
+from recblr.data.batches import PackedBatch
+from recblr.data.sequences import Sequences, prepare
+from recblr.data.simulate import Shop, SimulatedLog, simulate_shop
+from recblr.evaluate import Scorer, popularity, rank_targets
+from recblr.models.recblr import RecBLRConfig
+from recblr.recommender import Recommender
+from recblr.train import TrainConfig
+
+# The shop's customers buy things again, so seen items stay candidates throughout.
+PROTOCOL = "leave-one-out test, full ranking, seen items unmasked, ties against the target"
+SHOWN = ("HR@10", "NDCG@10", "MRR@10", "HR@20", "NDCG@20", "MRR@20")
+
+
+def run_demo(console: Console) -> dict[str, Any]:
+    """Simulate, train, measure and recommend, telling ``console`` about it.
+
+    Returns:
+        The metrics of popularity, of RecBLR and of the simulation's own probabilities (the best that
+        any model can reach on average), the protocol, and one customer's recommendations.
+    """
+    simulated = simulate_shop(Shop())
+    data = prepare(simulated.interactions)
+    kept = data.summary["kept"]
+    console.print(
+        f"A simulated shop: {kept['users']:,} customers bought {kept['items']:,} things "
+        f"{kept['interactions']:,} times. Their interests drift; one purchase leads to another."
+    )
+    config = TrainConfig(epochs=12, batch_size=2048, max_length=100, lr=5e-3, warmup_steps=50)
+    recommender = Recommender("recblr", RecBLRConfig(dropout=0.1), config).fit(data)
+    console.print(
+        f"RecBLR trained for {recommender.trained.seconds:.0f} s. On each last purchase:\n"
+    )
+
+    scorers = {
+        "popularity": popularity(data),
+        "RecBLR": recommender.network.score,
+        "best possible": oracle(simulated, data),
+    }
+    table = Table("", *SHOWN, box=None)
+    result: dict[str, Any] = {"protocol": PROTOCOL, "metrics": {}}
+    for name, scorer in scorers.items():
+        ranks = rank_targets(scorer, data, "test", config.max_length, name)
+        result["metrics"][name] = found = metrics.means(ranks["unmasked"])
+        table.add_row(name, *(f"{found[metric]:.4f}" for metric in SHOWN))
+    console.print(table)
+    console.print(f"({PROTOCOL})\n", style="dim")
+
+    customer = data.user_ids[0].as_py()
+    bought = data.items[data.offsets[0] : data.offsets[1]][-5:]
+    names = [data.item_ids[int(item)].as_py() for item in bought]
+    offers = recommender.recommend(users=[customer], k=5)
+    console.print(f"{customer} bought, latest last: {', '.join(names)}. For {customer} next:\n")
+    table = Table("rank", "item", "score", box=None)
+    for row in offers.iter_rows(named=True):
+        table.add_row(str(row["rank"]), row["item_id"], f"{row['score']:.2f}")
+    console.print(table)
+    result["recommendations"] = offers.to_dicts()
+    return result
+
+
+def oracle(simulated: SimulatedLog, data: Sequences) -> Scorer:
+    """Scores by the simulation's own probabilities of each user's last event, in order of users."""
+    rows = iter(torch.from_numpy(simulated.oracle[data.split.test >= 0].astype(np.float32)))
+
+    def score(batch: PackedBatch) -> torch.Tensor:
+        return torch.stack([next(rows) for _ in range(len(batch.offsets) - 1)])
+
+    return score
