@@ -1,0 +1,150 @@
+"""One training epoch: packed and fused, against the plain padded PyTorch twin and against prefix samples.
+
+    python benchmarks/epoch.py ml-1m
+
+All three are timed in turn in one run, on the same weights and, for the twin, on the same targets; the
+twin must give the same loss before anything is timed. Prefix samples and the twin are timed on
+random batches of an epoch and scaled to all of it by their number of targets.
+"""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from torch.nn import functional as F
+
+from recblr.data import open_log
+from recblr.data.batches import PackedBatch, all_positions, pack, prefixes
+from recblr.models.recblr import RecBLR, RecBLRConfig
+from recblr.ops import cpu
+from recblr.ops.cross_entropy import cross_entropy
+from recblr.train import autocast
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def padded_loss(model: RecBLR, batch: PackedBatch, dropout: float) -> Tensor:
+    """The model as one would first write it: a padded rectangle, eager gates, a loop over time."""
+    lengths = batch.offsets.diff()
+    inside = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)  # (B, T)
+    items = torch.zeros(inside.shape, dtype=torch.int64)
+    items[inside] = batch.items
+
+    h = model.norm(F.dropout(model.embedding(items), dropout))
+    for layer in model.layers:
+        gated, lru = layer.recurrent, layer.recurrent.lru
+        x, z = gated.to_x(h), gated.to_z(h)
+        width = gated.conv.kernel_size[0]
+        x = F.silu(gated.conv(F.pad(x.transpose(1, 2), (width - 1, 0))).transpose(1, 2))
+        log_alpha = -F.softplus(lru.lam) * torch.sigmoid(lru.recurrence_gate(x))
+        alpha = torch.exp(log_alpha)
+        beta = torch.sqrt(-torch.expm1(2 * log_alpha)) * torch.sigmoid(lru.input_gate(x))
+        u, state, states = beta * x, torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            state = alpha[:, t] * state + u[:, t]
+            states.append(state)
+        y = gated.out(torch.stack(states, 1) * F.silu(z))
+        h = layer.recurrent_norm(F.dropout(y, dropout) + h)
+        inner = F.dropout(F.silu(layer.pffn.inner(h)), dropout)
+        h = layer.pffn_norm(F.dropout(layer.pffn.outer(inner), dropout) + h)
+    return F.cross_entropy(h[inside] @ model.item_embeddings.t(), batch.targets)
+
+
+def packed_loss(model: RecBLR, batch: PackedBatch) -> Tensor:
+    hidden, _ = model(batch.items, batch.offsets)
+    return cross_entropy(hidden[batch.positions], model.item_embeddings, batch.targets)
+
+
+def main(
+    log: Annotated[str, typer.Argument(help="A log, as for `recblr train`.")] = "ml-1m",
+    batches: Annotated[int, typer.Option(help="Batches of each kind to time.")] = 7,
+    batch_size: int = 8192,
+    max_length: int = 200,
+) -> None:
+    data = open_log(log)
+    begins, ends = data.offsets[:-1], data.split.train_end
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    config = RecBLRConfig()
+    model = RecBLR(len(data.item_ids), config).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    epoch = all_positions(begins, ends, max_length, batch_size, 0, rng)
+    samples = prefixes(begins, ends, max_length, 2048, rng)
+
+    model.eval()
+    check = pack(data.items, *(rows[:40] for rows in epoch[0]), "all")
+    torch.testing.assert_close(
+        packed_loss(model, check), padded_loss(model, check, 0.0), rtol=1e-5, atol=1e-5
+    )
+    model.train()
+
+    def packed(batch: PackedBatch) -> Tensor:
+        with autocast(torch.device("cpu"), "auto"):
+            return packed_loss(model, batch)
+
+    def padded(batch: PackedBatch) -> Tensor:
+        return padded_loss(model, batch, config.dropout)
+
+    def seconds(loss: Callable[[PackedBatch], Tensor], batch: PackedBatch) -> float:
+        begin = time.perf_counter()
+        value = loss(batch)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        return time.perf_counter() - begin
+
+    targets = int((ends - begins - 1).clip(0).sum())
+    timings: dict[str, list[float]] = {"packed": [], "padded twin": [], "prefix samples": []}
+    for number in range(batches + 1):
+        windows = pack(data.items, *epoch[number], "all")
+        prefix = pack(data.items, *samples[number], "last")
+        for name, loss, batch in (
+            ("packed", packed, windows),
+            ("padded twin", padded, windows),
+            ("prefix samples", packed, prefix),
+        ):
+            took = seconds(loss, batch) / len(batch.targets) * targets
+            if number:  # the first warms up
+                timings[name].append(took)
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    result = {
+        "command": f"python benchmarks/epoch.py {log}",
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": commit,
+        "hardware": f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "native_bfloat16": cpu.native_bfloat16(),
+        "targets": targets,
+        "epoch_seconds": {name: round(median(values), 2) for name, values in timings.items()},
+        "times_faster_than": {
+            name: round(median(np.divide(timings[name], timings["packed"])), 2)
+            for name in ("padded twin", "prefix samples")
+        },
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "epoch-cpu.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    typer.run(main)
