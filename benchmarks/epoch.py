@@ -8,11 +8,8 @@ random batches of an epoch and scaled to all of it by their number of targets.
 """
 
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -23,6 +20,7 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
+from recblr.bench import provenance
 from recblr.data import open_log
 from recblr.data.batches import PackedBatch, all_positions, pack, prefixes
 from recblr.models.recblr import RecBLR, RecBLRConfig
@@ -117,15 +115,8 @@ def main(
             if number:  # the first warms up
                 timings[name].append(took)
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     result = {
-        "command": f"python benchmarks/epoch.py {log}",
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": commit,
-        "hardware": f"{cpu_name()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        **provenance(f"python benchmarks/epoch.py {log}"),
         "native_bfloat16": cpu.native_bfloat16(),
         "targets": targets,
         "epoch_seconds": {name: round(median(values), 2) for name, values in timings.items()},
@@ -137,13 +128,6 @@ def main(
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "epoch-cpu.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
 """Speed of the model, as figures a program can read."""
 
+import platform
+import subprocess
 import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,3 +52,20 @@ def time_steps(
         }
         for number, length in enumerate(histories)
     ]
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """What a measured figure stands beside: command, date, commit, hardware and versions."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": found.stdout.strip() or None,
+        "hardware": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
