@@ -1,4 +1,4 @@
-"""One training epoch: packed and fused, against the plain padded PyTorch twin and against prefix samples.
+"""One training epoch: packed and fused, against its plain padded twin and against prefix samples.
 
     python benchmarks/epoch.py ml-1m
 

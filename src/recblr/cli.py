@@ -161,6 +161,8 @@ def recommend(
         raise InputError("give --user, --history or --users, one of the three")
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"{out}: the file must end in .parquet or .csv")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} does not exist; create it first")
     recommender = recblr.load(folder)
     names = user or _lines(users) if history is None else None
     frame = recommender.recommend(
@@ -226,8 +228,10 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except DivergedError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was kept", 130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's silent answer to Ctrl-C
+            _fail("interrupted", 130)
+        raise
     raise SystemExit(0)
 
 

@@ -24,6 +24,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """``table`` with settings such as ``train.lr=0.003`` put in, later ones over earlier ones."""
+    for section, values in table.items():
+        if not isinstance(values, Mapping):
+            raise InputError(
+                f"{section} = {values!r}: settings stand in a section, such as lr in [train]"
+            )
     result = {section: dict(values) for section, values in table.items()}
     for setting in settings:
         name, equals, text = setting.partition("=")

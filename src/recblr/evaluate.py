@@ -75,24 +75,32 @@ def rank_targets(
 
     rank = 1 + candidates with a greater score + other candidates with an equal score, so that a
     constant scorer earns nothing. Under "masked" a target that the user has seen is no candidate
-    and comes last.
+    and comes last. A target that is not in the catalogue comes behind it; other such events are
+    passed over, and a user who did nothing else before the target is left out.
 
     Raises:
         DivergedError: a score is not finite.
     """
     rows = getattr(data.split, part)
     users = np.flatnonzero(rows >= 0)
+    items, targets, begins = data.items, rows[users], data.offsets[users]
+    catalogue = len(data.item_ids)
+    if items.max(initial=0) >= catalogue:  # targets of either part, see Sequences.with_items
+        keep = items < catalogue
+        keep[targets] = True
+        row = np.concatenate([[0], np.cumsum(keep)])
+        items, targets, begins = items[keep], row[targets], row[begins]
+    shown = targets > begins
+    users, targets, begins = users[shown], targets[shown], begins[shown]
     if not len(users):
         raise InputError(f"no user has an event to predict in the {part} part; give a longer log")
-    targets, begins = rows[users], data.offsets[users]
     starts = np.maximum(begins, targets - max_length)
-    catalogue = len(data.item_ids)
     block = max(1, _BLOCK // catalogue)
     found: dict[str, list[np.ndarray]] = {"unmasked": [], "masked": []}
     with progress(title or f"ranking ({part})", len(users)) as advance:
         for first in range(0, len(users), block):
             some = slice(first, first + block)
-            batch = pack(data.items, starts[some], targets[some], "last")
+            batch = pack(items, starts[some], targets[some], "last")
             # An item that is not in the catalogue has no score: it ranks behind everything.
             missing = batch.targets >= catalogue
             target = batch.targets.clamp(max=catalogue - 1).unsqueeze(1)
@@ -103,7 +111,7 @@ def rank_targets(
                 )
             found["unmasked"].append(_rank(scores, target, missing))
             lengths = targets[some] - begins[some]
-            seen = data.items[ranges(begins[some], lengths)].astype(np.int64)
+            seen = items[ranges(begins[some], lengths)].astype(np.int64)
             owner = np.repeat(np.arange(len(lengths)), lengths)
             scores[torch.from_numpy(owner), torch.from_numpy(seen)] = -torch.inf
             found["masked"].append(_rank(scores, target, missing))
@@ -163,6 +171,7 @@ def _slices(data: Sequences, users: np.ndarray, rows: np.ndarray) -> dict[str, n
     """Masks (U,): quarters of the users by history length; targets by the items' share of events."""
     lengths = rows - data.offsets[users]
     edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="higher"))
+    edges = np.repeat(edges, 2) if len(edges) == 1 else edges
     found = {}
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         last = high == edges[-1]
@@ -170,9 +179,9 @@ def _slices(data: Sequences, users: np.ndarray, rows: np.ndarray) -> dict[str, n
         found[name] = (lengths >= low) & ((lengths <= high) if last else (lengths < high))
     counts = np.append(data.item_counts, 0)
     order = np.argsort(-data.item_counts, kind="stable")
-    share = np.cumsum(data.item_counts[order]) / max(1, data.item_counts.sum())
+    ahead = np.cumsum(counts[order]) - counts[order]  # events of more popular items
     group = np.full(len(counts), 2)
-    group[order] = np.digitize(share, [0.5, 0.8], right=True)
+    group[order] = np.digitize(ahead / max(1, counts.sum()), [0.5, 0.8])
     names = ("popular items (half of events)", "middle items (next 30%)", "rare items (last 20%)")
     for number, name in enumerate(names):
         found[name] = group[data.items[rows]] == number

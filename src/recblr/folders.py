@@ -13,6 +13,8 @@ def check_absent(path: Path, overwrite: bool) -> None:
     """Refuse early, before long work, to write over what is there."""
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; choose another folder or pass --overwrite")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; choose another folder")
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; create it first")
 
@@ -28,6 +30,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         if path.exists():
             old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)  # what a crash left behind
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old)

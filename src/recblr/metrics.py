@@ -48,6 +48,9 @@ def intervals(ranks: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]
     """95% bootstrap intervals of the means over users (percentile, 1,000 resamples)."""
     found = {}
     for name, values in per_user(ranks).items():
+        if len(values) == 1:  # scipy refuses; every resample is the one value
+            found[name] = (float(values[0]), float(values[0]))
+            continue
         interval = stats.bootstrap(
             (values,), np.mean, n_resamples=1000, batch=50, method="percentile", rng=seed
         ).confidence_interval

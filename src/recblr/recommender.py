@@ -1,5 +1,6 @@
 """Recommender: model, vocabulary and histories together; fit, recommend, evaluate, save, load."""
 
+import hashlib
 import json
 import platform
 import shutil
@@ -104,15 +105,17 @@ class Recommender:
         out = Path(out)
         work = out.with_name(f"{out.name}.training")
         check_absent(out, overwrite or resume)
-        if overwrite and not resume:
-            shutil.rmtree(work, ignore_errors=True)
-        if work.exists() != resume:
+        unfinished = (work / "checkpoint.safetensors").exists()
+        if resume and not unfinished:
+            raise InputError(f"nothing to resume: {work} holds no checkpoint; leave out --resume")
+        if unfinished and not resume and not overwrite:
             raise InputError(
-                f"nothing to resume: {work} does not exist; leave out --resume"
-                if resume
-                else f"{work} holds an unfinished run; pass --resume to go on or --overwrite to drop it"
+                f"{work} holds an unfinished run; pass --resume to go on or --overwrite to drop it"
             )
         data = open_log(log, core, split, columns)
+        _check_parts(data, "validation", "test")
+        if not resume:
+            shutil.rmtree(work, ignore_errors=True)
         work.mkdir(exist_ok=True)
         self._fit(data, work, resume)
         self.evaluate()
@@ -123,7 +126,10 @@ class Recommender:
         return self
 
     def _fit(self, data: Sequences, folder: Path, resume: bool) -> "Recommender":
-        self.data = data
+        _check_parts(data, "validation")
+        self.data, self.measured = data, []
+        for index in ("_user_index", "_item_index"):  # of an earlier log
+            self.__dict__.pop(index, None)
         torch.manual_seed(self.training.seed)
         self.network = MODELS[self.model][0](len(data.item_ids), self.config)
         self.trained = train(self.network, data, self.training, folder, resume)
@@ -310,6 +316,7 @@ class Recommender:
                 "training": asdict(self.trained),
                 "measured": [evaluation.to_json() for evaluation in self.measured],
             }  # fmt: skip
+            manifest["digest"] = _digest(manifest)
             (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -323,6 +330,8 @@ def load(folder: str | Path) -> Recommender:
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest.get("digest", _digest(manifest)) != _digest(manifest):
+            raise InputError(f"{folder / 'manifest.json'} is damaged: it does not match its digest")
         for name in _FILES:
             if sha256(folder / name) != manifest["files"][name]:
                 raise InputError(f"{folder / name} is damaged: its hash is not the manifest's")
@@ -333,7 +342,15 @@ def load(folder: str | Path) -> Recommender:
         recommender.data = _read_data(folder, settings["data"], manifest["data"])
         recommender.trained = Trained(**manifest["training"])
         weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, pa.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+        pa.ArrowException,
+    ) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder} is not a whole recblr artifact: {error!r}") from error
@@ -366,6 +383,21 @@ def _read_data(folder: Path, settings: Mapping[str, Any], about: Mapping[str, An
     items = lists.values.to_numpy()
     user_ids = table["user_id"].combine_chunks()
     return Sequences(items, offsets, user_ids, item_ids, split, settings["core"], dict(about))
+
+
+def _check_parts(data: Sequences, *parts: Part) -> None:
+    """Refuse before training, not after it, a log on which the result cannot be measured."""
+    for part in parts:
+        if not np.any(getattr(data.split, part) >= 0):
+            raise InputError(
+                f"no user has an event to predict in the {part} part; give a longer log"
+            )
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says, but for the digest itself."""
+    said = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _as_ids(texts: Iterable[str], kind: pa.DataType) -> list[str | int]:

@@ -50,6 +50,16 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the matrix products in training
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("max_length", "batch_size", "epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("warmup_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 0")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"train.lr = {self.lr}: must be positive and finite")
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -171,6 +181,11 @@ def _log(folder: Path, event: str, **values: Any) -> None:
         file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
 
 
+def _identity(model: RecBLR, config: TrainConfig, data: Sequences) -> dict[str, Any]:
+    """What has to be the same for a run to go on."""
+    return {"model": asdict(model.config), "config": asdict(config), "data": data.fingerprint}
+
+
 def _save_checkpoint(
     folder: Path, model: RecBLR, optimizer: torch.optim.Adam, best: dict[str, Tensor],
     run: Trained, config: TrainConfig, data: Sequences,
@@ -181,7 +196,7 @@ def _save_checkpoint(
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state[parameter].items():
             tensors[f"{key}/{name}"] = tensor
-    about = {"run": asdict(run), "config": asdict(config), "data": data.fingerprint}
+    about = {"run": asdict(run), **_identity(model, config, data)}
     path = folder / "checkpoint.safetensors"
     temporary = path.with_suffix(".writing")
     save_file(tensors, temporary, {"about": json.dumps(about)})
@@ -200,7 +215,8 @@ def _load_checkpoint(
         for key in file.keys():  # noqa: SIM118 - not a mapping
             part, name = key.split("/", 1)
             parts.setdefault(part, {})[name] = file.get_tensor(key)
-    if about["config"] != asdict(config) or about["data"] != data.fingerprint:
+    run = Trained(**about.pop("run"))
+    if about != _identity(model, config, data):
         raise InputError(
             f"{path} belongs to another configuration or log; resume with the same ones"
         )
@@ -208,4 +224,4 @@ def _load_checkpoint(
     best = parts.pop("best")
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {key: tensors[name] for key, tensors in parts.items()}
-    return Trained(**about["run"]), best
+    return run, best

@@ -91,9 +91,11 @@ def all_positions(
     order = rng.permutation(len(starts))
     starts, stops = starts[order], stops[order]
     bounds = np.cumsum(stops - starts)
-    batches = max(1, round(bounds[-1] / targets)) if len(bounds) else 0
-    cuts = np.searchsorted(bounds, np.arange(1, batches) * (bounds[-1] / max(batches, 1)))
-    return list(zip(np.split(starts, cuts), np.split(stops, cuts), strict=True))
+    total = bounds[-1] if len(bounds) else 0
+    batches = max(1, round(total / targets))
+    cuts = np.searchsorted(bounds, np.arange(1, batches) * (total / batches))
+    parts = zip(np.split(starts, cuts), np.split(stops, cuts), strict=True)
+    return [part for part in parts if len(part[0])]  # a window can be longer than a batch
 
 
 def prefixes(
@@ -107,8 +109,8 @@ def prefixes(
     stops = ranges(begins + 1, inputs)
     starts = np.maximum(np.repeat(begins, inputs), stops - max_length)
     order = rng.permutation(len(stops))
-    cuts = np.arange(samples, len(order), samples)
-    return list(zip(np.split(starts[order], cuts), np.split(stops[order], cuts), strict=True))
+    parts = [order[first : first + samples] for first in range(0, len(order), samples)]
+    return [(starts[part], stops[part]) for part in parts]
 
 
 def seen_pairs(batch: PackedBatch) -> Tensor:

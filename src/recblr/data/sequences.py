@@ -67,11 +67,15 @@ class Sequences:
         """The same histories in the indices of another vocabulary.
 
         Events of items that are not in it leave the histories; a target that is not in it stays, with
-        the index V of ``item_ids``, which no model can score.
+        the index V of ``item_ids``, which no model can score. Where one log has numbers as ids and
+        the other text, 7 is "7" and not "007".
         """
         if self.item_ids.equals(item_ids):
             return self
-        code = pc.index_in(self.item_ids.cast(item_ids.type), item_ids)
+        ours, theirs = self.item_ids, item_ids
+        if ours.type != theirs.type:
+            ours, theirs = ours.cast(pa.string()), theirs.cast(pa.string())
+        code = pc.index_in(ours, theirs)
         items = code.fill_null(len(item_ids)).to_numpy()[self.items].astype(np.int32)
         keep = items < len(item_ids)
         for targets in (self.split.validation, self.split.test):
@@ -119,7 +123,7 @@ class Sequences:
                 core=about["core"],
                 summary=about["summary"],
             )
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise InputError(
                 f"{folder} is not a whole prepared folder ({error}); run `recblr prepare` again"
             ) from error

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from recblr import ops
 from recblr.data.batches import PackedBatch
+from recblr.errors import InputError
 
 _EPS = 1e-12  # of the layer norms, as in the authors' code
 
@@ -29,6 +30,13 @@ class RecBLRConfig:
     expansion: int = 2  # E
     conv_width: int = 4  # W
     dropout: float = 0.2  # the paper: 0.2 ML-1M, 0.4 Gowalla and Steam, 0.5 Beauty and Sports
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "expansion", "conv_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
 
 
 class RecBLR(nn.Module):

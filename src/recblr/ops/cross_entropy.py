@@ -52,8 +52,10 @@ class _CrossEntropy(torch.autograd.Function):
                     ends = torch.tensor([begin, begin + len(h)], device=seen.device)
                     first, last = torch.searchsorted(seen[:, 0].contiguous(), ends).tolist()
                     logits[seen[first:last, 0] - begin, seen[first:last, 1]] = -torch.inf
+                # log p[target] from the greatest p, as p[target] itself can be too small a number.
+                below = logits.gather(1, target) - logits.amax(1, keepdim=True)
                 probabilities = torch.softmax(logits, 1, out=logits)
-                loss -= probabilities.gather(1, target).log().sum()
+                loss -= (probabilities.amax(1, keepdim=True).log() + below).sum()
                 probabilities.scatter_add_(1, target, -torch.ones_like(target, dtype=loss.dtype))
                 dlogits = probabilities.to(dtype)
                 dhidden[chunk] = dlogits @ items

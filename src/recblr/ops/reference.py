@@ -1,4 +1,4 @@
-"""The recurrence as it is written in the paper, one step after another: the truth every fast path is held to.
+"""The recurrence as the paper writes it, step after step: the truth every fast path is held to.
 
 Any floating dtype, any device, gradients by autograd. Axes: N events of all sequences laid end to
 end, B sequences, C channels, W width of the convolution.
@@ -44,7 +44,7 @@ def bd_lru(
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
-    """SiLU of the causal depthwise convolution, Algorithm 1, line 4. See :func:`recblr.ops.conv_silu`."""
+    """SiLU of the causal depthwise convolution, Algorithm 1, line 4; see :func:`ops.conv_silu`."""
     width = weight.shape[1]
     total = bias.expand_as(x)
     for lag in range(width):

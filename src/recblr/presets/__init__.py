@@ -9,7 +9,7 @@ from recblr.errors import InputError
 
 
 def read_preset(config: str | None, log: str) -> dict[str, Any]:
-    """The settings of a TOML file or of a preset by name; without one, those of the data set ``log``."""
+    """Settings from a TOML file or a preset; without either, those of the data set ``log``."""
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.toml"))
     if config is None:

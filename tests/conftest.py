@@ -1,0 +1,60 @@
+"""Small things that several tests share: a simulated log and a recommender trained on it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+from torch import Tensor
+
+from recblr.data.log import Interactions
+from recblr.data.sequences import Sequences, prepare
+from recblr.data.simulate import Shop, simulate_shop
+from recblr.models.recblr import RecBLRConfig
+from recblr.recommender import Recommender
+from recblr.train import TrainConfig
+
+TINY_MODEL = RecBLRConfig(dim=16, layers=1)
+TINY_TRAINING = TrainConfig(
+    epochs=2, batch_size=256, max_length=16, lr=1e-2, warmup_steps=5, precision="float32"
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A recommender trained on ``frame``, which is also the file ``log``, saved at ``artifact``."""
+
+    frame: pl.DataFrame
+    log: Path
+    artifact: Path
+    recommender: Recommender
+
+
+@pytest.fixture(scope="session")
+def interactions() -> Interactions:
+    shop = Shop(
+        users=150, categories=4, items_per_category=6, interests=2, mean_length=12, max_length=40
+    )
+    return simulate_shop(shop).interactions
+
+
+@pytest.fixture(scope="session")
+def sequences(interactions: Interactions) -> Sequences:
+    return prepare(interactions)
+
+
+@pytest.fixture(scope="session")
+def tiny(interactions: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    folder = tmp_path_factory.mktemp("tiny")
+    frame = interactions.to_polars()
+    frame.write_csv(folder / "log.csv")
+    recommender = Recommender("recblr", TINY_MODEL, TINY_TRAINING)
+    recommender.fit(folder / "log.csv", out=folder / "model")
+    return Tiny(frame, folder / "log.csv", folder / "model", recommender)
+
+
+def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """The same names and, bit for bit, the same values."""
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not ours[name].equal(theirs[name])]
+    assert different == []

@@ -1,0 +1,221 @@
+"""Packing and cutting against plain loops over lists."""
+
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recblr.data.batches import (
+    PackedBatch,
+    all_positions,
+    pack,
+    prefixes,
+    ranges,
+    seen_pairs,
+    windows,
+)
+
+LENGTHS = st.lists(st.integers(0, 30), max_size=12)
+
+
+def histories(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(begins, ends) of histories of these lengths, laid end to end."""
+    offsets = np.cumsum([0, *lengths])
+    return offsets[:-1], offsets[1:]
+
+
+def spans(batches: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[int, int]]:
+    """All (start, stop) of an epoch."""
+    return [
+        (start, stop)
+        for starts, stops in batches
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+    ]
+
+
+def targets_of(lengths: list[int]) -> list[int]:
+    """The rows that are to be predicted: all but the first of each history."""
+    begins, ends = histories(lengths)
+    return [row for begin, end in zip(begins, ends, strict=True) for row in range(begin + 1, end)]
+
+
+@given(st.lists(st.tuples(st.integers(-5, 100), st.integers(0, 6)), max_size=8))
+def test_ranges_is_the_ranges_one_after_another(pairs: list[tuple[int, int]]) -> None:
+    starts, lengths = np.array(pairs, int).reshape(-1, 2).T
+    assert ranges(starts, lengths).tolist() == [s + i for s, n in pairs for i in range(n)]
+
+
+@pytest.mark.parametrize("targets", ["all", "last", "none"])
+@given(st.data())
+def test_pack_is_a_plain_loop(targets: Literal["all", "last", "none"], data: st.DataObject) -> None:
+    flat = data.draw(st.lists(st.integers(0, 9), min_size=2, max_size=30))
+    cut = st.integers(0, len(flat) - 1)
+    drawn = data.draw(st.lists(st.tuples(cut, cut), max_size=6))
+    pairs = [(min(pair), max(pair)) for pair in drawn if pair[0] != pair[1]]
+    starts, stops = np.array(pairs, int).reshape(-1, 2).T
+
+    items, offsets, positions, following = [], [0], [], []
+    for start, stop in pairs:
+        for row in range(start, stop):
+            items.append(flat[row])
+            if targets == "all" or (targets == "last" and row == stop - 1):
+                positions.append(len(items) - 1)
+                following.append(flat[row + 1])
+        offsets.append(len(items))
+
+    array = np.array(flat, np.int32)
+    array.flags.writeable = False
+    batch = pack(array, starts, stops, targets)
+    for ours, truth in (
+        (batch.items, items),
+        (batch.offsets, offsets),
+        (batch.positions, positions),
+        (batch.targets, following),
+    ):
+        assert ours.tolist() == truth
+        assert str(ours.dtype) == "torch.int64"
+
+
+def test_pack_of_the_last_event_needs_no_event_after_it() -> None:
+    batch = pack(np.array([4, 5, 6], np.int32), np.array([1]), np.array([3]), "none")
+    assert batch.items.tolist() == [5, 6]
+    assert len(batch.targets) == 0
+
+
+@given(LENGTHS, st.integers(1, 12), st.integers(0, 12))
+def test_windows_cover_every_target_once(lengths: list[int], longest: int, shift: int) -> None:
+    begins, ends = histories(lengths)
+    starts, stops = windows(begins, ends, longest, min(shift, longest))
+    covered = []
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        assert 1 <= stop - start <= longest
+        (owner,) = np.flatnonzero((begins <= start) & (start < ends))
+        assert stop < ends[owner]  # the row after the window is its last target
+        covered += range(start + 1, stop + 1)
+    assert sorted(covered) == targets_of(lengths)
+
+
+@given(LENGTHS, st.integers(2, 12), st.data())
+def test_shift_cuts_only_histories_longer_than_a_window(
+    lengths: list[int], longest: int, data: st.DataObject
+) -> None:
+    shift = data.draw(st.integers(1, longest - 1))
+    begins, ends = histories(lengths)
+    plain = spans([windows(begins, ends, longest, 0)])
+    shifted = spans([windows(begins, ends, longest, shift)])
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        own = [span for span in plain if begin <= span[0] < end]
+        moved = [span for span in shifted if begin <= span[0] < end]
+        inputs = end - begin - 1
+        if inputs <= longest:
+            whole = [(begin, end - 1)] if inputs > 0 else []
+            assert own == moved == whole
+        else:
+            assert {stop for _, stop in moved} == {end - 1} | {
+                stop - shift for _, stop in own if stop - shift > begin
+            }
+
+
+def test_windows_by_hand() -> None:
+    begins, ends = np.array([0, 3]), np.array([3, 14])  # 2 and 10 inputs
+    assert sorted(spans([windows(begins, ends, 4, 0)])) == [(0, 2), (3, 5), (5, 9), (9, 13)]
+    assert sorted(spans([windows(begins, ends, 4, 2)])) == [(0, 2), (3, 7), (7, 11), (11, 13)]
+    assert sorted(spans([windows(begins, ends, 4, 4)])) == [(0, 2), (3, 5), (5, 9), (9, 13)]
+
+
+@given(LENGTHS, st.integers(1, 12), st.integers(1, 60), st.integers(0, 3))
+def test_all_positions_predicts_every_position_once(
+    lengths: list[int], longest: int, budget: int, epoch: int
+) -> None:
+    begins, ends = histories(lengths)
+    batches = all_positions(begins, ends, longest, budget, epoch, np.random.default_rng(0))
+    assert all(len(starts) for starts, _ in batches)
+    covered = [row for start, stop in spans(batches) for row in range(start + 1, stop + 1)]
+    assert sorted(covered) == targets_of(lengths)
+
+    sizes = [int((stops - starts).sum()) for starts, stops in batches]
+    if sizes:
+        even = sum(sizes) / max(1, round(sum(sizes) / budget))  # budget, up to rounding
+        widest = max(stop - start for start, stop in spans(batches))
+        assert all(even - widest <= size <= even + widest for size in sizes)
+
+
+def test_batches_of_many_windows_stay_near_the_budget() -> None:
+    begins, ends = histories(np.random.default_rng(0).integers(2, 200, 2000).tolist())
+    sizes = [
+        int((stops - starts).sum())
+        for starts, stops in all_positions(begins, ends, 50, 1024, 1, np.random.default_rng(0))
+    ]
+    assert len(sizes) == round(sum(sizes) / 1024)
+    assert max(sizes) <= 1024 + 50
+    assert min(sizes) >= 1024 - 50
+
+
+def test_a_window_longer_than_the_budget_is_a_batch_of_its_own() -> None:
+    batches = all_positions(*histories([101] * 5), 200, 30, 0, np.random.default_rng(0))
+    assert [len(starts) for starts, _ in batches] == [1] * 5
+
+
+def test_epochs_follow_their_generator_and_differ() -> None:
+    begins, ends = histories([9, 40, 2, 77, 30])
+
+    def epoch(seed: int, number: int) -> list[tuple[int, int]]:
+        rng = np.random.default_rng(seed)
+        return spans(all_positions(begins, ends, 8, 20, number, rng))
+
+    assert epoch(1, 0) == epoch(1, 0)
+    assert epoch(1, 0) != epoch(2, 0)
+    assert sorted(epoch(1, 0)) == sorted(epoch(2, 0)) == sorted(epoch(1, 2))
+    assert sorted(epoch(1, 0)) != sorted(epoch(1, 1))  # cut elsewhere
+    first, again = (prefixes(begins, ends, 8, 20, np.random.default_rng(1)) for _ in range(2))
+    assert spans(first) == spans(again)
+    assert spans(first) != spans(prefixes(begins, ends, 8, 20, np.random.default_rng(2)))
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [1], [1, 0, 1]])
+def test_nothing_to_predict_is_no_batch(lengths: list[int]) -> None:
+    begins, ends = histories(lengths)
+    assert all_positions(begins, ends, 5, 10, 1, np.random.default_rng(0)) == []
+    assert prefixes(begins, ends, 5, 10, np.random.default_rng(0)) == []
+
+
+@given(LENGTHS, st.integers(1, 12), st.integers(1, 40))
+def test_prefixes_are_every_prefix_once(lengths: list[int], longest: int, samples: int) -> None:
+    begins, ends = histories(lengths)
+    batches = prefixes(begins, ends, longest, samples, np.random.default_rng(0))
+    truth = [
+        (max(begin, stop - longest), stop)
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+        for stop in range(begin + 1, end)
+    ]
+    assert sorted(spans(batches)) == truth
+    sizes = [len(starts) for starts, _ in batches]
+    assert all(size == samples for size in sizes[:-1])
+    assert all(0 < size <= samples for size in sizes)
+
+
+@pytest.mark.parametrize("targets", ["all", "last", "none"])
+@given(lengths=st.lists(st.integers(1, 8), max_size=5), seed=st.integers(0, 99))
+def test_seen_pairs_are_a_plain_loop(
+    targets: Literal["all", "last", "none"], lengths: list[int], seed: int
+) -> None:
+    flat = np.random.default_rng(seed).integers(0, 5, sum(lengths) + 1).astype(np.int32)
+    batch = pack(flat, *histories(lengths), targets)
+    found = seen_pairs(batch)
+    assert found.shape[1] == 2
+    assert found.tolist() == loop_of_seen_pairs(batch)
+
+
+def loop_of_seen_pairs(batch: PackedBatch) -> list[list[int]]:
+    pairs = []
+    items = batch.items.tolist()
+    numbered = list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True))
+    for begin, end in pairwise(batch.offsets.tolist()):
+        for number, (position, target) in enumerate(numbered):
+            if begin <= position < end:
+                before = items[begin : position + 1]
+                pairs += [[number, item] for item in before if item != target]
+    return pairs

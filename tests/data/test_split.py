@@ -1,0 +1,117 @@
+"""Filters and splits against naive loops."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recblr.data.split import by_time, k_core, leave_one_out, time_cuts
+from recblr.errors import InputError
+
+EVENTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40)
+TIMES = st.lists(st.lists(st.integers(0, 9), max_size=8).map(sorted), max_size=8)
+
+
+def naive_core(events: list[tuple[int, int]], k: int) -> list[bool]:
+    """Take away one offending event at a time."""
+    alive = [True] * len(events)
+    changed = True
+    while changed:
+        changed = False
+        left = [event for event, stays in zip(events, alive, strict=True) if stays]
+        users, items = [u for u, _ in left], [i for _, i in left]
+        for row, (user, item) in enumerate(events):
+            if alive[row] and (users.count(user) < k or items.count(item) < k):
+                alive[row] = False
+                changed = True
+                break
+    return alive
+
+
+@given(EVENTS, st.integers(1, 4))
+def test_k_core_is_the_naive_fixpoint(events: list[tuple[int, int]], k: int) -> None:
+    users, items = np.array(events, np.int32).reshape(-1, 2).T
+    assert k_core(users, items, k).tolist() == naive_core(events, k)
+
+
+def test_k_core_falls_in_a_cascade() -> None:
+    # User 2 goes for want of events, then item 1 for want of users, then user 1, then all.
+    users, items = np.array([0, 0, 1, 1, 2]), np.array([0, 2, 0, 1, 1])
+    assert k_core(users, items, 1).all()
+    assert not k_core(users, items, 2).any()
+
+
+def test_leave_one_out_by_hand() -> None:
+    split = leave_one_out(np.array([0, 1, 3, 6, 6, 11]))  # 1, 2, 3, 0 and 5 events
+    assert split.name == "leave-one-out"
+    assert split.train_end.tolist() == [1, 3, 4, 6, 9]
+    assert split.validation.tolist() == [-1, -1, 4, -1, 9]
+    assert split.test.tolist() == [-1, -1, 5, -1, 10]
+
+
+def test_time_cuts_come_after_80_and_90_percent() -> None:
+    assert time_cuts(np.random.default_rng(0).permutation(101)) == (80, 90)
+    assert time_cuts(np.arange(10)) == (8, 9)
+    nanoseconds = np.arange(101) + 2**60  # float64 would round these
+    assert time_cuts(nanoseconds) == (2**60 + 80, 2**60 + 90)
+    assert time_cuts(np.linspace(0.0, 1.0, 11)) == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("times", [[3] * 20, [1] * 15 + [2] * 5, [1, 2], [5]])
+def test_time_cuts_refuse_what_cannot_be_cut(times: list[int]) -> None:
+    with pytest.raises(InputError, match="too few distinct timestamps"):
+        time_cuts(np.array(times))
+
+
+def test_time_cuts_need_times() -> None:
+    with pytest.raises(InputError, match="needs a timestamp column"):
+        time_cuts(None)
+
+
+@given(TIMES, st.integers(0, 9), st.integers(1, 5))
+def test_by_time_is_a_plain_loop(histories: list[list[int]], first: int, more: int) -> None:
+    second = first + more
+    offsets = np.cumsum([0, *map(len, histories)])
+    times = np.array([time for history in histories for time in history], int)
+    split = by_time(offsets, times, (first, second))
+    assert split.name == "time"
+
+    train_end, validation, test = [], [], []
+    for begin, end in pairwise(offsets.tolist()):
+        train = [row for row in range(begin, end) if times[row] < first]
+        middle = [row for row in range(begin, end) if first <= times[row] < second]
+        late = [row for row in range(begin, end) if times[row] >= second]
+        train_end.append(begin + len(train))
+        validation.append(middle[0] if middle and train else -1)
+        test.append(late[0] if late and (train or middle) else -1)
+    assert split.train_end.tolist() == train_end
+    assert split.validation.tolist() == validation
+    assert split.test.tolist() == test
+
+
+@given(TIMES, st.integers(0, 9), st.integers(1, 5))
+def test_by_time_never_looks_ahead(histories: list[list[int]], first: int, more: int) -> None:
+    offsets = np.cumsum([0, *map(len, histories)])
+    times = np.array([time for history in histories for time in history], int)
+    split = by_time(offsets, times, (first, first + more))
+    trained = [
+        times[row]
+        for begin, end in zip(offsets[:-1].tolist(), split.train_end.tolist(), strict=True)
+        for row in range(begin, end)
+    ]
+    for rows in (split.validation, split.test):
+        for user in np.flatnonzero(rows >= 0):
+            begin, target = offsets[user], rows[user]
+            assert begin < target < offsets[user + 1]
+            assert max(times[begin:target]) < times[target]
+            assert all(time < times[target] for time in trained)
+
+
+def test_an_event_at_the_cut_is_after_it() -> None:
+    offsets, times = np.array([0, 4, 6, 8]), np.array([1, 5, 5, 7, 5, 7, 4, 7])
+    split = by_time(offsets, times, (5, 7))
+    assert split.train_end.tolist() == [1, 4, 7]
+    assert split.validation.tolist() == [1, -1, -1]  # the second user has no history at 5
+    assert split.test.tolist() == [3, 5, 7]

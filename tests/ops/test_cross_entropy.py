@@ -1,0 +1,159 @@
+"""The chunked loss against torch's own: values, gradients, and numbers at the edge of float32."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recblr.ops import cross_entropy as module
+from recblr.ops.cross_entropy import cross_entropy
+
+SHAPES = [(1, 1), (1, 7), (5, 1), (7, 5), (64, 33), (65, 200)]
+
+
+def example(m: int, v: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden (M, 6), weight (V, 6) in float64 and targets (M,)."""
+    generator = torch.Generator().manual_seed(1000 * m + v)
+    hidden = torch.randn(m, 6, generator=generator, dtype=torch.float64) * scale
+    weight = torch.randn(v, 6, generator=generator, dtype=torch.float64)
+    targets = torch.randint(v, (m,), generator=generator)
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+def some_pairs(targets: Tensor, v: int) -> Tensor:
+    """About a third of all items for every row but some, never its target."""
+    generator = torch.Generator().manual_seed(v)
+    chosen = torch.rand(len(targets), v, generator=generator) < 1 / 3
+    chosen[1::4] = False
+    chosen[torch.arange(len(targets)), targets] = False
+    return chosen.nonzero()
+
+
+def truth(hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None = None) -> Tensor:
+    logits = hidden @ weight.t()
+    if seen is not None:
+        mask = torch.zeros(logits.shape, dtype=torch.bool)
+        for row, item in seen.tolist():
+            mask[row, item] = True
+        logits = logits.masked_fill(mask, -torch.inf)
+    return functional.cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 21])
+@pytest.mark.parametrize(("m", "v"), SHAPES)
+def test_values_and_gradients_are_torchs(
+    monkeypatch: pytest.MonkeyPatch, m: int, v: int, chunk: int, masked: bool
+) -> None:
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    hidden, weight, targets = example(m, v)
+    seen = some_pairs(targets, v) if masked else None
+    ours = cross_entropy(hidden, weight, targets, seen)
+    theirs = truth(hidden, weight, targets, seen)
+    assert ours.shape == ()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    upstream = -3.5  # the gradient of what follows the loss
+    found = torch.autograd.grad(ours * upstream, (hidden, weight))
+    expected = torch.autograd.grad(theirs * upstream, (hidden, weight))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_a_masked_item_has_no_part_in_the_loss() -> None:
+    hidden, weight, targets = example(4, 9)
+    seen = torch.tensor([[row, item] for row in range(4) for item in (2, 6)])
+    seen = seen[seen[:, 1] != targets[seen[:, 0]]]
+    changed = weight.detach().clone()
+    changed[[2, 6]] += 5
+    changed[targets] = weight.detach()[targets]
+    before, after = (cross_entropy(hidden, w, targets, seen) for w in (weight, changed))
+    hit = torch.isin(targets, torch.tensor([2, 6]))
+    assert not hit.any()  # else the changed items would be candidates of the rows they are hit in
+    assert before == after
+    assert before != cross_entropy(hidden, weight, targets)
+
+
+@pytest.mark.parametrize("seen", [None, torch.empty(0, 2, dtype=torch.int64)])
+def test_no_targets_is_no_loss(seen: Tensor | None) -> None:
+    hidden, weight, targets = example(0, 4)
+    loss = cross_entropy(hidden, weight, targets, seen)
+    assert loss.item() == 0
+    dhidden, dweight = torch.autograd.grad(loss, (hidden, weight))
+    assert dhidden.shape == (0, 6)
+    assert torch.equal(dweight, torch.zeros(4, 6, dtype=torch.float64))
+
+
+def test_no_pairs_mask_nothing() -> None:
+    hidden, weight, targets = example(5, 8)
+    none = torch.empty(0, 2, dtype=torch.int64)
+    assert cross_entropy(hidden, weight, targets, none) == cross_entropy(hidden, weight, targets)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_gradcheck(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 10)
+    hidden, weight, targets = example(5, 7)
+    seen = some_pairs(targets, 7) if masked else None
+    assert torch.autograd.gradcheck(
+        lambda h, w: cross_entropy(h, w, targets, seen), (hidden, weight)
+    )
+
+
+@pytest.mark.parametrize("size", [30.0, 100.0, 200.0, 1e4])
+def test_a_target_too_unlikely_for_float32_has_its_loss(size: float) -> None:
+    """exp(-200) is 0 in float32; the loss is 400 all the same."""
+    hidden = torch.tensor([[1.0], [-1.0], [1.0]], requires_grad=True)
+    weight = torch.tensor([[-size], [size], [0.0]], requires_grad=True)
+    targets = torch.tensor([0, 0, 1])
+    loss = cross_entropy(hidden, weight, targets)
+    expected = truth(hidden.double(), weight.double(), targets)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    found = torch.autograd.grad(loss, (hidden, weight))
+    theirs = torch.autograd.grad(expected, (hidden, weight))
+    torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_float32_is_close_to_float64_for_likely_and_unlikely_targets() -> None:
+    for scale in (0.01, 1.0, 20.0):
+        hidden, weight, targets = example(64, 200, scale)
+        loss = cross_entropy(hidden.float(), weight.float(), targets)
+        expected = truth(hidden, weight, targets)
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_diverged_model_has_no_finite_loss() -> None:
+    for broken in (torch.nan, torch.inf):
+        hidden, weight, targets = example(3, 4)
+        with torch.no_grad():
+            hidden[1, 2] = broken
+        assert not cross_entropy(hidden, weight, targets).isfinite()
+
+
+def test_bfloat16_products_stay_close() -> None:
+    """Operands of eight bits: 1% of the loss, 2% of the greatest gradient."""
+    wide, weight, targets = example(64, 200)
+    hidden, items = (t.detach().float().requires_grad_() for t in (wide, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cross_entropy(hidden, items, targets, some_pairs(targets, 200))
+    expected = truth(wide, weight, targets, some_pairs(targets, 200))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-2, atol=0)
+    assert loss.item() != truth(hidden, items, targets, some_pairs(targets, 200)).item()
+    found = torch.autograd.grad(loss, (hidden, items))
+    for ours, theirs in zip(found, torch.autograd.grad(expected, (wide, weight)), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).abs().max() <= 2e-2 * theirs.abs().max()
+
+
+def test_gradients_come_in_the_types_of_the_inputs() -> None:
+    hidden, weight, targets = example(6, 9)
+    narrow = hidden.detach().bfloat16().requires_grad_()
+    wide = weight.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cross_entropy(narrow, wide, targets)
+    dhidden, dweight = torch.autograd.grad(loss, (narrow, wide))
+    assert (loss.dtype, dhidden.dtype, dweight.dtype) == (
+        torch.float32,
+        torch.bfloat16,
+        torch.float32,
+    )
