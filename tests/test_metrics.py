@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recblr import metrics
@@ -26,6 +26,7 @@ def naive(ranks: list[int], k: int) -> dict[str, list[float]]:
     return found
 
 
+@settings(deadline=None)
 @given(RANKS)
 def test_metrics_are_the_naive_loop(ranks: list[int]) -> None:
     ours, averages = metrics.per_user(np.array(ranks)), metrics.means(np.array(ranks))

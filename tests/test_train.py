@@ -132,7 +132,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     told = train(whole, sequences, config, one)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LOSS, at_call(2 * steps + 2, interrupt))  # in the middle of epoch 3
+        # In the middle of epoch 3; prefixes fill one batch more.
+        patch.setattr(LOSS, at_call(2 * (steps + 1) + 2, interrupt))
         stopped = train(fresh(sequences), sequences, config, other)
     assert (stopped.epoch, stopped.ended) == (2, "interrupted")
     model = fresh(sequences, seed=7)
@@ -227,17 +228,15 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(
 def test_weights_that_are_not_finite_are_no_checkpoint(
     sequences: Sequences, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of the last step is good, and so is nothing after it."""
-    model = fresh(sequences)
+    """Where the last step of an epoch spoils them, no loss tells, but validation does."""
 
     def spoil(loss: Tensor) -> Tensor:
-        with torch.no_grad():
-            model.norm.weight[0] = math.nan
+        loss.register_hook(lambda gradient: gradient * math.nan)
         return loss
 
     monkeypatch.setattr(LOSS, at_call(steps, spoil))
     with pytest.raises(DivergedError, match="not finite"):
-        train(model, sequences, TINY_TRAINING, tmp_path)
+        train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -340,6 +339,27 @@ def test_the_seed_decides_the_weights(sequences: Sequences, tmp_path: Path) -> N
         models.append(model.state_dict())
     assert_same_tensors(models[0], models[1])
     assert not models[0]["embedding.weight"].equal(models[2]["embedding.weight"])
+
+
+def test_every_epoch_has_an_order_and_a_dropout_of_its_own(
+    sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[tuple[int, ...]] = []
+    seeds: list[int] = []
+
+    def loss(hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None) -> Tensor:
+        orders.append(tuple(targets.tolist()))
+        seeds.append(torch.initial_seed())
+        return cross_entropy(hidden, weight, targets, seen)
+
+    monkeypatch.setattr(LOSS, loss)
+    # One batch an epoch, whole histories: only their order can differ.
+    config = replace(TINY_TRAINING, batch_size=10**6, max_length=200, epochs=2)
+    for seed in (0, 1):
+        other = replace(config, seed=seed)
+        train(fresh(sequences), sequences, other, folder(tmp_path, str(seed)))
+    assert len(set(orders)) == len(set(seeds)) == 4
+    assert len({tuple(sorted(order)) for order in orders}) == 1
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])

@@ -44,7 +44,7 @@ Settings = Annotated[
 
 @app.command()
 def demo(as_json: Json = False) -> None:
-    """Simulate a shop, train on its log, measure, recommend: about two minutes."""
+    """Simulate a shop, train, measure and recommend."""
     from recblr.demo import run_demo
 
     result = run_demo(Console(quiet=as_json))
@@ -62,7 +62,7 @@ def prepare(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Read, check, filter, sort and split a log once; training on the result starts at once."""
+    """Read, filter and split a log once, for many runs."""
     from recblr.data import open_log
     from recblr.folders import check_absent
 
@@ -93,7 +93,7 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model, measure it on the test part and keep it."""
+    """Train a model, measure it and keep it."""
     from recblr.config import apply_settings
     from recblr.presets import read_preset
     from recblr.recommender import Recommender
@@ -118,12 +118,12 @@ def train(
 def evaluate(
     folder: Model,
     log: Annotated[
-        str | None, typer.Argument(metavar="[LOG]", help="A log; by default the one trained on.")
+        str | None, typer.Argument(metavar="LOG", help="A log; by default the one trained on.")
     ] = None,
     columns: Columns = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model by full ranking, seen items unmasked and masked, popularity beside it."""
+    """Measure a model on held-out events."""
     import recblr
 
     evaluations = recblr.load(folder).evaluate(log, columns=_columns(columns))
@@ -154,7 +154,7 @@ def recommend(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Recommend items to users of the log, or to anybody with a history."""
+    """Recommend to users of the log or to any history."""
     import recblr
 
     if (len(user) > 0) + (history is not None) + (users is not None) != 1:
@@ -188,7 +188,7 @@ def recommend(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine has and whether the fast paths work on it."""
+    """Check this machine and the fast paths on it."""
     from recblr.doctor import examine
 
     findings = examine()
@@ -223,7 +223,7 @@ def step(as_json: Json = False) -> None:
 def main() -> NoReturn:
     """The entry point: a user's mistake is one line and exit code 2."""
     try:
-        app()
+        app(prog_name="recblr")
     except InputError as error:
         _fail(str(error), 2)
     except DivergedError as error:
@@ -280,13 +280,14 @@ def _print_summary(summary: dict[str, Any], core: int, split: str) -> None:
 
 
 def _print_evaluations(evaluations: list[Any]) -> None:
-    table = Table("seen items", *evaluations[0].metrics, box=None)
+    table = Table("seen items", "metric", "model", "95% interval", "popularity", box=None)
     for evaluation in evaluations:
-        seen = evaluation.protocol.seen
-        table.add_row(seen, *(f"{value:.4f}" for value in evaluation.metrics.values()))
-        ends = evaluation.intervals.values()
-        table.add_row("  95% interval", *(f"{low:.4f}-{high:.4f}" for low, high in ends))
-        table.add_row("  popularity", *(f"{value:.4f}" for value in evaluation.popularity.values()))
+        for name, value in evaluation.metrics.items():
+            low, high = evaluation.intervals[name]
+            table.add_row(
+                evaluation.protocol.seen, name, f"{value:.4f}", f"{low:.4f}-{high:.4f}",
+                f"{evaluation.popularity[name]:.4f}",
+            )  # fmt: skip
     Console().print(table)
     protocol = evaluations[0].protocol
     print(

@@ -6,6 +6,7 @@ paper's and RecBole's way), **masked** takes them out (what a user of a shop see
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -173,7 +174,7 @@ def _slices(data: Sequences, users: np.ndarray, rows: np.ndarray) -> dict[str, n
     edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="higher"))
     edges = np.repeat(edges, 2) if len(edges) == 1 else edges
     found = {}
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         last = high == edges[-1]
         name = f"history {low}-{high if last else high - 1}"
         found[name] = (lengths >= low) & ((lengths <= high) if last else (lengths < high))

@@ -353,7 +353,8 @@ def load(folder: str | Path) -> Recommender:
     ) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder} is not a whole recblr artifact: {error!r}") from error
+        what = str(error) if isinstance(error, OSError) else repr(error)
+        raise InputError(f"{folder} is not a whole recblr artifact: {what}") from error
     network = MODELS[name][0](len(recommender.data.item_ids), config)
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     if expected != {key: tuple(tensor.shape) for key, tensor in weights.items()}:

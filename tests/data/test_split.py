@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recblr.data.split import by_time, k_core, leave_one_out, time_cuts
@@ -30,6 +30,7 @@ def naive_core(events: list[tuple[int, int]], k: int) -> list[bool]:
     return alive
 
 
+@settings(deadline=None)
 @given(EVENTS, st.integers(1, 4))
 def test_k_core_is_the_naive_fixpoint(events: list[tuple[int, int]], k: int) -> None:
     users, items = np.array(events, np.int32).reshape(-1, 2).T
@@ -70,6 +71,7 @@ def test_time_cuts_need_times() -> None:
         time_cuts(None)
 
 
+@settings(deadline=None)
 @given(TIMES, st.integers(0, 9), st.integers(1, 5))
 def test_by_time_is_a_plain_loop(histories: list[list[int]], first: int, more: int) -> None:
     second = first + more
@@ -91,6 +93,7 @@ def test_by_time_is_a_plain_loop(histories: list[list[int]], first: int, more: i
     assert split.test.tolist() == test
 
 
+@settings(deadline=None)
 @given(TIMES, st.integers(0, 9), st.integers(1, 5))
 def test_by_time_never_looks_ahead(histories: list[list[int]], first: int, more: int) -> None:
     offsets = np.cumsum([0, *map(len, histories)])

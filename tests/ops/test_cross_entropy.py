@@ -60,15 +60,12 @@ def test_values_and_gradients_are_torchs(
 
 
 def test_a_masked_item_has_no_part_in_the_loss() -> None:
-    hidden, weight, targets = example(4, 9)
+    hidden, weight, _ = example(4, 9)
+    targets = torch.tensor([0, 1, 3, 8])
     seen = torch.tensor([[row, item] for row in range(4) for item in (2, 6)])
-    seen = seen[seen[:, 1] != targets[seen[:, 0]]]
     changed = weight.detach().clone()
     changed[[2, 6]] += 5
-    changed[targets] = weight.detach()[targets]
     before, after = (cross_entropy(hidden, w, targets, seen) for w in (weight, changed))
-    hit = torch.isin(targets, torch.tensor([2, 6]))
-    assert not hit.any()  # else the changed items would be candidates of the rows they are hit in
     assert before == after
     assert before != cross_entropy(hidden, weight, targets)
 

@@ -1,0 +1,111 @@
+"""The demo, the doctor and the step benchmark: what a newcomer runs first."""
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from recblr import demo
+from recblr.bench import time_steps
+from recblr.data.sequences import prepare
+from recblr.data.simulate import CATALOGUE, Shop, simulate_shop
+from recblr.doctor import examine
+from recblr.evaluate import rank_targets
+from recblr.train import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def told() -> tuple[dict[str, Any], str]:
+    """The demo with fewer customers and epochs: what it returns and what it shows."""
+    console = Console(file=io.StringIO(), width=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "Shop", lambda: Shop(users=500))
+
+        def shorter(**values: Any) -> TrainConfig:
+            return replace(TrainConfig(**values), epochs=4, batch_size=1024, warmup_steps=10)
+
+        patch.setattr(demo, "TrainConfig", shorter)
+        result = demo.run_demo(console)
+    assert isinstance(console.file, io.StringIO)
+    return result, console.file.getvalue()
+
+
+def test_the_model_is_between_the_floor_and_the_ceiling(told: tuple[dict[str, Any], str]) -> None:
+    metrics = told[0]["metrics"]
+    assert list(metrics) == ["popularity", "RecBLR", "best possible"]
+    for name in demo.SHOWN:
+        floor, ours, ceiling = (metrics[scorer][name] for scorer in metrics)
+        assert 0 < floor < ours < ceiling < 1
+    # Not by a hair: an untrained model or a broken oracle would be near the floor.
+    assert metrics["RecBLR"]["NDCG@10"] > metrics["popularity"]["NDCG@10"] + 0.05
+    assert metrics["best possible"]["NDCG@10"] > metrics["popularity"]["NDCG@10"] + 0.2
+
+
+def test_it_recommends_what_the_shop_has(told: tuple[dict[str, Any], str]) -> None:
+    result, shown = told
+    catalogue = {item for names in CATALOGUE.values() for item in names.split(", ")}
+    offers = result["recommendations"]
+    assert [row["rank"] for row in offers] == [1, 2, 3, 4, 5]
+    assert {row["item_id"] for row in offers} <= catalogue
+    log = simulate_shop(Shop(users=500)).interactions.to_polars()
+    customer = offers[0]["user_id"]
+    bought = log.filter(user_id=customer)["item_id"].to_list()
+    assert not {row["item_id"] for row in offers} & set(bought)
+    assert f"{customer} bought, latest last: {', '.join(bought[-5:])}." in " ".join(shown.split())
+    for row in offers:
+        assert row["item_id"] in shown
+
+
+def test_it_says_by_which_protocol(told: tuple[dict[str, Any], str]) -> None:
+    result, shown = told
+    assert result["protocol"] == demo.PROTOCOL
+    assert demo.PROTOCOL in " ".join(shown.split())
+    for scorer, found in result["metrics"].items():
+        (row,) = [line for line in shown.splitlines() if line.strip().startswith(f"{scorer}  ")]
+        assert row.split()[-6:] == [f"{found[name]:.4f}" for name in demo.SHOWN]
+    assert max(map(len, shown.splitlines())) <= 100
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_ceiling_is_the_simulations_own_probability() -> None:
+    simulated = simulate_shop(Shop(users=60, mean_length=8))
+    data = prepare(simulated.interactions)
+    ranks = rank_targets(demo.oracle(simulated, data), data, "test", 10)["unmasked"]
+    for user, rank in enumerate(ranks):
+        scores = simulated.oracle[user].astype("float32")
+        target = data.items[data.offsets[user + 1] - 1]
+        assert rank == (scores >= scores[target]).sum()
+
+
+def test_the_doctor_finds_this_machine_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = examine()
+    assert found["healthy"] is True
+    assert found["recurrence_error"] < 1e-5
+    assert found["torch"] == torch.__version__
+    json.dumps(found, allow_nan=False)
+
+    from recblr.ops import reference
+
+    bd_lru = reference.bd_lru
+
+    def off(*arguments: Any) -> Any:
+        y, last = bd_lru(*arguments)
+        return y + 1e-3, last
+
+    monkeypatch.setattr(reference, "bd_lru", off)
+    if found["compiled_kernels"]:
+        assert examine()["healthy"] is False
+
+
+def test_steps_are_timed() -> None:
+    threads = torch.get_num_threads()
+    rows = time_steps(histories=(1, 5, 50), repeats=5)
+    assert [row["history"] for row in rows] == [1, 5, 50]
+    for row in rows:
+        assert row.keys() == {"history", "median", "p10", "p90"}
+        assert 0 < row["p10"] <= row["median"] <= row["p90"] < 1e6
+    assert torch.get_num_threads() == threads
