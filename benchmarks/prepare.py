@@ -1,6 +1,6 @@
 """Time and peak memory of `recblr prepare` on a large simulated log.
 
-    python benchmarks/prepare.py --events 50000000
+python benchmarks/prepare.py --events 50000000
 """
 
 import json
@@ -25,12 +25,24 @@ def main(
     core: int = 5,
 ) -> None:
     shop = Shop(
-        users=events // 100, categories=1000, items_per_category=100, mean_length=100, max_length=400
+        users=events // 100,
+        categories=1000,
+        items_per_category=100,
+        mean_length=100,
+        max_length=400,
     )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log.parquet")
         rows = write_large_log(log, shop)
-        command = ["prepare", str(log), "-o", str(Path(folder, "data")), "--core", str(core), "--json"]
+        command = [
+            "prepare",
+            str(log),
+            "-o",
+            str(Path(folder, "data")),
+            "--core",
+            str(core),
+            "--json",
+        ]
         begin = time.perf_counter()
         output = subprocess.run(
             [sys.executable, "-c", "from recblr.cli import main; main()", *command],

@@ -1,9 +1,9 @@
 """RecBLR on the exact data sets of the paper, several seeds, beside the published row.
 
-    python paper/accuracy.py run beauty        # trains seeds 0, 1, 2 with the preset; finished ones stay
-    python paper/accuracy.py table             # the table of what has been run, as Markdown
+    python paper/accuracy.py run beauty      # trains seeds 0, 1, 2 with the preset; finished ones stay
+    python paper/accuracy.py table           # the table of what has been run, as Markdown
 
-Results are kept in paper/results/accuracy-<data set>.json. Validation chose the preset and chooses the
+Results are kept in paper/results/accuracy-<data set>.json. Validation chose the preset and the
 epoch; the test part is looked at once a seed.
 """
 

@@ -12,7 +12,14 @@ import recblr
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = ["recblr", *(m.name for m in pkgutil.walk_packages(recblr.__path__, "recblr."))]
+MODULES = [
+    "recblr",
+    *(
+        module.name
+        for module in pkgutil.walk_packages(recblr.__path__, "recblr.")
+        if not module.name.endswith("._kernels")  # plain C, not a Python module
+    ),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -15,6 +15,7 @@ def names(folder: Path) -> list[str]:
 def write(path: Path, text: str, overwrite: bool = False) -> None:
     with new_folder(path, overwrite) as new:
         (new / text).write_text(text)
+        (new / "manifest.json").write_text("{}")
 
 
 def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -40,33 +41,43 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) ->
     with pytest.raises(error):
         fail(overwrite=True)
     assert names(tmp_path) == ["a"]
-    assert names(tmp_path / "a") == ["old"]
+    assert names(tmp_path / "a") == ["manifest.json", "old"]
 
 
 def test_overwrite_swaps_and_leaves_no_trace(tmp_path: Path) -> None:
     write(tmp_path / "a", "old")
     write(tmp_path / "a", "new", overwrite=True)
     assert names(tmp_path) == ["a"]
-    assert names(tmp_path / "a") == ["new"]
+    assert names(tmp_path / "a") == ["manifest.json", "new"]
 
 
 def test_leftovers_of_a_crash_are_no_obstacle(tmp_path: Path) -> None:
     for name in ("a", ".a.writing", ".a.old"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "stale").write_text("")
+        (tmp_path / name / "prepared.json").write_text("")
     write(tmp_path / "a", "new", overwrite=True)
     assert names(tmp_path) == ["a"]
-    assert names(tmp_path / "a") == ["new"]
+    assert names(tmp_path / "a") == ["manifest.json", "new"]
 
 
 def test_what_exists_is_refused_before_any_work(tmp_path: Path) -> None:
     write(tmp_path / "a", "old")
     with pytest.raises(InputError, match=r"exists already.*--overwrite"):
         write(tmp_path / "a", "new")
-    assert names(tmp_path / "a") == ["old"]
+    assert names(tmp_path / "a") == ["manifest.json", "old"]
     with pytest.raises(InputError, match="exists already"):
         check_absent(tmp_path / "a", overwrite=False)
     check_absent(tmp_path / "a", overwrite=True)
+
+
+def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("mine")
+    with pytest.raises(InputError, match="something else"):
+        write(tmp_path / "thesis", "new", overwrite=True)
+    assert names(tmp_path / "thesis") == ["chapter"]
+    with pytest.raises(InputError, match="name one"):
+        check_absent(Path(), overwrite=True)
 
 
 def test_a_missing_parent_is_refused(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import recblr
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny, assert_same_tensors
+from recblr.artifact import _digest
 from recblr.errors import DivergedError, InputError
 from recblr.folders import sha256
-from recblr.recommender import Recommender, _digest, load
+from recblr.recommender import Recommender, load
 
 FILES = {
     "config.json",
@@ -100,7 +101,7 @@ def test_a_user_and_the_same_history_agree(tiny: Tiny) -> None:
 def test_users_in_blocks_are_users_at_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     users = tiny.recommender.data.user_ids.to_pylist()
     at_once = tiny.recommender.recommend(users=users)
-    monkeypatch.setattr("recblr.recommender._BLOCK", 7 * len(tiny.recommender.data.item_ids))
+    monkeypatch.setattr("recblr.evaluate._BLOCK", 7 * 256 * tiny.recommender.training.max_length)
     in_blocks = tiny.recommender.recommend(users=users)
     assert in_blocks.select("user_id", "item_id", "rank").equals(
         at_once.select("user_id", "item_id", "rank")
@@ -274,7 +275,7 @@ def test_evaluating_the_same_log_again_is_the_same(tiny: Tiny) -> None:
         assert [e.to_json() for e in tiny.recommender.evaluate(log)] == ours
     validation = tiny.recommender.evaluate(part="validation")
     assert validation[0].metrics == tiny.recommender.trained.validation
-    assert [e.to_json() for e in tiny.recommender.measured] == ours, "only the test is kept"
+    assert tiny.recommender.measured == ours, "only the test is kept"
 
 
 def test_another_log_is_read_in_the_models_vocabulary(tiny: Tiny) -> None:
@@ -527,7 +528,7 @@ def test_a_save_that_fails_leaves_what_was_there(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("recblr.recommender.pq.write_table", full)
+    monkeypatch.setattr("recblr.artifact.pq.write_table", full)
     for folder in (copy, copy.parent / "new"):
         with pytest.raises(OSError, match="no space"):
             tiny.recommender.save(folder, overwrite=True)
@@ -557,7 +558,8 @@ def test_out_keeps_the_model_its_measure_and_its_run(tiny: Tiny, tmp_path: Path)
     out = tmp_path / "model"
     recommender = Recommender("recblr", TINY_MODEL, TINY_TRAINING).fit(tiny.frame, out=str(out))
     assert names(tmp_path) == {"model"}
-    assert [e.protocol.seen for e in recommender.measured] == ["unmasked", "masked"]
+    assert [e["protocol"]["seen"] for e in recommender.measured] == ["unmasked", "masked"]
+    assert load(out).measured == recommender.measured, "what was measured stays with the model"
     assert_same_tensors(load(out).network.state_dict(), tiny.recommender.network.state_dict())
     run = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
     assert [line["event"] for line in run] == ["start", "epoch", "epoch", "end"]

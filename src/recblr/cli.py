@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -104,7 +105,7 @@ def train(
         overwrite=overwrite,
     )  # fmt: skip
     if as_json:
-        _print_json([evaluation.to_json() for evaluation in recommender.measured])
+        _print_json(recommender.measured)
         return
     trained = recommender.trained
     print(
@@ -126,9 +127,12 @@ def evaluate(
     """Measure a model on held-out events."""
     import recblr
 
-    evaluations = recblr.load(folder).evaluate(log, columns=_columns(columns))
+    evaluations = [
+        evaluation.to_json()
+        for evaluation in recblr.load(folder).evaluate(log, columns=_columns(columns))
+    ]
     if as_json:
-        _print_json([evaluation.to_json() for evaluation in evaluations])
+        _print_json(evaluations)
     else:
         _print_evaluations(evaluations)
 
@@ -222,6 +226,7 @@ def step(as_json: Json = False) -> None:
 
 def main() -> NoReturn:
     """The entry point: a user's mistake is one line and exit code 2."""
+    warnings.showwarning = lambda message, *_: print(f"recblr: {message}", file=sys.stderr)
     try:
         app(prog_name="recblr")
     except InputError as error:
@@ -252,7 +257,7 @@ def _columns(text: str | None) -> dict[str, str] | None:
 def _lines(path: Path | None) -> list[str]:
     assert path is not None
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
 
@@ -279,23 +284,23 @@ def _print_summary(summary: dict[str, Any], core: int, split: str) -> None:
     )
 
 
-def _print_evaluations(evaluations: list[Any]) -> None:
+def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     table = Table("seen items", "metric", "model", "95% interval", "popularity", box=None)
     for evaluation in evaluations:
-        for name, value in evaluation.metrics.items():
-            low, high = evaluation.intervals[name]
+        for name, value in evaluation["metrics"].items():
+            low, high = evaluation["intervals"][name]
             table.add_row(
-                evaluation.protocol.seen, name, f"{value:.4f}", f"{low:.4f}-{high:.4f}",
-                f"{evaluation.popularity[name]:.4f}",
+                evaluation["protocol"]["seen"], name, f"{value:.4f}", f"{low:.4f}-{high:.4f}",
+                f"{evaluation['popularity'][name]:.4f}",
             )  # fmt: skip
     Console().print(table)
-    protocol = evaluations[0].protocol
+    protocol = evaluations[0]["protocol"]
     print(
-        f"protocol: {protocol.split} {protocol.part}, {protocol.core}-core, full ranking of "
-        f"{protocol.candidates:,} items, ties {protocol.ties}, last {protocol.max_length} events, "
-        f"{protocol.users:,} users, data {protocol.data}"
+        f"protocol: {protocol['split']} {protocol['part']}, {protocol['core']}-core, full ranking "
+        f"of {protocol['candidates']:,} items, ties {protocol['ties']}, last "
+        f"{protocol['max_length']} events, {protocol['users']:,} users, data {protocol['data']}"
     )
     slices = Table("slice (masked)", "users", "HR@10", "NDCG@10", box=None)
-    for name, row in evaluations[1].slices.items():
+    for name, row in evaluations[1]["slices"].items():
         slices.add_row(name, f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
     Console().print(slices)

@@ -23,7 +23,8 @@ Part = Literal["validation", "test"]
 Scorer = Callable[[PackedBatch], Tensor]
 """Scores (B, V) of every item as the next one of each history of a batch."""
 
-_BLOCK = 1 << 22  # scores in memory at once
+_BLOCK = 1 << 22  # numbers in memory at once, so that they also stay in the cache
+_EVENT = 256  # of them for an event on its way through a model
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def rank_targets(
     if not len(users):
         raise InputError(f"no user has an event to predict in the {part} part; give a longer log")
     starts = np.maximum(begins, targets - max_length)
-    block = max(1, _BLOCK // catalogue)
+    block = block_size(catalogue, max_length)
     found: dict[str, list[np.ndarray]] = {"unmasked": [], "masked": []}
     with progress(title or f"ranking ({part})", len(users)) as advance:
         for first in range(0, len(users), block):
@@ -118,6 +119,11 @@ def rank_targets(
             found["masked"].append(_rank(scores, target, missing))
             advance(len(lengths))
     return {"users": users} | {name: np.concatenate(ranks) for name, ranks in found.items()}
+
+
+def block_size(catalogue: int, max_length: int) -> int:
+    """How many users to score at a time."""
+    return max(1, _BLOCK // max(catalogue, _EVENT * max_length))
 
 
 def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> np.ndarray:

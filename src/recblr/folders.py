@@ -8,13 +8,19 @@ from pathlib import Path
 
 from recblr.errors import InputError
 
+OURS = ("manifest.json", "prepared.json")  # one of them is in every folder we write
+
 
 def check_absent(path: Path, overwrite: bool) -> None:
     """Refuse early, before long work, to write over what is there."""
+    if not path.name:
+        raise InputError(f"{path} is not a folder that can be written anew; name one")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; choose another folder or pass --overwrite")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; choose another folder")
+    if path.exists() and not any((path / name).exists() for name in OURS):
+        raise InputError(f"{path} holds something else than recblr wrote; choose another folder")
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; create it first")
 

@@ -1,33 +1,24 @@
 """Recommender: model, vocabulary and histories together; fit, recommend, evaluate, save, load."""
 
-import hashlib
-import json
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from recblr import artifact
 from recblr.config import build, near
 from recblr.data import open_log
 from recblr.data.batches import pack
 from recblr.data.sequences import Sequences
-from recblr.data.split import Split
 from recblr.errors import DivergedError, InputError
-from recblr.evaluate import Evaluation, Part, evaluate
-from recblr.folders import check_absent, new_folder, sha256
+from recblr.evaluate import Evaluation, Part, block_size, evaluate
+from recblr.folders import check_absent
 from recblr.models import MODELS
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import progress
@@ -35,9 +26,6 @@ from recblr.train import TrainConfig, Trained, train
 
 if TYPE_CHECKING:
     import polars as pl
-
-_BLOCK = 1 << 22  # scores in memory at once
-_FILES = ("model.safetensors", "config.json", "vocabulary.parquet", "histories.parquet")
 
 
 class Recommender:
@@ -52,7 +40,7 @@ class Recommender:
         data: the histories it was fitted on, with their split.
         network: the model itself, a ``torch.nn.Module``.
         trained: how training ended.
-        measured: evaluations kept with it, written into the artifact.
+        measured: evaluations on the test part as JSON values, kept in the artifact.
     """
 
     data: Sequences
@@ -70,7 +58,7 @@ class Recommender:
         self.model = model
         self.config = config or MODELS[model][1]()
         self.training = training or TrainConfig()
-        self.measured: list[Evaluation] = []
+        self.measured: list[dict[str, Any]] = []
 
     @staticmethod
     def configured(model: str, settings: Mapping[str, Any]) -> "Recommender":
@@ -144,11 +132,13 @@ class Recommender:
         items it does not know leave the histories, and as targets count as missed.
         """
         data = self.data
+        if log is None and columns is not None:
+            raise InputError("columns belong to a log; name the log as well")
         if log is not None:
             data = open_log(log, data.core, data.split.name, columns).with_items(data.item_ids)
         measured = evaluate(self.network.score, data, self.training.max_length, part)
         if log is None and part == "test":
-            self.measured = measured
+            self.measured = [evaluation.to_json() for evaluation in measured]
         return measured
 
     def recommend(
@@ -195,7 +185,7 @@ class Recommender:
             ids = pa.array(range(len(lists)), pa.int64())
 
         hidden = self._hidden(allow, deny)
-        block = max(1, _BLOCK // len(hidden))
+        block = block_size(len(hidden), self.training.max_length)
         names = ("user_id", "item_id", "score", "rank")
         kinds = (ids.type, self.data.item_ids.type, pa.float32(), pa.int64())
         tables = [pa.schema(zip(names, kinds, strict=True)).empty_table()]
@@ -221,6 +211,17 @@ class Recommender:
         assert isinstance(frame, pl.DataFrame)
         return frame
 
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the artifact: safetensors, JSON and Parquet, hashed; the folder appears whole.
+
+        It holds the histories of the log, so that users can be named.
+        """
+        contents = artifact.Artifact(
+            self.model, self.config, self.training, self.data, self.network, self.trained,
+            self.measured,
+        )  # fmt: skip
+        artifact.save(contents, Path(folder), overwrite)
+
     def user_ids(self, texts: Iterable[str]) -> list[str | int]:
         """User ids written as text, such as on a command line, in the type the log has."""
         return _as_ids(texts, self.data.user_ids.type)
@@ -237,6 +238,11 @@ class Recommender:
         if not torch.isfinite(scores).all():
             raise DivergedError("a score is not finite: the model has diverged; nothing is ranked")
         return scores
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("data", "network", "trained"):
+            raise InputError("this recommender has not learned anything yet; fit or load it first")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @cached_property
     def _user_index(self) -> dict[str | int, int]:
@@ -280,45 +286,6 @@ class Recommender:
             raise InputError("allow and deny leave no item that the model knows")
         return hidden
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the artifact: safetensors, JSON and Parquet, hashed; the folder appears whole."""
-        data = self.data
-        starts = data.offsets[:-1]
-        with new_folder(Path(folder), overwrite) as new:
-            save_file(self.network.state_dict(), new / "model.safetensors")
-            settings = {
-                "model": {"name": self.model, **asdict(self.config)},
-                "train": asdict(self.training),
-                "data": {"core": data.core, "split": data.split.name},
-            }
-            (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-            vocabulary = {"item_id": data.item_ids, "training_count": data.item_counts}
-            pq.write_table(pa.table(vocabulary), new / "vocabulary.parquet")
-            # Rows of the split are kept relative to the user's first, -1 for none.
-            held = {
-                part: np.where(rows >= 0, rows - starts, -1)
-                for part, rows in (("validation", data.split.validation), ("test", data.split.test))
-            }
-            histories = {
-                "user_id": data.user_ids,
-                "items": pa.LargeListArray.from_arrays(data.offsets, pa.array(data.items)),
-                "train_end": data.split.train_end - starts,
-                **held,
-            }
-            pq.write_table(pa.table(histories), new / "histories.parquet")
-            manifest = {
-                "format": 1,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "versions": {"recblr": version("recblr"), "torch": torch.__version__,
-                             "python": platform.python_version()},
-                "files": {name: sha256(new / name) for name in _FILES},
-                "data": {"fingerprint": data.fingerprint, **data.summary},
-                "training": asdict(self.trained),
-                "measured": [evaluation.to_json() for evaluation in self.measured],
-            }  # fmt: skip
-            manifest["digest"] = _digest(manifest)
-            (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-
 
 def load(folder: str | Path) -> Recommender:
     """Read an artifact.
@@ -327,63 +294,11 @@ def load(folder: str | Path) -> Recommender:
         InputError: it is not one, a file is missing or changed, or the weights do not fit or are not
             finite.
     """
-    folder = Path(folder)
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest.get("digest", _digest(manifest)) != _digest(manifest):
-            raise InputError(f"{folder / 'manifest.json'} is damaged: it does not match its digest")
-        for name in _FILES:
-            if sha256(folder / name) != manifest["files"][name]:
-                raise InputError(f"{folder / name} is damaged: its hash is not the manifest's")
-        settings = json.loads((folder / "config.json").read_text())
-        name = settings["model"].pop("name")
-        config = build(MODELS[name][1], settings["model"], "model")
-        recommender = Recommender(name, config, build(TrainConfig, settings["train"], "train"))
-        recommender.data = _read_data(folder, settings["data"], manifest["data"])
-        recommender.trained = Trained(**manifest["training"])
-        weights = load_file(folder / "model.safetensors")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-        pa.ArrowException,
-    ) as error:
-        if isinstance(error, InputError):
-            raise
-        what = str(error) if isinstance(error, OSError) else repr(error)
-        raise InputError(f"{folder} is not a whole recblr artifact: {what}") from error
-    network = MODELS[name][0](len(recommender.data.item_ids), config)
-    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    if expected != {key: tuple(tensor.shape) for key, tensor in weights.items()}:
-        raise InputError(f"{folder}: the weights do not have the shapes of its configuration")
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise InputError(f"{folder}: a weight is not finite; train the model again")
-    network.load_state_dict(weights)
-    recommender.network = network.eval()
+    contents = artifact.load(Path(folder))
+    recommender = Recommender(contents.model, contents.config, contents.training)
+    recommender.data, recommender.network = contents.data, contents.network
+    recommender.trained, recommender.measured = contents.trained, contents.measured
     return recommender
-
-
-def _read_data(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Sequences:
-    item_ids = pq.read_table(folder / "vocabulary.parquet")["item_id"].combine_chunks()
-    table = pq.read_table(folder / "histories.parquet").combine_chunks()
-    lists = table["items"].combine_chunks()
-    offsets = lists.offsets.to_numpy()
-    starts = offsets[:-1]
-    train_end, validation, test = (
-        table[name].to_numpy() for name in ("train_end", "validation", "test")
-    )
-    split = Split(
-        settings["split"],
-        starts + train_end,
-        np.where(validation >= 0, starts + validation, -1),
-        np.where(test >= 0, starts + test, -1),
-    )
-    items = lists.values.to_numpy()
-    user_ids = table["user_id"].combine_chunks()
-    return Sequences(items, offsets, user_ids, item_ids, split, settings["core"], dict(about))
 
 
 def _check_parts(data: Sequences, *parts: Part) -> None:
@@ -393,12 +308,6 @@ def _check_parts(data: Sequences, *parts: Part) -> None:
             raise InputError(
                 f"no user has an event to predict in the {part} part; give a longer log"
             )
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of what a manifest says, but for the digest itself."""
-    said = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _as_ids(texts: Iterable[str], kind: pa.DataType) -> list[str | int]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,7 +34,10 @@ class TrainConfig:
     # Predict at every position in one causal pass, or from every prefix as a sample of its own (the
     # paper's way; on long histories about a hundred times the work).
     examples: Literal["all-positions", "prefixes"] = "all-positions"
-    max_length: int = 200  # events of a history seen at once; longer ones train in windows
+    max_length: int = 200  # the latest events of a history that evaluation and serving look at
+    # Events trained in one pass from an empty state; longer histories are cut into windows of this
+    # length. (Prefix samples are max_length long instead.)
+    window: int = 1000
     batch_size: int = 4096  # predicted positions per update
     epochs: int = 40  # the most
     patience: int = 10  # epochs without a better validation NDCG@10 before it stops
@@ -51,7 +54,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "batch_size", "epochs", "patience"):
+        for name in ("max_length", "window", "batch_size", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 1")
         for name in ("warmup_steps", "seed"):
@@ -107,7 +110,7 @@ def train(
                 batches = prefixes(begins, ends, config.max_length, config.batch_size, rng)
             else:
                 batches = all_positions(
-                    begins, ends, config.max_length, config.batch_size, run.epoch, rng
+                    begins, ends, config.window, config.batch_size, run.epoch, rng
                 )
             model.train()
             total, count, title = 0.0, 0, f"epoch {run.epoch + 1}/{config.epochs}"
@@ -210,11 +213,14 @@ def _load_checkpoint(
     if not path.exists():
         raise InputError(f"nothing to resume: {path} does not exist; train without --resume")
     parts: dict[str, dict[str, Tensor]] = {}
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["about"])
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            part, name = key.split("/", 1)
-            parts.setdefault(part, {})[name] = file.get_tensor(key)
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                part, name = key.split("/", 1)
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); train without --resume") from error
     run = Trained(**about.pop("run"))
     if about != _identity(model, config, data):
         raise InputError(

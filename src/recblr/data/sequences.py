@@ -60,7 +60,7 @@ class Sequences:
                       self.split.test):  # fmt: skip
             digest.update(np.ascontiguousarray(array).tobytes())
         for ids in (self.user_ids, self.item_ids):
-            digest.update("\n".join(map(str, ids.to_pylist())).encode())
+            digest.update(json.dumps(ids.to_pylist()).encode())
         return digest.hexdigest()[:16]
 
     def with_items(self, item_ids: pa.Array) -> "Sequences":

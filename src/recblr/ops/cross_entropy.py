@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _CHUNK = 1 << 21  # logits at once: 8 MB of float32, so that a chunk stays in the cache
 
@@ -65,6 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss / ctx.count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0] / ctx.count

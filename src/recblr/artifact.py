@@ -1,0 +1,153 @@
+"""The artifact: a trained model as a folder of safetensors, JSON and Parquet, hashed, without pickle.
+
+It appears whole or not at all, and is refused when anything in it has changed.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from recblr.config import build
+from recblr.data.sequences import Sequences
+from recblr.data.split import Split
+from recblr.errors import InputError
+from recblr.folders import new_folder, sha256
+from recblr.models import MODELS
+from recblr.models.recblr import RecBLR, RecBLRConfig
+from recblr.train import TrainConfig, Trained
+
+FILES = ("model.safetensors", "config.json", "vocabulary.parquet", "histories.parquet")
+BROKEN = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """What an artifact holds: the model by name, its settings and weights, the log and the figures.
+
+    ``measured`` are evaluations on the test part as JSON values.
+    """
+
+    model: str
+    config: RecBLRConfig
+    training: TrainConfig
+    data: Sequences
+    network: RecBLR
+    trained: Trained
+    measured: list[dict[str, Any]]
+
+
+def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
+    """Write the folder, all of it or nothing."""
+    data = artifact.data
+    starts = data.offsets[:-1]
+    with new_folder(folder, overwrite) as new:
+        save_file(artifact.network.state_dict(), new / "model.safetensors")
+        settings = {
+            "model": {"name": artifact.model, **asdict(artifact.config)},
+            "train": asdict(artifact.training),
+            "data": {"core": data.core, "split": data.split.name},
+        }
+        (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        vocabulary = {"item_id": data.item_ids, "training_count": data.item_counts}
+        pq.write_table(pa.table(vocabulary), new / "vocabulary.parquet")
+        # Rows of the split are kept relative to the user's first, -1 for none.
+        held = {
+            part: np.where(rows >= 0, rows - starts, -1)
+            for part, rows in (("validation", data.split.validation), ("test", data.split.test))
+        }
+        histories = {
+            "user_id": data.user_ids,
+            "items": pa.LargeListArray.from_arrays(data.offsets, pa.array(data.items)),
+            "train_end": data.split.train_end - starts,
+            **held,
+        }
+        pq.write_table(pa.table(histories), new / "histories.parquet")
+        manifest = {
+            "format": 1,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {"recblr": version("recblr"), "torch": torch.__version__,
+                         "python": platform.python_version()},
+            "files": {name: sha256(new / name) for name in FILES},
+            "data": {"fingerprint": data.fingerprint, **data.summary},
+            "training": asdict(artifact.trained),
+            "measured": artifact.measured,
+        }  # fmt: skip
+        manifest["digest"] = _digest(manifest)
+        (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def load(folder: Path) -> Artifact:
+    """Read the folder.
+
+    Raises:
+        InputError: it is no artifact, a file is missing or changed, or the weights do not fit or
+            are not finite.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["digest"] != _digest(manifest):
+            raise InputError(f"{folder / 'manifest.json'} is damaged: it does not match its digest")
+        for file in FILES:
+            if sha256(folder / file) != manifest["files"][file]:
+                raise InputError(f"{folder / file} is damaged: its hash is not the manifest's")
+        settings = json.loads((folder / "config.json").read_text())
+        name = settings["model"].pop("name")
+        config = build(MODELS[name][1], settings["model"], "model")
+        training = build(TrainConfig, settings["train"], "train")
+        data = _read_data(folder, settings["data"], manifest["data"])
+        trained, measured = Trained(**manifest["training"]), manifest["measured"]
+        weights = load_file(folder / "model.safetensors")
+    except InputError:
+        raise
+    except BROKEN as error:
+        what = str(error) if isinstance(error, OSError) else repr(error)
+        raise InputError(f"{folder} is not a whole recblr artifact: {what}") from error
+    network = MODELS[name][0](len(data.item_ids), config)
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    if expected != {key: tuple(tensor.shape) for key, tensor in weights.items()}:
+        raise InputError(f"{folder}: the weights do not have the shapes of its configuration")
+    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise InputError(f"{folder}: a weight is not finite; train the model again")
+    network.load_state_dict(weights)
+    return Artifact(name, config, training, data, network.eval(), trained, measured)
+
+
+def _read_data(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Sequences:
+    item_ids = pq.read_table(folder / "vocabulary.parquet")["item_id"].combine_chunks()
+    table = pq.read_table(folder / "histories.parquet").combine_chunks()
+    lists = table["items"].combine_chunks()
+    offsets = lists.offsets.to_numpy()
+    starts = offsets[:-1]
+    train_end, validation, test = (
+        table[name].to_numpy() for name in ("train_end", "validation", "test")
+    )
+    split = Split(
+        settings["split"],
+        starts + train_end,
+        np.where(validation >= 0, starts + validation, -1),
+        np.where(test >= 0, starts + test, -1),
+    )
+    items = lists.values.to_numpy()
+    user_ids = table["user_id"].combine_chunks()
+    return Sequences(items, offsets, user_ids, item_ids, split, settings["core"], dict(about))
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says, but for the digest itself."""
+    said = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
