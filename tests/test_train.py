@@ -45,10 +45,12 @@ def at_call(number: int, act: Callable[[Tensor], Tensor]) -> Loss:
     """The loss, but its call ``number`` (from 1) goes through ``act``."""
     calls = 0
 
-    def loss(hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None) -> Tensor:
+    def loss(
+        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float
+    ) -> Tensor:
         nonlocal calls
         calls += 1
-        value = cross_entropy(hidden, weight, targets, seen)
+        value = cross_entropy(hidden, weight, targets, seen, smoothing)
         return act(value) if calls == number else value
 
     return loss
@@ -61,8 +63,10 @@ def interrupt(value: Tensor) -> Tensor:
 def recorded(calls: list[dict[str, Any]]) -> Loss:
     """The loss, which also notes what it is asked for."""
 
-    def loss(hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None) -> Tensor:
-        value = cross_entropy(hidden, weight, targets, seen)
+    def loss(
+        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float
+    ) -> Tensor:
+        value = cross_entropy(hidden, weight, targets, seen, smoothing)
         calls.append({"targets": targets, "seen": seen, "loss": value.item()})
         return value
 
@@ -347,10 +351,12 @@ def test_every_epoch_has_an_order_and_a_dropout_of_its_own(
     orders: list[tuple[int, ...]] = []
     seeds: list[int] = []
 
-    def loss(hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None) -> Tensor:
+    def loss(
+        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float
+    ) -> Tensor:
         orders.append(tuple(targets.tolist()))
         seeds.append(torch.initial_seed())
-        return cross_entropy(hidden, weight, targets, seen)
+        return cross_entropy(hidden, weight, targets, seen, smoothing)
 
     monkeypatch.setattr(LOSS, loss)
     # One batch an epoch, whole histories: only their order can differ.
@@ -406,3 +412,27 @@ def test_impossible_settings_are_refused(values: dict[str, Any]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^train\.{name} = .*: must be "):
         TrainConfig(**values)
+
+
+def test_the_average_of_the_weights_is_what_is_kept(
+    sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the moving average written out, over the updates of one epoch."""
+    model, decay = fresh(sequences), 0.9
+    history: list[list[Tensor]] = []
+    update = torch.optim.Adam.step
+
+    def watched(self: torch.optim.Adam) -> None:
+        update(self)
+        history.append([parameter.detach().clone() for parameter in model.parameters()])
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    config = replace(TINY_TRAINING, epochs=1, weight_average=decay)
+    train(model, sequences, config, folder(tmp_path, "run"))
+    assert len(history) > 3
+    average = history[0]
+    for weights in history[1:]:
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
+    for kept, expected, last in zip(model.parameters(), average, history[-1], strict=True):
+        torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(kept, last)

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recblr import metrics
 from recblr.data.batches import all_positions, pack, prefixes, seen_pairs
@@ -43,13 +44,14 @@ class TrainConfig:
     patience: int = 10  # epochs without a better validation NDCG@10 before it stops
     lr: float = 3e-3  # of Adam, at its highest
     warmup_steps: int = 200  # the rate rises linearly over these
-    schedule: Literal["cosine", "constant"] = (
-        "cosine"  # then falls to 0 at the last epoch, or stays
-    )
+    # After the warm-up the rate falls to 0 at the last epoch along a cosine, or stays.
+    schedule: Literal["cosine", "constant"] = "cosine"
+    # Decay an update of the moving average of the weights; the average is what is kept.
+    weight_average: float = 0.0
+    label_smoothing: float = 0.0  # share of each target that is spread over the catalogue
+    # Leave a history's items out of its softmax, as serving leaves them out.
+    hide_seen: bool = False
     select: Literal["unmasked", "masked"] = "unmasked"  # the protocol that chooses the best epoch
-    hide_seen: bool = (
-        False  # leave a history's items out of its softmax, as serving leaves them out
-    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the matrix products in training
     seed: int = 0
 
@@ -62,6 +64,11 @@ class TrainConfig:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 0")
         if not 0 < self.lr < math.inf:
             raise InputError(f"train.lr = {self.lr}: must be positive and finite")
+        for name in ("label_smoothing", "weight_average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"train.{name} = {getattr(self, name)}: must be in [0, 1)")
+        if self.hide_seen and self.label_smoothing:
+            raise InputError("train.hide_seen and train.label_smoothing do not go together")
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,12 @@ def train(
         KeyboardInterrupt: interrupted before the first epoch was done.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    moving_average = get_ema_multi_avg_fn(config.weight_average)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=moving_average)
+    averaged = cast(RecBLR, average.module)
     run, best = Trained(), dict[str, Tensor]()
     if resume:
-        run, best = _load_checkpoint(folder, model, optimizer, config, data)
+        run, best = _load_checkpoint(folder, model, average, optimizer, config, data)
     started = time.perf_counter() - run.seconds
     _log(folder, "resume" if resume else "start", config=asdict(config), data=data.fingerprint)
     begins, ends = data.offsets[:-1], data.split.train_end
@@ -121,9 +131,14 @@ def train(
                         group["lr"] = learning_rate(config, run.epoch, number, len(batches))
                     with autocast(model.item_embeddings.device, config.precision):
                         hidden, _ = model(batch.items, batch.offsets)
-                        seen = seen_pairs(batch) if config.hide_seen else None
+                        if by_prefix:
+                            hidden = hidden[batch.positions]
                         loss = cross_entropy(
-                            hidden[batch.positions], model.item_embeddings, batch.targets, seen
+                            hidden,
+                            model.item_embeddings,
+                            batch.targets,
+                            seen_pairs(batch) if config.hide_seen else None,
+                            config.label_smoothing,
                         )
                     if not math.isfinite(loss.item()):
                         raise DivergedError(
@@ -133,15 +148,16 @@ def train(
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
+                    average.update_parameters(model)
                     total += loss.item() * len(batch.targets)
                     count += len(batch.targets)
                     advance(1, f"loss {total / count:.4f}")
-            found = validate(model, data, config)
+            found = validate(averaged, data, config)
             run = replace(run, epoch=run.epoch + 1, seconds=time.perf_counter() - started)
             if run.validation is None or found["NDCG@10"] > run.validation["NDCG@10"]:
                 run = replace(run, best_epoch=run.epoch, validation=found)
-                best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            _save_checkpoint(folder, model, optimizer, best, run, config, data)
+                best = {name: t.clone() for name, t in averaged.state_dict().items()}
+            _save_checkpoint(folder, model, average, optimizer, best, run, config, data)
             _log(
                 folder, "epoch", epoch=run.epoch, loss=total / count, targets=count,
                 seconds=round(run.seconds, 2), validation=found,
@@ -190,11 +206,12 @@ def _identity(model: RecBLR, config: TrainConfig, data: Sequences) -> dict[str, 
 
 
 def _save_checkpoint(
-    folder: Path, model: RecBLR, optimizer: torch.optim.Adam, best: dict[str, Tensor],
-    run: Trained, config: TrainConfig, data: Sequences,
+    folder: Path, model: RecBLR, average: AveragedModel, optimizer: torch.optim.Adam,
+    best: dict[str, Tensor], run: Trained, config: TrainConfig, data: Sequences,
 ) -> None:  # fmt: skip
     """One file, put in place at once: weights, best weights, the optimiser's moments, where we are."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in average.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state[parameter].items():
@@ -207,8 +224,9 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(
-    folder: Path, model: RecBLR, optimizer: torch.optim.Adam, config: TrainConfig, data: Sequences
-) -> tuple[Trained, dict[str, Tensor]]:
+    folder: Path, model: RecBLR, average: AveragedModel, optimizer: torch.optim.Adam,
+    config: TrainConfig, data: Sequences,
+) -> tuple[Trained, dict[str, Tensor]]:  # fmt: skip
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         raise InputError(f"nothing to resume: {path} does not exist; train without --resume")
@@ -227,6 +245,7 @@ def _load_checkpoint(
             f"{path} belongs to another configuration or log; resume with the same ones"
         )
     model.load_state_dict(parts.pop("model"))
+    average.load_state_dict(parts.pop("average"))
     best = parts.pop("best")
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {key: tensors[name] for key, tensors in parts.items()}

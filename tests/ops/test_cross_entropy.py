@@ -29,27 +29,37 @@ def some_pairs(targets: Tensor, v: int) -> Tensor:
     return chosen.nonzero()
 
 
-def truth(hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None = None) -> Tensor:
+def truth(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    seen: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:
     logits = hidden @ weight.t()
     if seen is not None:
         mask = torch.zeros(logits.shape, dtype=torch.bool)
         for row, item in seen.tolist():
             mask[row, item] = True
         logits = logits.masked_fill(mask, -torch.inf)
-    return functional.cross_entropy(logits, targets)
+    return functional.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize(
+    ("masked", "smoothing"),
+    [(False, 0.0), (False, 0.1), (True, 0.0)],
+    ids=["all", "smooth", "masked"],
+)
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 21])
 @pytest.mark.parametrize(("m", "v"), SHAPES)
 def test_values_and_gradients_are_torchs(
-    monkeypatch: pytest.MonkeyPatch, m: int, v: int, chunk: int, masked: bool
+    monkeypatch: pytest.MonkeyPatch, m: int, v: int, chunk: int, masked: bool, smoothing: float
 ) -> None:
     monkeypatch.setattr(module, "_CHUNK", chunk)
     hidden, weight, targets = example(m, v)
     seen = some_pairs(targets, v) if masked else None
-    ours = cross_entropy(hidden, weight, targets, seen)
-    theirs = truth(hidden, weight, targets, seen)
+    ours = cross_entropy(hidden, weight, targets, seen, smoothing)
+    theirs = truth(hidden, weight, targets, seen, smoothing)
     assert ours.shape == ()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 

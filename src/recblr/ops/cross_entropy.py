@@ -14,7 +14,11 @@ _CHUNK = 1 << 21  # logits at once: 8 MB of float32, so that a chunk stays in th
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    seen: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Mean of -log softmax(hidden · weightᵀ)[target], equation (2) of arXiv 2406.12580.
 
@@ -24,18 +28,23 @@ def cross_entropy(
         targets: (M,) item indices.
         seen: (P, 2) pairs of a row of ``hidden``, rising, and an item to be left out of that row's
             softmax; never the target of the row.
+        smoothing: this share of each target is spread evenly over the catalogue (label smoothing,
+            arXiv 1512.00567); not together with ``seen``.
 
     The products are formed in bfloat16 under ``torch.autocast``, the sums in float32.
     """
-    loss: Tensor = _CrossEntropy.apply(hidden, weight, targets, seen)  # type: ignore[no-untyped-call]
+    loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, seen, smoothing
+    )
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None
-    ) -> Tensor:
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None,
+        smoothing: float,
+    ) -> Tensor:  # fmt: skip
         rows = max(1, _CHUNK // len(weight))
         device = hidden.device.type
         narrow = torch.is_autocast_enabled(device)
@@ -53,14 +62,21 @@ class _CrossEntropy(torch.autograd.Function):
                     ends = torch.tensor([begin, begin + len(h)], device=seen.device)
                     first, last = torch.searchsorted(seen[:, 0].contiguous(), ends).tolist()
                     logits[seen[first:last, 0] - begin, seen[first:last, 1]] = -torch.inf
-                # log p[target] from the greatest p, as p[target] itself can be too small a number.
-                below = logits.gather(1, target) - logits.amax(1, keepdim=True)
+                right, greatest = logits.gather(1, target), logits.amax(1, keepdim=True)
                 probabilities = torch.softmax(logits, 1, out=logits)
-                loss -= (probabilities.amax(1, keepdim=True).log() + below).sum()
-                probabilities.scatter_add_(1, target, -torch.ones_like(target, dtype=loss.dtype))
-                dlogits = probabilities.to(dtype)
+                # By way of the greatest probability, as that of the target can be too small a number.
+                log_sum_exp = greatest - probabilities.amax(1, keepdim=True).log()
+                loss += (log_sum_exp - (1 - smoothing) * right).sum()
+                share = torch.full_like(right, smoothing - 1)
+                dlogits = probabilities.scatter_add_(1, target, share).to(dtype)
                 dhidden[chunk] = dlogits @ items
                 dweight += dlogits.t() @ h
+            if smoothing:  # the even part of the targets, without another pass over the logits
+                even = smoothing / len(weight)
+                total, items_total = hidden.to(weight.dtype).sum(0), weight.sum(0)
+                loss -= even * (total @ items_total)
+                dhidden -= even * items_total
+                dweight -= even * total
         ctx.save_for_backward(dhidden, dweight)
         ctx.count, ctx.dtype = max(1, len(hidden)), hidden.dtype
         return loss / ctx.count
@@ -70,4 +86,4 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0] / ctx.count
-        return (dhidden * scale).to(ctx.dtype), dweight * scale, None, None
+        return (dhidden * scale).to(ctx.dtype), dweight * scale, None, None, None
