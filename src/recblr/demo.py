@@ -35,8 +35,8 @@ def run_demo(console: Console) -> dict[str, Any]:
         f"A simulated shop: {kept['users']:,} customers bought {kept['items']:,} things "
         f"{kept['interactions']:,} times. Their interests drift; one purchase leads to another."
     )
-    config = TrainConfig(epochs=12, batch_size=2048, max_length=100, lr=5e-3, warmup_steps=50)
-    recommender = Recommender("recblr", RecBLRConfig(dropout=0.1), config).fit(data)
+    config = TrainConfig(epochs=14, batch_size=1024, lr=6e-3, warmup_steps=50, weight_average=0.95)
+    recommender = Recommender("recblr", RecBLRConfig(dropout=0.2), config).fit(data)
     console.print(
         f"RecBLR trained for {recommender.trained.seconds:.0f} s. On each last purchase:\n"
     )
