@@ -6,8 +6,13 @@
 >>> rec.recommend(users=["u7"], k=10)  # doctest: +SKIP
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# torch's threads wait for one another by spinning. Where another program wants the cores too, a small
+# training step takes ten times as long for it. Read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from recblr.data import open_log
