@@ -417,7 +417,9 @@ def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bench_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"history": 1000, "median": 250.0, "p10": 200.0, "p90": 300.0}]
     monkeypatch.setattr("recblr.bench.time_steps", lambda: rows)
-    assert answer(run("bench", "step", "--json")) == rows
+    told = answer(run("bench", "step", "--json"))
+    assert told["steps"] == rows
+    assert told["date"]
     shown = run("bench", "step").out
     assert re.search(r"1,000 +250 +200 +300", shown)
 

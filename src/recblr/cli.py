@@ -210,11 +210,11 @@ def doctor(as_json: Json = False) -> None:
 @bench.command()
 def step(as_json: Json = False) -> None:
     """Time per event after 10, 1,000 and 100,000 events of history: flat, as the state is small."""
-    from recblr.bench import time_steps
+    from recblr.bench import provenance, time_steps
 
     rows = time_steps()
     if as_json:
-        _print_json(rows)
+        _print_json({**provenance("recblr bench step --json"), "threads": 1, "steps": rows})
         return
     table = Table("events before", "median µs", "fastest tenth µs", "slowest tenth µs", box=None)
     for row in rows:
