@@ -218,3 +218,21 @@ def test_dropout(p: float) -> None:
         assert ((share - p).abs() < 5 * math.sqrt(p * (1 - p) / count)).all()
     assert not torch.equal(dropped, ops.dropout(x, p, training=True) == 0)
     assert ops.dropout(x, p, training=False) is x
+
+
+@compiled
+def test_what_does_not_fit_is_refused_not_read() -> None:
+    """The kernels are C: a wrong shape would be read past its end."""
+    tensors = [t.float() for t in inputs([3, 2], 4)]
+    good, offsets = [*tensors[:5]], offsets_of([3, 2])
+    for number, wrong in (
+        (1, tensors[1][:-1]), (2, tensors[2].bfloat16()), (3, tensors[3][:, :2]), (4, tensors[4][:2]),
+    ):  # fmt: skip
+        bad = [wrong if place == number else tensor for place, tensor in enumerate(good)]
+        with pytest.raises(ValueError, match="a tensor must be"):
+            ops.bd_lru(*bad, offsets, tensors[5])
+    for bounds in ([0, 3, 6], [1, 3, 5], [0, 6, 5]):
+        with pytest.raises(ValueError, match="offsets must rise from 0 to 5"):
+            ops.bd_lru(*good, torch.tensor(bounds), tensors[5])
+    with pytest.raises(ValueError, match="a tensor must be"):
+        ops.conv_silu(tensors[0], torch.ones(3, 4), torch.ones(4), offsets, torch.zeros(2, 3, 4))

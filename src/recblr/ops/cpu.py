@@ -3,7 +3,7 @@
 import ctypes
 import importlib.machinery
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -71,13 +71,27 @@ def _call(name: str, dtype: torch.dtype, size: int, block: int, *arguments: obje
     threads = min(torch.get_num_threads(), max(1, size // block))
     step = -(-size // (threads * block)) * block
     ranges = [(first, min(first + step, size)) for first in range(0, size, step)]
-    run: Callable[[tuple[int, int]], None] = lambda ends: function(  # noqa: E731
-        *values, ctypes.c_int64(ends[0]), ctypes.c_int64(ends[1])
-    )
+
+    def run(ends: tuple[int, int]) -> None:
+        function(*values, ctypes.c_int64(ends[0]), ctypes.c_int64(ends[1]))
+
     if len(ranges) == 1:
         run(ranges[0])
     else:
         list(_pool(threads).map(run, ranges))
+
+
+def _expect(
+    offsets: Tensor, events: int, *wanted: tuple[Tensor, tuple[int, ...], torch.dtype]
+) -> None:
+    """The kernels trust what they are given and would read past the end of a wrong shape."""
+    for tensor, shape, dtype in (*wanted, (offsets, (len(offsets),), torch.int64)):
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            found = f"{tuple(tensor.shape)} {tensor.dtype}"
+            raise ValueError(f"a tensor must be {shape} {dtype}, found {found}")
+    bounds = offsets.numpy()
+    if bounds[0] != 0 or bounds[-1] != events or (bounds[1:] < bounds[:-1]).any():
+        raise ValueError(f"offsets must rise from 0 to {events}, found {bounds}")
 
 
 def bd_lru(
@@ -87,6 +101,11 @@ def bd_lru(
     x, r, i, z, decay, offsets, start = (
         t.contiguous() for t in (x, r, i, z, decay, offsets, start)
     )
+    rows, channels, float32 = tuple(x.shape), (x.shape[1],), torch.float32
+    _expect(
+        offsets, len(x), (r, rows, x.dtype), (i, rows, x.dtype), (z, rows, x.dtype),
+        (decay, channels, float32), (start, (len(offsets) - 1, *channels), float32),
+    )  # fmt: skip
     y, h, last = (
         torch.empty_like(x),
         torch.empty_like(x, dtype=torch.float32),
@@ -121,6 +140,11 @@ def bd_lru_backward(
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
     """Outputs (N, C)."""
     x, bias, offsets, before = (t.contiguous() for t in (x, bias, offsets, before))
+    channels, width = weight.shape
+    _expect(
+        offsets, len(x), (x, (len(x), channels), x.dtype), (weight, (channels, width), torch.float32),
+        (bias, (channels,), torch.float32), (before, (len(offsets) - 1, width - 1, channels), x.dtype),
+    )  # fmt: skip
     y = torch.empty_like(x)
     _call(
         "conv_silu_forward", x.dtype, x.shape[1], _BLOCK,
