@@ -13,6 +13,8 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/recblr demo
 
+# The tests' tensors are small: more threads would only wait for one another.
+test check: export OMP_NUM_THREADS ?= 1
 test: .venv/.installed
 	$(BIN)/pytest
 
