@@ -106,11 +106,7 @@ def rank_targets(
             # An item that is not in the catalogue has no score: it ranks behind everything.
             missing = batch.targets >= catalogue
             target = batch.targets.clamp(max=catalogue - 1).unsqueeze(1)
-            scores = scorer(batch).cpu()
-            if not torch.isfinite(scores).all():
-                raise DivergedError(
-                    "a score is not finite: the model has diverged; nothing is ranked"
-                )
+            scores = finite_scores(scorer, batch)
             found["unmasked"].append(_rank(scores, target, missing))
             lengths = targets[some] - begins[some]
             seen = items[ranges(begins[some], lengths)].astype(np.int64)
@@ -119,6 +115,14 @@ def rank_targets(
             found["masked"].append(_rank(scores, target, missing))
             advance(len(lengths))
     return {"users": users} | {name: np.concatenate(ranks) for name, ranks in found.items()}
+
+
+def finite_scores(scorer: Scorer, batch: PackedBatch) -> Tensor:
+    """Scores (B, V) on the CPU. DivergedError if one is not finite, as NaN would pass for rank 1."""
+    scores = scorer(batch).cpu()
+    if not torch.isfinite(scores).all():
+        raise DivergedError("a score is not finite: the model has diverged; nothing is ranked")
+    return scores
 
 
 def block_size(catalogue: int, max_length: int) -> int:

@@ -16,8 +16,8 @@ from recblr.config import build, near
 from recblr.data import open_log
 from recblr.data.batches import pack
 from recblr.data.sequences import Sequences
-from recblr.errors import DivergedError, InputError
-from recblr.evaluate import Evaluation, Part, block_size, evaluate
+from recblr.errors import InputError
+from recblr.evaluate import Evaluation, Part, block_size, evaluate, finite_scores
 from recblr.folders import check_absent
 from recblr.models import MODELS
 from recblr.models.recblr import RecBLR, RecBLRConfig
@@ -234,10 +234,8 @@ class Recommender:
         latest = [items[-self.training.max_length :] for items in histories]
         stops = np.cumsum([len(items) for items in latest])
         starts = np.concatenate([[0], stops[:-1]])
-        scores = self.network.score(pack(np.concatenate(latest), starts, stops, "none")).cpu()
-        if not torch.isfinite(scores).all():
-            raise DivergedError("a score is not finite: the model has diverged; nothing is ranked")
-        return scores
+        batch = pack(np.concatenate(latest), starts, stops, "none")
+        return finite_scores(self.network.score, batch)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("data", "network", "trained"):
