@@ -2,18 +2,80 @@
 
 Axes: N events of all sequences laid end to end, B sequences, C channels, W width of the convolution.
 ``offsets`` (B + 1,) int64 rises from 0 to N; sequence b has the rows offsets[b] .. offsets[b+1]-1.
-The choice of implementation is :func:`cpu.supports`: the fused kernels where they can take the
-tensors, else :mod:`recblr.ops.reference`, which takes any.
+Every form takes the state before each sequence and gives the one after it, so that a sequence may be
+processed in pieces.
+
+Which form computes the recurrence is the choice of :func:`implementation`; by itself it is ``auto``.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from recblr.ops import cpu, reference
 
-__all__ = ["bd_lru", "conv_silu", "dropout", "last_inputs"]
+__all__ = ["bd_lru", "conv_silu", "dropout", "implementation", "last_inputs", "linear_scan"]
+
+Implementation = Literal["auto", "serial", "tree"]
+_chosen: Implementation = "auto"
+
+
+@contextmanager
+def implementation(name: Implementation) -> Iterator[None]:
+    """Compute the recurrence inside the block by one of
+
+    - ``auto``: the fused kernels, :mod:`cpu` or :mod:`gpu`, for float32 and bfloat16; what they cannot
+      take is done as by ``serial``;
+    - ``serial``: one event after another, :mod:`reference`;
+    - ``tree``: the paper's two trees, :mod:`tree`.
+
+    The choice is made when an operator runs forward; its gradient follows.
+    """
+    global _chosen
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """The module of the fused kernels that can take ``x``, if one can."""
+    if x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and find_spec("triton"):
+        from recblr.ops import gpu
+
+        return gpu
+    return cpu if cpu.supports(x) else None
+
+
+def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """h_t = α_t ⊙ h_{t-1} + u_t within each sequence (arXiv 2406.12580, eq. 5 with u = β ⊙ x).
+
+    Args:
+        alpha, u: (N, C); alpha in [0, 1].
+        offsets: (B + 1,) where the sequences lie.
+        start: (B, C) state before the first event of each.
+
+    Returns:
+        h (N, C) and the last state of each sequence (B, C); a sequence of no event keeps its start.
+    """
+    if _chosen == "auto" and _kernels(u):
+        h: Tensor
+        last: Tensor
+        h, last = torch.ops.recblr.linear_scan(alpha, u, offsets, start)
+        return h, last
+    return _plain_scan()(alpha, u, offsets, start)
+
+
+def _plain_scan() -> reference.Scan:
+    from recblr.ops import tree
+
+    return tree.linear_scan if _chosen == "tree" else reference.linear_scan
 
 
 def bd_lru(
@@ -33,10 +95,10 @@ def bd_lru(
     Returns:
         y (N, C) and the last state of each sequence (B, C); a sequence of no event keeps its start.
     """
-    if not cpu.supports(x):
-        return reference.bd_lru(x, r, i, z, decay, offsets, start)
-    y, _, last = torch.ops.recblr.bd_lru(x, r, i, z, decay, offsets, start)
-    return y, last
+    if _chosen == "auto" and _kernels(x):
+        y, _, last = torch.ops.recblr.bd_lru(x, r, i, z, decay, offsets, start)
+        return y, last
+    return reference.bd_lru(x, r, i, z, decay, offsets, start, _plain_scan())
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
@@ -45,7 +107,7 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: 
     ``weight`` is (C, W); ``before`` (B, W-1, C) holds the inputs that precede each sequence, oldest
     first.
     """
-    if not cpu.supports(x):
+    if not _kernels(x):
         return reference.conv_silu(x, weight, bias, offsets, before)
     y: Tensor = torch.ops.recblr.conv_silu(x, weight, bias, offsets, before.to(x.dtype))
     return y
@@ -75,32 +137,78 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return y
 
 
-@torch.library.custom_op("recblr::bd_lru", mutates_args=(), device_types="cpu")
+def _fused(x: Tensor) -> ModuleType:
+    kernels = _kernels(x)
+    assert kernels is not None, "no fused kernels for this tensor"
+    return kernels
+
+
+@torch.library.custom_op("recblr::linear_scan", mutates_args=())
+def _linear_scan(
+    alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _fused(u).linear_scan(alpha, u, offsets, start)
+
+
+@_linear_scan.register_fake
+def _(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(u), torch.empty_like(start)
+
+
+@torch.library.custom_op("recblr::linear_scan_backward", mutates_args=())
+def _linear_scan_backward(
+    alpha: Tensor, offsets: Tensor, start: Tensor, h: Tensor, dh: Tensor, dlast: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fused(h).linear_scan_backward(alpha, offsets, start, h, dh, dlast)
+
+
+@_linear_scan_backward.register_fake
+def _(
+    alpha: Tensor, offsets: Tensor, start: Tensor, h: Tensor, dh: Tensor, dlast: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(alpha), torch.empty_like(h), torch.empty_like(start)
+
+
+def _save_linear_scan(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    alpha, _, offsets, start = inputs
+    ctx.save_for_backward(alpha, offsets, start, output[0])
+
+
+def _differentiate_linear_scan(ctx: Any, dh: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+    dalpha, du, dstart = torch.ops.recblr.linear_scan_backward(*ctx.saved_tensors, dh, dlast)
+    return dalpha, du, None, dstart
+
+
+_linear_scan.register_autograd(_differentiate_linear_scan, setup_context=_save_linear_scan)
+
+
+@torch.library.custom_op("recblr::bd_lru", mutates_args=())
 def _bd_lru(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.bd_lru(x, r, i, z, decay, offsets, start)
+    return _fused(x).bd_lru(x, r, i, z, decay, offsets, start)
 
 
 @_bd_lru.register_fake
 def _(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x, dtype=torch.float32), torch.empty_like(start)
+    kept = _fused(x).kept_states(len(x), len(start))
+    return torch.empty_like(x), start.new_empty(kept, x.shape[1]), torch.empty_like(start)
 
 
-@torch.library.custom_op("recblr::bd_lru_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("recblr::bd_lru_backward", mutates_args=())
 def _bd_lru_backward(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
-    h: Tensor, dy: Tensor, dlast: Tensor,
+    states: Tensor, dy: Tensor, dlast: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return cpu.bd_lru_backward(x, r, i, z, decay, offsets, start, h, dy, dlast)
+    return _fused(x).bd_lru_backward(x, r, i, z, decay, offsets, start, states, dy, dlast)
 
 
 @_bd_lru_backward.register_fake
 def _(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
-    h: Tensor, dy: Tensor, dlast: Tensor,
+    states: Tensor, dy: Tensor, dlast: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dx, dr, di, dz = (torch.empty_like(x) for _ in range(4))
     return dx, dr, di, dz, torch.empty_like(decay), torch.empty_like(start)
@@ -114,9 +222,8 @@ def _save_bd_lru(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...
 def _differentiate_bd_lru(
     ctx: Any, dy: Tensor, _: Tensor, dlast: Tensor
 ) -> tuple[Tensor | None, ...]:
-    x, r, i, z, decay, offsets, start, h = ctx.saved_tensors
     dx, dr, di, dz, ddecay, dstart = torch.ops.recblr.bd_lru_backward(
-        x, r, i, z, decay, offsets, start, h, dy, dlast
+        *ctx.saved_tensors, dy, dlast
     )
     return dx, dr, di, dz, ddecay, None, dstart
 
@@ -124,9 +231,9 @@ def _differentiate_bd_lru(
 _bd_lru.register_autograd(_differentiate_bd_lru, setup_context=_save_bd_lru)
 
 
-@torch.library.custom_op("recblr::conv_silu", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("recblr::conv_silu", mutates_args=())
 def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
-    return cpu.conv_silu(x, weight, bias, offsets, before)
+    return _fused(x).conv_silu(x, weight, bias, offsets, before)
 
 
 @_conv_silu.register_fake
@@ -134,11 +241,11 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) 
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("recblr::conv_silu_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("recblr::conv_silu_backward", mutates_args=())
 def _conv_silu_backward(
     x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cpu.conv_silu_backward(x, weight, bias, offsets, before, dy)
+    return _fused(x).conv_silu_backward(x, weight, bias, offsets, before, dy)
 
 
 @_conv_silu_backward.register_fake
@@ -153,10 +260,7 @@ def _save_conv_silu(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Non
 
 
 def _differentiate_conv_silu(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, offsets, before = ctx.saved_tensors
-    dx, dweight, dbias, dbefore = torch.ops.recblr.conv_silu_backward(
-        x, weight, bias, offsets, before, dy
-    )
+    dx, dweight, dbias, dbefore = torch.ops.recblr.conv_silu_backward(*ctx.saved_tensors, dy)
     return dx, dweight, dbias, None, dbefore
 
 

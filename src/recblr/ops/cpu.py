@@ -94,6 +94,11 @@ def _expect(
         raise ValueError(f"offsets must rise from 0 to {events}, found {bounds}")
 
 
+def kept_states(events: int, sequences: int) -> int:
+    """How many states :func:`bd_lru` keeps for its gradient: all."""
+    return events
+
+
 def bd_lru(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,8 +4,13 @@ Any floating dtype, any device, gradients by autograd. Axes: N events of all seq
 end, B sequences, C channels, W width of the convolution.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Scan = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(alpha, u, offsets, start) -> (h, last), see :func:`linear_scan`."""
 
 
 def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,12 +39,13 @@ def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tup
 
 
 def bd_lru(
-    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
+    scan: Scan = linear_scan,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Equations (5)-(8), then the output gate of Algorithm 1, line 6. See :func:`recblr.ops.bd_lru`."""
     log_alpha = -decay * torch.sigmoid(r)
     beta = torch.sqrt(-torch.expm1(2 * log_alpha)) * torch.sigmoid(i)
-    h, last = linear_scan(torch.exp(log_alpha), beta * x, offsets, start)
+    h, last = scan(torch.exp(log_alpha), beta * x, offsets, start)
     return h * torch.nn.functional.silu(z), last
 
 
