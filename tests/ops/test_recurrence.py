@@ -1,6 +1,12 @@
-"""Every fast path against the float64 loop: values, all gradients, ragged lengths, carried state."""
+"""Every fast path against the float64 loop: values, all gradients, ragged lengths, carried state.
+
+One exam for the compiled kernels on a CPU, the Triton kernels in Triton's interpreter on a CPU (few and
+small cases: it takes about 0.1 ms an element), and the Triton kernels on a GPU.
+"""
 
 import math
+from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import pairwise
 
 import pytest
@@ -10,11 +16,42 @@ from torch import Tensor
 from recblr import ops
 from recblr.ops import cpu, reference
 
-LENGTHS = [[1], [2], [3], [63, 64, 65], [5, 0, 1, 17, 0], [200, 257, 3], [2275, 1], []]
+LENGTHS = [
+    [1], [2], [3], [63, 64, 65], [5, 0, 1, 17, 0], [200, 257, 3], [500], [2275, 1], []
+]  # fmt: skip
 CHANNELS = [1, 3, 64, 128, 257]
+SMALL = [([1], 65), ([9], 64), ([5, 0, 1, 17, 0], 3), ([63, 2], 1), ([], 3)]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
 
 compiled = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels on this machine")
+interpreted = pytest.mark.skipif(
+    torch.cuda.is_available() or find_spec("triton") is None,
+    reason="Triton's interpreter is for machines without a GPU that have Triton",
+)
+CPU = pytest.param("cpu", marks=compiled)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+CASES = [
+    pytest.param(device, lengths, channels, marks=marks, id=f"{device}-{lengths}-{channels}")
+    for device, marks in (("cpu", compiled), ("cuda", pytest.mark.gpu))
+    for lengths in LENGTHS
+    for channels in CHANNELS
+] + [
+    pytest.param("triton", lengths, channels, marks=interpreted, id=f"triton-{lengths}-{channels}")
+    for lengths, channels in SMALL
+]
+DEVICES = [CPU, CUDA, pytest.param("triton", marks=interpreted)]
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The device of the tensors. Fresh memory is NaN, so that what is not written is seen."""
+    if request.param == "triton":
+        from recblr.ops import gpu
+
+        monkeypatch.setattr(ops, "_kernels", lambda x: gpu)
+    torch.use_deterministic_algorithms(True)  # this is what fills torch.empty with NaN
+    yield "cuda" if request.param == "cuda" else "cpu"
+    torch.use_deterministic_algorithms(False)
 
 
 def offsets_of(lengths: list[int]) -> Tensor:
@@ -84,94 +121,156 @@ def test_reference_passes_gradcheck() -> None:
     )
 
 
-@compiled
+def parted(tensors: list[Tensor], dtype: torch.dtype, device: str, wide: int) -> list[Tensor]:
+    """Leaves on the device: the first ones in ``dtype``, the last ``wide`` in float32."""
+    narrow = len(tensors) - wide
+    return [
+        t.detach().to(device, dtype if number < narrow else torch.float32).requires_grad_()
+        for number, t in enumerate(tensors)
+    ]
+
+
+def compare(
+    slow: tuple[Tensor, ...], truth: list[Tensor], fast: tuple[Tensor, ...], ours: list[Tensor]
+) -> None:
+    """Outputs, then the gradients of all inputs for one random gradient of the outputs."""
+    dtype = fast[0].dtype
+    torch.manual_seed(0)
+    gradients = [torch.randn(t.shape).to(f.dtype) for t, f in zip(slow, fast, strict=True)]
+    for number, (t, f) in enumerate(zip(slow, fast, strict=True)):
+        assert difference(f.detach().cpu(), t.detach()) < TOLERANCE[dtype], f"output {number}"
+    for outputs in (slow, fast):  # an output of no event may hang on no input
+        some = [(t, g) for t, g in zip(outputs, gradients, strict=True) if t.requires_grad]
+        torch.autograd.backward([t for t, _ in some], [g.to(t) for t, g in some])
+    for number, (t, f) in enumerate(zip(truth, ours, strict=True)):
+        assert difference(gradient(f).cpu(), gradient(t)) < TOLERANCE[dtype], f"input {number}"
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_fused_recurrence(lengths: list[int], channels: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("device", "lengths", "channels"), CASES, indirect=["device"])
+def test_fused_recurrence(
+    device: str, lengths: list[int], channels: int, dtype: torch.dtype
+) -> None:
     truth = [t.requires_grad_() for t in inputs(lengths, channels, dtype)]
     offsets = offsets_of(lengths)
-    fast = [t.detach().to(dtype).requires_grad_() for t in truth[:4]]
-    fast += [t.detach().float().requires_grad_() for t in truth[4:]]
-    torch.manual_seed(0)
-    y, last = reference.bd_lru(*truth[:5], offsets, truth[5])
-    fast_y, fast_last = ops.bd_lru(*fast[:5], offsets, fast[5])
-    assert difference(fast_y, y) < TOLERANCE[dtype]
-    assert difference(fast_last, last) < TOLERANCE[dtype]
-
-    dy = torch.randn_like(y).to(dtype)
-    dlast = torch.randn_like(last).float()
-    torch.autograd.backward([y, last], [dy.double(), dlast.double()])
-    torch.autograd.backward([fast_y, fast_last], [dy, dlast])
-    for name, slow_input, fast_input in zip(
-        ["x", "r", "i", "z", "decay", "start"], truth, fast, strict=True
-    ):
-        assert difference(gradient(fast_input), gradient(slow_input)) < TOLERANCE[dtype], name
+    ours = parted(truth, dtype, device, 2)
+    slow = reference.bd_lru(*truth[:5], offsets, truth[5])
+    fast = ops.bd_lru(*ours[:5], offsets.to(device), ours[5])
+    compare(slow, truth, fast, ours)
 
 
-@compiled
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("device", "lengths", "channels"), CASES, indirect=["device"])
+def test_fused_scan(device: str, lengths: list[int], channels: int, dtype: torch.dtype) -> None:
+    u, alpha, *_, start = inputs(lengths, channels)
+    truth = [alpha.sigmoid().to(dtype).double(), u.to(dtype).double(), start]
+    truth[0][::5], truth[0][1::5] = 0, 1
+    truth = [t.requires_grad_() for t in truth]
+    offsets = offsets_of(lengths)
+    ours = parted(truth, dtype, device, 1)
+    slow = reference.linear_scan(truth[0], truth[1], offsets, truth[2])
+    fast = ops.linear_scan(ours[0], ours[1], offsets.to(device), ours[2])
+    compare(slow, truth, fast, ours)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
-@pytest.mark.parametrize("channels", [1, 3, 128, 257])
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize(("device", "lengths", "channels"), CASES, indirect=["device"])
 def test_fused_convolution(
-    lengths: list[int], channels: int, width: int, dtype: torch.dtype
+    device: str, lengths: list[int], channels: int, width: int, dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(width)
     offsets = offsets_of(lengths)
-    shapes = [(sum(lengths), channels), (channels, width), (channels,)]
-    shapes.append((len(lengths), width - 1, channels))
+    shapes = [(sum(lengths), channels), (len(lengths), width - 1, channels)]
+    shapes += [(channels, width), (channels,)]
     truth = [
         torch.randn(shape, generator=generator).to(dtype).double().requires_grad_()
         for shape in shapes
     ]
-    x, weight, bias, before = (t.detach().float().requires_grad_() for t in truth)
-    y = reference.conv_silu(*truth[:3], offsets, truth[3])
-    fast_y = ops.conv_silu(x.to(dtype), weight, bias, offsets, before)
-    assert fast_y.dtype == dtype
-    assert difference(fast_y, y) < TOLERANCE[dtype]
-    torch.manual_seed(0)
-    dy = torch.randn_like(y).to(dtype)
-    y.backward(dy.double())
-    fast_y.backward(dy)
-    for slow_input, fast_input in zip(truth, (x, weight, bias, before), strict=True):
-        assert difference(gradient(fast_input), gradient(slow_input)) < TOLERANCE[dtype]
+    ours = parted(truth, dtype, device, 2)
+    slow = reference.conv_silu(truth[0], truth[2], truth[3], offsets, truth[1])
+    fast = ops.conv_silu(ours[0], ours[2], ours[3], offsets.to(device), ours[1])
+    assert fast.dtype == dtype
+    compare((slow,), truth, (fast,), ours)
 
 
-@compiled
-@pytest.mark.parametrize("cut", [0, 1, 2, 3, 4, 40, 70])
-def test_a_history_in_pieces(cut: int) -> None:
+@interpreted
+@pytest.mark.parametrize("lengths", [[35], [0, 8, 41, 0, 1], [64]], ids=str)
+def test_few_long_sequences_are_split_over_time(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recblr.ops import gpu
+
+    monkeypatch.setattr(ops, "_kernels", lambda x: gpu)
+    monkeypatch.setattr(gpu, "_SEGMENT", 8)
+    monkeypatch.setattr(gpu, "_few_and_long", lambda events, sequences: True)
+    truth = [t.requires_grad_() for t in inputs(lengths, 2)]
+    offsets = offsets_of(lengths)
+    ours = parted(truth, torch.float32, "cpu", 2)
+    slow = reference.bd_lru(*truth[:5], offsets, truth[5])
+    compare(slow, truth, ops.bd_lru(*ours[:5], offsets, ours[5]), ours)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [[100_000], [60_001, 3, 0, 30_000], [257] * 600], ids=str)
+def test_long_and_many_sequences_on_a_gpu(lengths: list[int]) -> None:
+    truth = [t.cuda().requires_grad_() for t in inputs(lengths, 128)]
+    offsets = offsets_of(lengths).cuda()
+    ours = parted(truth, torch.float32, "cuda", 2)
+
+    def outputs_and_gradients(scan: str, tensors: list[Tensor]) -> list[Tensor]:
+        with ops.implementation(scan):  # the tree in float64 is the truth: the loop takes minutes
+            y, last = ops.bd_lru(*tensors[:5], offsets, tensors[5])
+        return [y, last, *torch.autograd.grad(y.sum() + last.sum(), tensors)]
+
+    fast = outputs_and_gradients("auto", ours)
+    for f, t in zip(fast, outputs_and_gradients("tree", truth), strict=True):
+        assert difference(f.detach(), t.detach()) < TOLERANCE[torch.float32]
+    for one, other in zip(fast, outputs_and_gradients("auto", ours), strict=True):
+        assert torch.equal(one, other), "two runs must agree to the bit"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 4, 17])
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_a_history_in_pieces(device: str, cut: int) -> None:
     """State and last inputs carried over a cut give what one pass gives."""
-    x, r, i, z, decay, start = (t.float() for t in inputs([70], 5))
-    weight, bias, before = torch.randn(5, 4), torch.randn(5), torch.randn(1, 3, 5)
+    x, r, i, z, decay, start = (t.float().to(device) for t in inputs([25], 5))
+    weight, bias, before = (torch.randn(s, device=device) for s in [(5, 4), (5,), (1, 3, 5)])
 
     def run(piece: slice, start: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = x[piece]
-        offsets = torch.tensor([0, len(rows)])
+        offsets = torch.tensor([0, len(rows)], device=device)
         convolved = ops.conv_silu(rows, weight, bias, offsets, before)
         y, last = ops.bd_lru(convolved, r[piece], i[piece], z[piece], decay, offsets, start)
         return y, last, ops.last_inputs(rows, offsets, before)
 
-    whole = run(slice(0, 70), start, before)
+    whole = run(slice(0, 25), start, before)
     head, middle, kept = run(slice(0, cut), start, before)
-    tail, last, kept = run(slice(cut, 70), middle, kept)
+    tail, last, kept = run(slice(cut, 25), middle, kept)
     for ours, truth in zip((torch.cat([head, tail]), last, kept), whole, strict=True):
         torch.testing.assert_close(ours, truth, rtol=0, atol=1e-6)
 
 
-@compiled
 @pytest.mark.parametrize("logit", [-200.0, -30.0, 0.0, 30.0, 200.0])
 @pytest.mark.parametrize("decay", [1e-7, 1e-3, 1.0, 50.0])
-def test_gradients_stay_finite_where_alpha_is_0_or_1(logit: float, decay: float) -> None:
-    x = torch.ones(4, 1, requires_grad=True)
-    gates = [torch.full((4, 1), logit, requires_grad=True) for _ in range(3)]
-    rate = torch.tensor([decay], requires_grad=True)
-    y, _ = ops.bd_lru(x, *gates, rate, torch.tensor([0, 4]), torch.ones(1, 1))
-    y.sum().backward()
-    assert y.isfinite().all()
-    for tensor in (x, *gates, rate):
-        assert tensor.grad is not None
-        assert tensor.grad.isfinite().all()
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # of NumPy, in the interpreter
+def test_gradients_are_right_where_alpha_is_0_or_1(device: str, logit: float, decay: float) -> None:
+    truth = [torch.ones(4, 1, dtype=torch.float64), *(torch.full((4, 1), logit).double(),) * 3]
+    truth += [torch.tensor([decay]).double(), torch.ones(1, 1, dtype=torch.float64)]
+    truth = [t.clone().requires_grad_() for t in truth]
+    offsets = torch.tensor([0, 4])
+    ours = parted(truth, torch.float32, device, 2)
+    slow = reference.bd_lru(*truth[:5], offsets, truth[5])
+    fast = ops.bd_lru(*ours[:5], offsets.to(device), ours[5])
+    for t, f in zip(slow, fast, strict=True):
+        assert difference(f.detach().cpu(), t.detach()) < TOLERANCE[torch.float32]
+    torch.autograd.backward(fast, [torch.ones_like(t) for t in fast])
+    torch.autograd.backward(slow, [torch.ones_like(t) for t in slow])
+    for t, f in zip(truth, ours, strict=True):
+        assert gradient(f).isfinite().all()
+        if gradient(t).isfinite().all():  # the plain form's is not, where 1 - α² is 0
+            assert difference(gradient(f).cpu(), gradient(t)) < TOLERANCE[torch.float32]
 
 
 @compiled
@@ -179,9 +278,29 @@ def test_the_operators_keep_the_rules_of_torch() -> None:
     x, r, i, z, decay, start = (t.float().requires_grad_() for t in inputs([3, 2], 4))
     offsets = offsets_of([3, 2])
     torch.library.opcheck(torch.ops.recblr.bd_lru, (x, r, i, z, decay, offsets, start))
+    alpha = r.sigmoid().detach().requires_grad_()
+    torch.library.opcheck(torch.ops.recblr.linear_scan, (alpha, x, offsets, start))
     weight, bias, before = (torch.randn(s, requires_grad=True) for s in [(4, 4), (4,), (2, 3, 4)])
     torch.library.opcheck(torch.ops.recblr.conv_silu, (x, weight, bias, offsets, before))
     torch.library.opcheck(torch.ops.recblr.dropout, (x, 5, 0.8))
+
+
+def test_implementations_agree_and_the_choice_ends_with_its_block() -> None:
+    lengths = [5, 0, 9, 1]
+    offsets = offsets_of(lengths)
+    results = {}
+    for name in ("auto", "serial", "tree"):
+        tensors = [t.float().requires_grad_() for t in inputs(lengths, 3)]
+        with ops.implementation(name):
+            y, last = ops.bd_lru(*tensors[:5], offsets, tensors[5])
+        torch.autograd.backward([y, last], [torch.ones_like(y), torch.ones_like(last)])
+        nodes = {type(y.grad_fn).__name__, type(last.grad_fn).__name__}
+        results[name] = [y, last, *(gradient(t) for t in tensors)], nodes
+    for name in ("serial", "tree"):
+        for ours, truth in zip(results[name][0], results["auto"][0], strict=True):
+            assert difference(ours.detach(), truth.detach().double()) < TOLERANCE[torch.float32]
+    if cpu.available():
+        assert results["auto"][1] != results["serial"][1], "auto must be the fused operator"
 
 
 @compiled

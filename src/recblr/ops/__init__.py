@@ -144,9 +144,7 @@ def _fused(x: Tensor) -> ModuleType:
 
 
 @torch.library.custom_op("recblr::linear_scan", mutates_args=())
-def _linear_scan(
-    alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor
-) -> tuple[Tensor, Tensor]:
+def _linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     return _fused(u).linear_scan(alpha, u, offsets, start)
 
 
@@ -222,9 +220,7 @@ def _save_bd_lru(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...
 def _differentiate_bd_lru(
     ctx: Any, dy: Tensor, _: Tensor, dlast: Tensor
 ) -> tuple[Tensor | None, ...]:
-    dx, dr, di, dz, ddecay, dstart = torch.ops.recblr.bd_lru_backward(
-        *ctx.saved_tensors, dy, dlast
-    )
+    dx, dr, di, dz, ddecay, dstart = torch.ops.recblr.bd_lru_backward(*ctx.saved_tensors, dy, dlast)
     return dx, dr, di, dz, ddecay, None, dstart
 
 

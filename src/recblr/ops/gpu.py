@@ -10,15 +10,15 @@ from torch import Tensor
 
 from recblr.ops import triton_kernels as kernels
 
-_ROWS = 16  # events of a tile
-_CHANNELS = 32  # at most, of a program; one warp each, so that a GPU holds thousands of them
-_CONV_ROWS = 32
+_ROWS = 8  # events of a sequence whose loads are under way together
+_CHANNELS = 64  # at most, of a program: two to a lane
+_CONV_ROWS = 32  # rows of a tile of the convolution
 _FEW = 256  # sequences; with fewer than this and long ones, the GPU would stand idle
 _SEGMENT = 256  # events of a segment of a long sequence
 
 
 def kept_states(events: int, sequences: int) -> int:
-    """How many states :func:`bd_lru` keeps for its gradient: one a tile."""
+    """How many states :func:`bd_lru` keeps for its gradient: one every few events."""
     if _few_and_long(events, sequences):
         sequences = _segment_count(events, sequences)
     return events // _ROWS + sequences
@@ -159,7 +159,7 @@ def _sweep(kernel: Any, x: Tensor, width: int, *arguments: Any) -> None:
     block = _block(channels)
     with torch.cuda.device_of(x):
         kernel[(-(-events // _CONV_ROWS), -(-channels // block))](
-            *arguments, events, channels, W=width, ROWS=_CONV_ROWS, CHANNELS=block, num_warps=2
+            *arguments, events, channels, W=width, ROWS=_CONV_ROWS, CHANNELS=block, num_warps=4
         )
 
 

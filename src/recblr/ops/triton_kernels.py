@@ -1,67 +1,62 @@
 """The recurrence on a GPU: gates, scan and output gate in one pass over memory, in Triton.
 
 Launched by gpu.py. Rows are the events of all sequences laid end to end, (N, C) row-major. A program
-of the recurrence marches along one sequence for one block of channels, a tile of ROWS events at a
-time; inside a tile the scan is ``tl.associative_scan``, between tiles the state goes on in
-registers. With thousands of sequences that fills a GPU; for few long ones gpu.py cuts them into
-segments first. The arithmetic is float32, whatever the tensors are. No atomics: sums over programs are
-written apart and added in a fixed order, so that two runs agree to the bit.
+of the recurrence marches along one sequence for one block of channels, so that the scan is the plain
+loop of equation (5) in registers; the loads of the next ROWS events are under way together. With
+thousands of sequences that fills a GPU; gpu.py cuts few long ones into segments first. The arithmetic
+is float32, whatever the tensors are. No atomics: sums over programs are written apart and added in a
+fixed order, so that two runs agree to the bit.
 
-Rows of a tile past the end of the sequence read α = 1 and add nothing, so they hand the state on.
+Rows past the end of the sequence read α = 1 and add nothing, so they hand the state on.
 """
+
+import os
 
 import triton
 import triton.language as tl
 
+if os.environ.get("TRITON_INTERPRET") == "1":
 
-@triton.jit
-def _then(a1, u1, a2, u2):
-    """h → a1 h + u1, then h → a2 h + u2: the operator • of equation (11)."""
-    return a1 * a2, a2 * u1 + u2
+    @triton.jit
+    def _exp2(x):
+        return tl.exp2(x)
 
+else:
 
-@triton.jit
-def _then_before(a1, u1, b1, v1, a2, u2, b2, v2):
-    """The same, and in (b, v) what has happened before the last of the events."""
-    return a1 * a2, a2 * u1 + u2, a1 * b2, b2 * u1 + v2
-
-
-@triton.jit
-def _states_before(alpha, u, state, REVERSE: tl.constexpr):
-    """The state each row of a tile (ROWS, CHANNELS) starts from, ``state`` being that of the tile."""
-    one, zero = tl.full(alpha.shape, 1.0, tl.float32), tl.full(alpha.shape, 0.0, tl.float32)
-    _, _, b, v = tl.associative_scan((alpha, u, one, zero), 0, _then_before, reverse=REVERSE)
-    return b * state[None, :] + v
-
-
-@triton.jit
-def _row(tile, row, index):
-    """One row of a tile, (CHANNELS,)."""
-    return tl.sum(tl.where((row == index)[:, None], tile, 0.0), 0)
+    @triton.jit
+    def _exp2(x):
+        """2^x in one instruction; ``tl.exp2`` spends three more on results below 2^-126."""
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
 def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(tl.minimum(-x, 80.0)))
+    """1 / (1 + exp(-x)); the square of a reciprocal root costs less than a division."""
+    root = tl.rsqrt(1.0 + _exp2(-1.4426950408889634 * x))
+    return root * root
 
 
 @triton.jit
 def _expm1(x):
-    """exp(x) - 1 for x <= 0; exact near 0, where the difference would cancel."""
-    near = tl.maximum(x, -0.35)
-    p = 1.0 / 5040
-    p = p * near + 1.0 / 720
-    p = p * near + 1.0 / 120
-    p = p * near + 1.0 / 24
-    p = p * near + 1.0 / 6
-    p = p * near + 0.5
-    p = p * near * near + near
-    return tl.where(x > -0.35, p, tl.exp(tl.maximum(x, -87.0)) - 1.0)
+    """exp(x) - 1 for x <= 0; by its series near 0, where the difference would cancel."""
+    p = 1.0 / 720 * x + 1.0 / 120
+    p = p * x + 1.0 / 24
+    p = p * x + 1.0 / 6
+    p = p * x + 0.5
+    p = p * x * x + x
+    return tl.where(x > -0.25, p, _exp2(1.4426950408889634 * x) - 1.0)
 
 
 @triton.jit
-def _tile(pointer, at, inside):
-    return tl.load(pointer + at, inside, 0.0).to(tl.float32)
+def _gates(r, i, rate):
+    """log α, α - 1, β and both gates after their sigmoid; equations (6)-(8)."""
+    recurrence, input = _sigmoid(r.to(tl.float32)), _sigmoid(i.to(tl.float32))
+    log_alpha = -rate * recurrence
+    q = _expm1(log_alpha)
+    square = -q * (2.0 + q)  # 1 - α²
+    return log_alpha, q, square, recurrence, input
 
 
 @triton.jit
@@ -71,18 +66,19 @@ def linear_scan(
     """h_t = α_t h_{t-1} + u_t, equation (5)."""
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row = tl.arange(0, ROWS)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     channel = c < C
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     state = tl.load(start + b * C + c, channel, 0.0)
     for first in range(begin, end, ROWS):
-        inside = (first + row < end)[:, None] & channel[None, :]
-        at = (first + row)[:, None] * C + c[None, :]
-        a = tl.load(alpha + at, inside, 1.0).to(tl.float32)
-        total, value = tl.associative_scan((a, _tile(u, at, inside)), 0, _then)
-        states = total * state[None, :] + value
-        tl.store(h + at, states.to(h.dtype.element_ty), inside)
-        state = _row(states, row, ROWS - 1)
+        alphas, us = (), ()
+        for k in tl.static_range(ROWS):
+            at, inside = (first + k) * C + c, channel & (first + k < end)
+            alphas += (tl.load(alpha + at, inside, 1.0),)
+            us += (tl.load(u + at, inside, 0.0),)
+        for k in tl.static_range(ROWS):
+            state = alphas[k].to(tl.float32) * state + us[k].to(tl.float32)
+            at, inside = (first + k) * C + c, channel & (first + k < end)
+            tl.store(h + at, state.to(h.dtype.element_ty), inside)
     tl.store(last + b * C + c, state, channel)
 
 
@@ -94,37 +90,27 @@ def linear_scan_backward(
     """du_t = dh_t + α_{t+1} du_{t+1} from the last event to the first, dα_t = du_t h_{t-1}."""
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row = tl.arange(0, ROWS)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     channel = c < C
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     earliest = tl.load(start + b * C + c, channel, 0.0)
-    carry = tl.load(dlast + b * C + c, channel, 0.0)  # α du of the event after the tile
-    tiles = tl.cdiv(end - begin, ROWS)
-    for back in range(0, tiles):
-        t = begin + (tiles - 1 - back) * ROWS + row
-        inside = (t < end)[:, None] & channel[None, :]
-        at = t[:, None] * C + c[None, :]
-        a = tl.load(alpha + at, inside, 1.0).to(tl.float32)
-        gradient = _tile(dh, at, inside)
-        gradient += _states_before(a, a * gradient, carry, True)
-        before = tl.where(
-            (t == begin)[:, None],
-            earliest[None, :],
-            _tile(h, at - C, inside & (t > begin)[:, None]),
-        )
-        tl.store(du + at, gradient.to(du.dtype.element_ty), inside)
-        tl.store(dalpha + at, (gradient * before).to(dalpha.dtype.element_ty), inside)
-        carry = _row(a * gradient, row, 0)
+    carry = tl.load(dlast + b * C + c, channel, 0.0)  # α_{t+1} du_{t+1}
+    for back in range(0, end - begin, ROWS):
+        alphas, dhs, befores = (), (), ()
+        for k in tl.static_range(ROWS):
+            t = end - 1 - back - k
+            at, inside = t * C + c, channel & (t >= begin)
+            alphas += (tl.load(alpha + at, inside, 1.0),)
+            dhs += (tl.load(dh + at, inside, 0.0),)
+            befores += (tl.load(h + at - C, channel & (t > begin), 0.0),)
+        for k in tl.static_range(ROWS):
+            t = end - 1 - back - k
+            at, inside = t * C + c, channel & (t >= begin)
+            gradient = dhs[k].to(tl.float32) + carry
+            before = tl.where(t == begin, earliest, befores[k].to(tl.float32))
+            tl.store(du + at, gradient.to(du.dtype.element_ty), inside)
+            tl.store(dalpha + at, (gradient * before).to(dalpha.dtype.element_ty), inside)
+            carry = tl.where(t >= begin, alphas[k].to(tl.float32) * gradient, carry)
     tl.store(dstart + b * C + c, carry, channel)
-
-
-@triton.jit
-def _gates(r, i, rate, at, inside):
-    """Of a tile: log α, α - 1, β, and both gates after their sigmoid; equations (6)-(8)."""
-    recurrence, input = _sigmoid(_tile(r, at, inside)), _sigmoid(_tile(i, at, inside))
-    log_alpha = tl.where(inside, -rate[None, :] * recurrence, 0.0)
-    q = _expm1(log_alpha)
-    return log_alpha, q, tl.sqrt(-q * (2.0 + q)), recurrence, input
 
 
 @triton.jit
@@ -132,28 +118,31 @@ def bd_lru(
     x, r, i, z, decay, offsets, start, y, states, last, C,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Equations (5)-(8), then the output gate. ``states`` receives the state before each tile: those
-    of sequence b begin at row offsets[b] // ROWS + b, where no two sequences meet."""
+    """Equations (5)-(8), then the output gate. ``states`` receives the state before each ROWS events:
+    those of sequence b begin at row offsets[b] // ROWS + b, where no two sequences meet."""
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row = tl.arange(0, ROWS)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     channel = c < C
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     rate = tl.load(decay + c, channel, 0.0)
     state = tl.load(start + b * C + c, channel, 0.0)
     kept = states + (begin // ROWS + b) * C + c
     for first in range(begin, end, ROWS):
-        inside = (first + row < end)[:, None] & channel[None, :]
-        at = (first + row)[:, None] * C + c[None, :]
         tl.store(kept, state, channel)
         kept += C
-        _, q, beta, _, input = _gates(r, i, rate, at, inside)
-        u = beta * input * _tile(x, at, inside)
-        total, value = tl.associative_scan((1.0 + q, u), 0, _then)
-        h = total * state[None, :] + value
-        gate = _tile(z, at, inside)
-        tl.store(y + at, (h * gate * _sigmoid(gate)).to(y.dtype.element_ty), inside)
-        state = _row(h, row, ROWS - 1)
+        xs, rs, js, zs = (), (), (), ()
+        for k in tl.static_range(ROWS):
+            at, inside = (first + k) * C + c, channel & (first + k < end)
+            xs += (tl.load(x + at, inside, 0.0),)
+            rs += (tl.load(r + at, inside, 0.0),)
+            js += (tl.load(i + at, inside, 0.0),)
+            zs += (tl.load(z + at, inside, 0.0),)
+        for k in tl.static_range(ROWS):
+            at, inside = (first + k) * C + c, channel & (first + k < end)
+            _, q, square, _, input = _gates(rs[k], js[k], tl.where(first + k < end, rate, 0.0))
+            state += q * state + tl.sqrt(square) * input * xs[k].to(tl.float32)
+            gate = zs[k].to(tl.float32)
+            tl.store(y + at, (state * gate * _sigmoid(gate)).to(y.dtype.element_ty), inside)
     tl.store(last + b * C + c, state, channel)
 
 
@@ -162,47 +151,58 @@ def bd_lru_backward(
     x, r, i, z, decay, offsets, states, dy, dlast, dx, dr, di, dz, slopes, dstart, C,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the above, from the last tile to the first; gates and states are computed anew.
+    """Gradients of the above, from the last events to the first; gates and states are computed anew.
 
     ``slopes`` (B, C) receives the sum over events of d log(α) log(α), which stays bounded where the
     derivative of √(1 - α²) does not; divided by ``decay`` it is the gradient of ``decay``.
     """
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row = tl.arange(0, ROWS)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     channel = c < C
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     rate = tl.load(decay + c, channel, 0.0)
-    carry = tl.load(dlast + b * C + c, channel, 0.0)  # α dh of the event after the tile
+    carry = tl.load(dlast + b * C + c, channel, 0.0)  # α dh of the event after
     total = tl.zeros([CHANNELS], tl.float32)
-    tiles = tl.cdiv(end - begin, ROWS)
-    for back in range(0, tiles):
-        tile = tiles - 1 - back
-        t = begin + tile * ROWS + row
-        inside = (t < end)[:, None] & channel[None, :]
-        at = t[:, None] * C + c[None, :]
-        log_alpha, q, beta, recurrence, input = _gates(r, i, rate, at, inside)
-        alpha = 1.0 + q
-        value, gate, out = _tile(x, at, inside), _tile(z, at, inside), _tile(dy, at, inside)
-        opened = _sigmoid(gate)
-        state = tl.load(states + (begin // ROWS + b + tile) * C + c, channel, 0.0)
-        before = _states_before(alpha, beta * input * value, state, False)
-        h = alpha * before + beta * input * value
-        dh = out * gate * opened
-        dh += _states_before(alpha, alpha * dh, carry, True)
-        carry = _row(alpha * dh, row, 0)
-        square = -q * (2.0 + q)
-        dbeta = dh * input * value
-        # The floor only meets square = 0, where it is 0 / 1.
-        steep = dbeta * alpha / tl.sqrt(tl.where(square > 1e-37, square, 1.0))
-        slope = log_alpha * alpha * (dh * before - steep)
-        total += tl.sum(slope, 0)
-        through = dh * beta * input
-        slant = opened * (1.0 + gate * (1.0 - opened))
-        tl.store(dz + at, (out * h * slant).to(dz.dtype.element_ty), inside)
-        tl.store(dx + at, through.to(dx.dtype.element_ty), inside)
-        tl.store(di + at, (through * value * (1.0 - input)).to(di.dtype.element_ty), inside)
-        tl.store(dr + at, (slope * (1.0 - recurrence)).to(dr.dtype.element_ty), inside)
+    groups = tl.cdiv(end - begin, ROWS)
+    for back in range(0, groups):
+        group = groups - 1 - back
+        first = begin + group * ROWS
+        xs, rs, js, zs, dys, befores = (), (), (), (), (), ()
+        for k in tl.static_range(ROWS):
+            at, inside = (first + k) * C + c, channel & (first + k < end)
+            xs += (tl.load(x + at, inside, 0.0),)
+            rs += (tl.load(r + at, inside, 0.0),)
+            js += (tl.load(i + at, inside, 0.0),)
+            zs += (tl.load(z + at, inside, 0.0),)
+            dys += (tl.load(dy + at, inside, 0.0),)
+        state = tl.load(states + (begin // ROWS + b + group) * C + c, channel, 0.0)
+        for k in tl.static_range(ROWS):
+            befores += (state,)
+            _, q, square, _, input = _gates(rs[k], js[k], tl.where(first + k < end, rate, 0.0))
+            state += q * state + tl.sqrt(square) * input * xs[k].to(tl.float32)
+        for k in tl.static_range(ROWS - 1, -1, -1):
+            at, inside = (first + k) * C + c, channel & (first + k < end)
+            log_alpha, q, square, recurrence, input = _gates(
+                rs[k], js[k], tl.where(first + k < end, rate, 0.0)
+            )
+            alpha, beta = 1.0 + q, tl.sqrt(square)
+            value, gate, out = xs[k].to(tl.float32), zs[k].to(tl.float32), dys[k].to(tl.float32)
+            opened = _sigmoid(gate)
+            swish = gate * opened
+            dh = out * swish + carry
+            carry = alpha * dh
+            through = dh * input
+            # dβ dβ/dα α; the floor only meets square = 0, where the rest of the slope is 0.
+            steep = through * value * alpha * tl.rsqrt(tl.maximum(square, 1e-37))
+            slope = log_alpha * alpha * (dh * befores[k] - steep)
+            total += slope
+            through *= beta
+            h = alpha * befores[k] + beta * input * value
+            slant = opened + swish * (1.0 - opened)
+            tl.store(dz + at, (out * h * slant).to(dz.dtype.element_ty), inside)
+            tl.store(dx + at, through.to(dx.dtype.element_ty), inside)
+            tl.store(di + at, (through * value * (1.0 - input)).to(di.dtype.element_ty), inside)
+            tl.store(dr + at, (slope * (1.0 - recurrence)).to(dr.dtype.element_ty), inside)
     tl.store(slopes + b * C + c, total, channel)
     tl.store(dstart + b * C + c, carry, channel)
 
@@ -218,30 +218,34 @@ def bd_lru_summary(
     """
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row = tl.arange(0, ROWS)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     channel = c < C
+    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     rate = tl.load(decay + c, channel, 0.0)
     alpha = tl.full([CHANNELS], 1.0, tl.float32)
     state = tl.zeros([CHANNELS], tl.float32)
     for first in range(begin, end, ROWS):
-        inside = (first + row < end)[:, None] & channel[None, :]
-        at = (first + row)[:, None] * C + c[None, :]
-        _, q, beta, _, input = _gates(r, i, rate, at, inside)
-        value = _tile(first_input, at, inside)
-        if REVERSE:
-            gate = _tile(second_input, at, inside)
-            value = (1.0 + q) * value * gate * _sigmoid(gate)
-            product, sum = tl.associative_scan((1.0 + q, value), 0, _then, reverse=True)
-            product, sum = _row(product, row, 0), _row(sum, row, 0)
-            state += alpha * sum  # the tile comes before what is summed so far
-        else:
-            product, sum = tl.associative_scan((1.0 + q, beta * input * value), 0, _then)
-            product, sum = _row(product, row, ROWS - 1), _row(sum, row, ROWS - 1)
-            state = product * state + sum
-        alpha *= product
+        for k in tl.static_range(ROWS):
+            at, inside = (first + k) * C + c, channel & (first + k < end)
+            _, q, square, _, input = _gates(
+                tl.load(r + at, inside, 0.0),
+                tl.load(i + at, inside, 0.0),
+                tl.where(first + k < end, rate, 0.0),
+            )
+            value = tl.load(first_input + at, inside, 0.0).to(tl.float32)
+            if REVERSE:
+                gate = tl.load(second_input + at, inside, 0.0).to(tl.float32)
+                alpha += q * alpha  # with its own α, as what it adds passes through it
+                state += alpha * value * gate * _sigmoid(gate)
+            else:
+                alpha += q * alpha
+                state += q * state + tl.sqrt(square) * input * value
     tl.store(alphas + b * C + c, alpha, channel)
     tl.store(sums + b * C + c, state, channel)
+
+
+@triton.jit
+def _tile(pointer, at, inside):
+    return tl.load(pointer + at, inside, 0.0).to(tl.float32)
 
 
 @triton.jit
