@@ -119,11 +119,10 @@ def conv_silu_backward(
     )  # fmt: skip
     dx, dbefore = torch.empty_like(x), torch.empty_like(before)
     _sweep(kernels.conv_silu_backward_inputs, x, width, weight, offsets, owners, dsum, dx)
-    block = _block(channels)
-    with torch.cuda.device_of(x):
-        kernels.conv_silu_backward_before[(len(before), -(-channels // block))](
-            weight, offsets, dsum, dbefore, channels, W=width, CHANNELS=block, num_warps=1
-        )
+    _launch(
+        kernels.conv_silu_backward_before, len(before), x,
+        weight, offsets, dsum, dbefore, channels, W=width, num_warps=1,
+    )  # fmt: skip
     return dx, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dbefore
 
 
@@ -138,29 +137,25 @@ def _expect(shape: tuple[int, ...], *tensors: Tensor) -> None:
             raise ValueError(f"a tensor must be {tuple(shape)}, found {tuple(tensor.shape)}")
 
 
-def _block(channels: int) -> int:
-    """Channels of a program: a power of two."""
-    return min(_CHANNELS, 1 << (channels - 1).bit_length())
+def _launch(kernel: Any, programs: int, x: Tensor, *arguments: Any, **constants: Any) -> None:
+    """So many programs for each block of the channels of ``x``, on its device."""
+    channels = x.shape[1]
+    block = min(_CHANNELS, 1 << (channels - 1).bit_length())
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        kernel[(programs, -(-channels // block))](*arguments, **constants, CHANNELS=block)
 
 
 def _march(kernel: Any, x: Tensor, offsets: Tensor, *arguments: Any, **constants: Any) -> None:
-    """One program for each sequence and block of the channels of ``x``."""
-    channels = x.shape[1]
-    block = _block(channels)
-    with torch.cuda.device_of(x):
-        kernel[(len(offsets) - 1, -(-channels // block))](
-            *arguments, channels, **constants, ROWS=_ROWS, CHANNELS=block, num_warps=1
-        )
+    """A program for each sequence."""
+    sequences, channels = len(offsets) - 1, x.shape[1]
+    _launch(kernel, sequences, x, *arguments, channels, **constants, ROWS=_ROWS, num_warps=1)
 
 
 def _sweep(kernel: Any, x: Tensor, width: int, *arguments: Any) -> None:
-    """One program for each tile of rows and block of the channels of ``x``."""
+    """A program for each tile of rows, whose ever they are."""
     events, channels = x.shape
-    block = _block(channels)
-    with torch.cuda.device_of(x):
-        kernel[(-(-events // _CONV_ROWS), -(-channels // block))](
-            *arguments, events, channels, W=width, ROWS=_CONV_ROWS, CHANNELS=block, num_warps=4
-        )
+    tiles = -(-events // _CONV_ROWS)
+    _launch(kernel, tiles, x, *arguments, events, channels, W=width, ROWS=_CONV_ROWS, num_warps=4)
 
 
 def _owners(offsets: Tensor, events: int) -> Tensor:
