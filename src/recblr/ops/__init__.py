@@ -17,12 +17,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from recblr.ops import cpu, reference
+from recblr.ops import cpu, reference, tree
 
 __all__ = ["bd_lru", "conv_silu", "dropout", "implementation", "last_inputs", "linear_scan"]
 
 Implementation = Literal["auto", "serial", "tree"]
 _chosen: Implementation = "auto"
+_TRITON = find_spec("triton") is not None
 
 
 @contextmanager
@@ -30,7 +31,8 @@ def implementation(name: Implementation) -> Iterator[None]:
     """Compute the recurrence inside the block by one of
 
     - ``auto``: the fused kernels, :mod:`cpu` or :mod:`gpu`, for float32 and bfloat16; what they cannot
-      take is done as by ``serial``;
+      take is done as by ``tree``, or as by ``serial`` where lengths differ so much that padding
+      would make it large;
     - ``serial``: one event after another, :mod:`reference`;
     - ``tree``: the paper's two trees, :mod:`tree`.
 
@@ -46,7 +48,7 @@ def implementation(name: Implementation) -> Iterator[None]:
 
 def _kernels(x: Tensor) -> ModuleType | None:
     """The module of the fused kernels that can take ``x``, if one can."""
-    if x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and find_spec("triton"):
+    if x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and _TRITON:
         from recblr.ops import gpu
 
         return gpu
@@ -69,12 +71,14 @@ def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tup
         last: Tensor
         h, last = torch.ops.recblr.linear_scan(alpha, u, offsets, start)
         return h, last
-    return _plain_scan()(alpha, u, offsets, start)
+    return _plain_scan(offsets)(alpha, u, offsets, start)
 
 
-def _plain_scan() -> reference.Scan:
-    from recblr.ops import tree
-
+def _plain_scan(offsets: Tensor) -> reference.Scan:
+    if _chosen == "auto":
+        sequences, longest = len(offsets) - 1, int(offsets.diff().amax()) if len(offsets) > 1 else 0
+        small = sequences * longest <= 4 * int(offsets[-1])
+        return tree.linear_scan if small else reference.linear_scan
     return tree.linear_scan if _chosen == "tree" else reference.linear_scan
 
 
@@ -98,7 +102,7 @@ def bd_lru(
     if _chosen == "auto" and _kernels(x):
         y, _, last = torch.ops.recblr.bd_lru(x, r, i, z, decay, offsets, start)
         return y, last
-    return reference.bd_lru(x, r, i, z, decay, offsets, start, _plain_scan())
+    return reference.bd_lru(x, r, i, z, decay, offsets, start, _plain_scan(offsets))
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
