@@ -1,8 +1,11 @@
-# make demo | test | check. Everything is installed into .venv; set PYTHON to choose an interpreter.
+# make demo | test | test-gpu | check | bench. Everything is installed into .venv; set PYTHON to choose an
+# interpreter, and DEVICE=cuda to measure a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
+DEVICE ?= cpu
+MEASURED := benchmarks/results
 
-.PHONY: demo test check
+.PHONY: demo test test-gpu check bench
 .venv/.installed: pyproject.toml constraints.txt src/recblr/ops/kernels.c src/recblr/ops/kernels.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "recblr needs Python 3.11 or newer; run make PYTHON=python3.11"; exit 1; }
@@ -14,12 +17,23 @@ demo: .venv/.installed
 	$(BIN)/recblr demo
 
 # The tests' tensors are small: more threads would only wait for one another.
-test check: export OMP_NUM_THREADS ?= 1
+test test-gpu check: export OMP_NUM_THREADS ?= 1
 test: .venv/.installed
 	$(BIN)/pytest
+
+test-gpu: .venv/.installed
+	$(BIN)/pytest -m gpu -rs
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# A result is replaced only by a whole one.
+bench: .venv/.installed
+	for name in ops step length train; do \
+		$(BIN)/recblr bench $$name --device $(DEVICE) --json > $(MEASURED)/new && \
+		mv $(MEASURED)/new $(MEASURED)/$$name-$(DEVICE).json || exit 1; \
+	done
+	$(BIN)/python benchmarks/tables.py

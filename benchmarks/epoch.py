@@ -1,10 +1,10 @@
-"""One training epoch: packed and fused, against its plain padded twin and against prefix samples.
+"""One training epoch on a CPU: packed and fused, against its plain padded twin.
 
     python benchmarks/epoch.py ml-1m
 
-All three are timed in turn in one run, on the same weights and, for the twin, on the same targets; the
-twin must give the same loss before anything is timed. Prefix samples and the twin are timed on
-random batches of an epoch and scaled to all of it by their number of targets.
+Both are timed in turn in one run, on the same weights and targets, on random batches of an epoch, and
+scaled to all of it by their number of targets; the twin must give the same loss before anything is
+timed. For the epoch as such, and prefix samples, see `recblr bench train`.
 """
 
 import json
@@ -20,13 +20,13 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
-from recblr.bench import provenance
+from recblr.bench.provenance import provenance
 from recblr.data import open_log
-from recblr.data.batches import PackedBatch, all_positions, pack, prefixes
+from recblr.data.batches import PackedBatch, pack
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.ops import cpu
 from recblr.ops.cross_entropy import cross_entropy
-from recblr.train import autocast
+from recblr.train import TrainConfig, autocast, epoch_spans, training_batches
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -70,17 +70,15 @@ def main(
     max_length: int = 200,
 ) -> None:
     data = open_log(log)
-    begins, ends = data.offsets[:-1], data.split.train_end
-    rng = np.random.default_rng(0)
     torch.manual_seed(0)
     config = RecBLRConfig()
     model = RecBLR(len(data.item_ids), config).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    epoch = all_positions(begins, ends, max_length, batch_size, 0, rng)
-    samples = prefixes(begins, ends, max_length, 2048, rng)
+    training = TrainConfig(window=max_length, batch_size=batch_size)
+    spans = epoch_spans(data, training, 0)
 
     model.eval()
-    check = pack(data.items, *(rows[:40] for rows in epoch[0]), "all")
+    check = pack(data.items, *(rows[:40] for rows in spans[0]), "all")
     torch.testing.assert_close(
         packed_loss(model, check), padded_loss(model, check, 0.0), rtol=1e-5, atol=1e-5
     )
@@ -101,16 +99,12 @@ def main(
         optimizer.step()
         return time.perf_counter() - begin
 
-    targets = int((ends - begins - 1).clip(0).sum())
-    timings: dict[str, list[float]] = {"packed": [], "padded twin": [], "prefix samples": []}
-    for number in range(batches + 1):
-        windows = pack(data.items, *epoch[number], "all")
-        prefix = pack(data.items, *samples[number], "last")
-        for name, loss, batch in (
-            ("packed", packed, windows),
-            ("padded twin", padded, windows),
-            ("prefix samples", packed, prefix),
-        ):
+    targets = int((data.split.train_end - data.offsets[:-1] - 1).clip(0).sum())
+    timings: dict[str, list[float]] = {"packed": [], "padded twin": []}
+    for number, (batch, _) in enumerate(
+        training_batches(data.items, spans[: batches + 1], training)
+    ):
+        for name, loss in (("packed", packed), ("padded twin", padded)):
             took = seconds(loss, batch) / len(batch.targets) * targets
             if number:  # the first warms up
                 timings[name].append(took)
@@ -121,8 +115,7 @@ def main(
         "targets": targets,
         "epoch_seconds": {name: round(median(values), 2) for name, values in timings.items()},
         "times_faster_than": {
-            name: round(median(np.divide(timings[name], timings["packed"])), 2)
-            for name in ("padded twin", "prefix samples")
+            "padded twin": round(median(np.divide(timings["padded twin"], timings["packed"])), 2)
         },
     }
     RESULTS.mkdir(exist_ok=True)

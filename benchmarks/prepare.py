@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from recblr.bench import provenance
+from recblr.bench.provenance import provenance
 from recblr.data.simulate import Shop, write_large_log
 
 RESULTS = Path(__file__).parent / "results"

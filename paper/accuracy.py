@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recblr.bench import provenance
+from recblr.bench.provenance import provenance
 from recblr.data import open_log
 from recblr.presets import read_preset
 from recblr.recommender import Recommender
@@ -69,32 +69,37 @@ def run(
 
 @app.command()
 def table() -> None:
+    """Print the table of what has been run."""
+    print(markdown(read_runs()))
+
+
+def read_runs() -> dict[str, list[dict[str, Any]]]:
+    """The runs of each data set of the paper, by its name."""
+    paths = {dataset: RESULTS / f"accuracy-{dataset}.json" for dataset in PUBLISHED}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def markdown(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Mean ± deviation over seeds, the published row below, the masked protocol beside."""
     names = list(PUBLISHED["ml-1m"])
-    print("| data | seen items | run | " + " | ".join(names) + " |")
-    print("|---|---|---|" + "---|" * len(names))
+    rows = [["data", "seen items", "run", *names], ["---"] * (3 + len(names))]
     for dataset, published in PUBLISHED.items():
-        path = RESULTS / f"accuracy-{dataset}.json"
-        runs = json.loads(path.read_text()) if path.exists() else []
         for number, seen in enumerate(("unmasked", "masked")):
-            if runs:
-                tests = [run["test"][number]["metrics"] for run in runs]
+            if done := runs.get(dataset):
+                tests = [run["test"][number]["metrics"] for run in done]
                 cells = [cell([test[name] for test in tests]) for name in names]
-                row(dataset, seen, f"RecBLR, {len(runs)} seeds", cells)
-                floor = runs[0]["test"][number]["popularity"]
-                row(dataset, seen, "popularity", [f"{floor[name]:.4f}" for name in names])
+                rows.append([dataset, seen, f"RecBLR, {len(done)} seeds", *cells])
+                floor = done[0]["test"][number]["popularity"]
+                rows.append([dataset, seen, "popularity", *(cell([floor[name]]) for name in names)])
             if seen == "unmasked":
-                row(dataset, seen, "published", [f"{published[name]:.4f}" for name in names])
+                cells = [cell([published[name]]) for name in names]
+                rows.append([dataset, seen, "published", *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def cell(values: list[float]) -> str:
     spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
     return f"{mean(values):.4f}{spread}"
-
-
-def row(*cells: Any) -> None:
-    *head, values = cells
-    print("| " + " | ".join([*head, *values]) + " |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Small things that several tests share: a simulated log and a recommender trained on it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from torch import Tensor
 
 from recblr.data.log import Interactions
@@ -14,10 +16,18 @@ from recblr.models.recblr import RecBLRConfig
 from recblr.recommender import Recommender
 from recblr.train import TrainConfig
 
+if not torch.cuda.is_available():  # read when the kernels are first imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 TINY_MODEL = RecBLRConfig(dim=16, layers=1)
 TINY_TRAINING = TrainConfig(
     epochs=2, batch_size=256, max_length=16, lr=1e-2, warmup_steps=5, precision="float32"
 )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ FAST = [
 ]  # fmt: skip
 COMMANDS = [
     [], ["demo"], ["prepare"], ["train"], ["evaluate"], ["recommend"], ["doctor"], ["bench"],
-    ["bench", "step"],
+    ["bench", "ops"], ["bench", "step"], ["bench", "length"], ["bench", "train"],
 ]  # fmt: skip
 METRICS = {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (10, 20)}
 
@@ -244,7 +244,8 @@ def broken(tiny: Tiny, folder: Path) -> Path:
 MISTAKES: dict[str, tuple[str, str]] = {
     "missing log": ("train no.csv -o new", r"no\.csv: no such file"),
     "missing log to prepare": ("prepare no.csv -o new", r"no\.csv: no such file"),
-    "unknown data set": ("train ml-1n -o new", "ml-1n: no such file"),
+    "unknown data set": ("train ml-1n -o new", "ml-1n: no such .* set; did you mean ml-1m"),
+    "unlike any data set": ("train clicks -o new", "no such data set; there are .*ml-1m"),
     "no such column": ("train LOG -o new --columns user_id=who", "no column 'who'"),
     "not our column": ("train LOG -o new --columns name=user_id", "not 'name'"),
     "half a column": ("train LOG -o new --columns user_id", "write user_id=theirs"),
@@ -254,6 +255,9 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "existing folder": ("train LOG -o MODEL", "exists already; .*--overwrite"),
     "existing prepared folder": ("prepare LOG -o MODEL", "exists already; .*--overwrite"),
     "missing parent": ("train LOG -o no/new", "the folder no does not exist"),
+    "unknown device": ("train LOG -o new --device gpu", "unknown device 'gpu'; choose auto"),
+    "unknown device to evaluate": ("evaluate MODEL --device cuda:x", "unknown device 'cuda:x'"),
+    "no such GPU": ("recommend MODEL --user USER --device cuda:99", "no device 'cuda:99'"),
     "nothing to resume": ("train LOG -o new --resume", "nothing to resume"),
     "unknown model": ("train LOG -o new --model gru", "unknown model 'gru'"),
     "unknown setting": ("train LOG -o new --set train.epoch=1", "epoch: .*did you mean epochs"),
@@ -283,6 +287,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no items": ("recommend MODEL --user USER -k 0", "k must be at least 1"),
     "no file of users": ("recommend MODEL --users no.txt", "no.txt: cannot be read"),
     "output of unknown kind": ("recommend MODEL --user USER -o a.xlsx", "must end in .parquet or"),
+    "unknown device to measure": ("bench step --device tpu", "unknown device 'tpu'; choose auto"),
+    "missing log to measure": ("bench train no.csv", r"no\.csv: no such file"),
     "output nowhere": ("recommend MODEL --user USER -o no/a.csv", "the folder no does not exist"),
 }
 
@@ -416,12 +422,59 @@ def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bench_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"history": 1000, "median": 250.0, "p10": 200.0, "p90": 300.0}]
-    monkeypatch.setattr("recblr.bench.time_steps", lambda: rows)
-    told = answer(run("bench", "step", "--json"))
+    monkeypatch.setattr("recblr.bench.step.time_steps", lambda device: rows)
+    told = answer(run("bench", "step", "--device", "cpu", "--json"))
     assert told["steps"] == rows
+    assert told["command"] == "recblr bench step --device cpu --json"
     assert told["date"]
     shown = run("bench", "step").out
     assert re.search(r"1,000 +250 +200 +300", shown)
+
+
+def test_bench_ops(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"forward_ns": 1.5, "both_ns": 6.0, "times_slower": 1.0}
+    missing = dict.fromkeys(row)
+    rows = [{"name": "fused", "gate": "ok", **row}, {"name": "peer", "gate": "absent", **missing}]
+    found = {"shape": [4, 5, 6], "dtype": "float32", "rows": rows}
+    monkeypatch.setattr("recblr.bench.ops.time_ops", lambda device: {**found, "device": device})
+    told = answer(run("bench", "ops", "--device", "cpu", "--json"))
+    assert {key: told[key] for key in found} == found
+    assert told["device"] == "cpu"
+    shown = run("bench", "ops").out
+    assert re.search(r"fused +ok +1\.50 +6\.00 +1\.00 *\n *peer +absent *\n", shown)
+
+
+def test_bench_length(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {
+            "length": 4096,
+            "recblr": {"event_ns": 5000.0, "step_us": 40.0},
+            "attention": {"event_ns": attention, "step_us": 90.0},
+        }
+        for attention in (8000.0, None)
+    ]
+    found = {"events": 4096, "width": 64, "rows": rows}
+    monkeypatch.setattr("recblr.bench.length.time_lengths", lambda device: found)
+    told = answer(run("bench", "length", "-o", "picture.png", "--json"))
+    assert {key: told[key] for key in found} == found
+    assert names(tmp_path) == {"picture.png"}
+    shown = run("bench", "length").out
+    assert re.search(r"4,096 +5,000 +8,000 +40 +90 *\n *4,096 +5,000 +40 +90 *\n", shown)
+    result = run("bench", "length", "-o", "no/picture.png")
+    assert (result.code, result.out) == (2, shown)
+    assert re.fullmatch(r"recblr: no/picture\.png: the picture cannot be written.*\n", result.err)
+
+
+def test_bench_train(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recblr.train import TrainConfig
+
+    monkeypatch.setattr("recblr.bench.train.TrainConfig", lambda: TrainConfig(batch_size=512))
+    told = answer(run("bench", "train", tiny.log, "--device", "cpu", "--json"))
+    assert told["log"] == "log.csv"
+    assert told["all_positions"]["times_products"] > 1
+    shown = run("bench", "train", tiny.log, "--device", "cpu").out
+    assert re.search(r"seconds an epoch +\d+\.\d\d +\d+\.\d\d *\n", shown)
+    assert re.search(r"  matrix products +\d+% +\d+% *\n", shown)
 
 
 def test_demo(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The demo, the doctor and the step benchmark: what a newcomer runs first."""
+"""The demo and the doctor: what a newcomer runs first."""
 
 import io
 import json
@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 
 from recblr import demo
-from recblr.bench import time_steps
 from recblr.data.sequences import prepare
 from recblr.data.simulate import CATALOGUE, Shop, simulate_shop
 from recblr.doctor import examine
@@ -99,13 +98,3 @@ def test_the_doctor_finds_this_machine_healthy(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(reference, "bd_lru", off)
     if found["compiled_kernels"]:
         assert examine()["healthy"] is False
-
-
-def test_steps_are_timed() -> None:
-    threads = torch.get_num_threads()
-    rows = time_steps(histories=(1, 5, 50), repeats=5)
-    assert [row["history"] for row in rows] == [1, 5, 50]
-    for row in rows:
-        assert row.keys() == {"history", "median", "p10", "p90"}
-        assert 0 < row["p10"] <= row["median"] <= row["p90"] < 1e6
-    assert torch.get_num_threads() == threads

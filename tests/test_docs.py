@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readmes_figures_are_those_of_the_results() -> None:
+    write = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["write"]
+    text = (ROOT / "README.md").read_text()
+    assert text == write(text), "run python benchmarks/tables.py"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -161,6 +161,25 @@ def test_a_score_that_is_not_finite_is_no_rank(value: float) -> None:
         rank_targets(score, random_data(), "test", 5)
 
 
+@pytest.mark.parametrize("block", [1, 1 << 22])
+def test_one_score_that_is_not_finite_in_any_block_spoils_all(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    calls = 0
+
+    def score(batch: PackedBatch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        scores = torch.zeros(len(batch.offsets) - 1, 12)
+        if calls == 1:
+            scores[0, 0] = torch.nan
+        return scores
+
+    with pytest.raises(DivergedError, match="not finite"):
+        rank_targets(score, random_data(), "test", 5)
+
+
 def test_without_targets_there_is_nothing_to_rank() -> None:
     with pytest.raises(InputError, match="no user has an event to predict in the test part"):
         rank_targets(constant(0, 3), sequences([[0, 1], [2]], 3), "test", 5)
@@ -170,7 +189,7 @@ def test_without_targets_there_is_nothing_to_rank() -> None:
 
 
 def test_a_target_that_is_not_in_the_catalogue_ranks_behind_it() -> None:
-    data = sequences([[0, 1, 2], [1, 0, 1]], 3).with_items(pa.array(["i0", "i1"]))
+    data = sequences([[0, 1, 2], [1, 0, 1]], 3).with_items(pa.array(["i0", "i1"]), "test")
     found = rank_targets(favourite(1, 2), data, "test", 5)
     assert found["unmasked"].tolist() == [3, 1]
     assert found["masked"].tolist() == [3, 2]
@@ -180,7 +199,7 @@ def test_a_target_that_is_not_in_the_catalogue_ranks_behind_it() -> None:
 def test_unknown_events_are_passed_over(part: Literal["validation", "test"]) -> None:
     """Also an unknown validation event, which stands in the history of the test event."""
     lists = [[0, 3, 1, 3, 2], [3, 0, 1, 2], [3, 3, 3, 0], [3, 1, 3], [0, 3, 1, 0]]
-    data = sequences(lists, 4).with_items(pa.array(["i0", "i1", "i2"]))  # without i3
+    data = sequences(lists, 4).with_items(pa.array(["i0", "i1", "i2"]), part)  # without i3
     shown: list[list[int]] = []
     found = rank_targets(scorer_of(3, shown), data, part, 10)
     truth: dict[str, list[int]] = {"users": [], "unmasked": []}
@@ -201,14 +220,14 @@ def test_unknown_events_are_passed_over(part: Literal["validation", "test"]) -> 
 
 
 def test_a_log_of_unknown_items_is_an_error() -> None:
-    data = sequences([[0, 1, 2, 0]], 3).with_items(pa.array(["other"]))
+    data = sequences([[0, 1, 2, 0]], 3).with_items(pa.array(["other"]), "test")
     with pytest.raises(InputError, match="no user has an event to predict"):
         evaluate(constant(0, 1), data, 5)
 
 
 def test_evaluating_in_another_order_of_items_changes_nothing() -> None:
     data = random_data()
-    other = data.with_items(data.item_ids[::-1])
+    other = data.with_items(data.item_ids[::-1], "test")
 
     def turned(batch: PackedBatch) -> Tensor:
         return scorer_of(12)(replace(batch, items=11 - batch.items)).flip(1)
@@ -312,7 +331,7 @@ def test_slices_by_popularity_by_hand() -> None:
 
 
 def test_an_unknown_target_counts_as_rare() -> None:
-    data = sequences([[0, 1, 1, 2], [1, 0, 1, 0]], 3).with_items(pa.array(["i0", "i1"]))
+    data = sequences([[0, 1, 1, 2], [1, 0, 1, 0]], 3).with_items(pa.array(["i0", "i1"]), "test")
     (unmasked, _) = evaluate(constant(0, 2), data, 5)
     assert unmasked.slices["rare items (last 20%)"]["users"] == 1
     assert unmasked.ranks.tolist() == [3, 2]

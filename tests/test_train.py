@@ -3,24 +3,37 @@
 import json
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import TINY_MODEL, TINY_TRAINING, assert_same_tensors
 from recblr import metrics
-from recblr.data.log import Interactions
+from recblr.data.batches import pack, windows
+from recblr.data.log import Interactions, read_log
 from recblr.data.sequences import Sequences, prepare
 from recblr.errors import DivergedError, InputError
 from recblr.evaluate import rank_targets
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.ops.cross_entropy import cross_entropy
-from recblr.train import TrainConfig, Trained, learning_rate, train
+from recblr.train import (
+    Step,
+    TrainConfig,
+    Trained,
+    adam,
+    epoch_spans,
+    learning_rate,
+    train,
+    training_batches,
+    training_step,
+)
 
 LOSS = "recblr.train.cross_entropy"
 VALIDATE = "recblr.train.validate"
@@ -324,13 +337,14 @@ def test_the_optimiser_is_given_the_learning_rate(
     step = torch.optim.Adam.step
 
     def noted(self: torch.optim.Adam) -> Any:
-        used.extend(group["lr"] for group in self.param_groups)
+        used.extend(float(group["lr"]) for group in self.param_groups)
         return step(self)
 
     monkeypatch.setattr(torch.optim.Adam, "step", noted)
     train(fresh(sequences), sequences, replace(TINY_TRAINING, epochs=1), tmp_path)
     config = replace(TINY_TRAINING, epochs=1)
-    assert used == [learning_rate(config, 0, number, steps) for number in range(steps)]
+    rates = [learning_rate(config, 0, number, steps) for number in range(steps)]
+    assert used == pytest.approx(rates, rel=1e-6)  # float32
 
 
 def test_the_seed_decides_the_weights(sequences: Sequences, tmp_path: Path) -> None:
@@ -381,7 +395,7 @@ def test_hide_seen_leaves_the_histories_items_out_of_the_softmax(
     assert plain["seen"] is None
     # What each target hides, whatever the order of the targets.
     hidden: list[list[int]] = [[] for _ in hiding["targets"]]
-    for row, item in hiding["seen"].tolist():
+    for row, item in hiding["seen"].t().tolist():
         hidden[row].append(item)
     found = sorted(
         (target, sorted(set(items)))
@@ -391,7 +405,7 @@ def test_hide_seen_leaves_the_histories_items_out_of_the_softmax(
     for begin, end in zip(sequences.offsets[:-1], sequences.split.train_end, strict=True):
         history = sequences.items[begin:end].tolist()
         for t in range(1, len(history)):
-            expected.append((history[t], sorted(set(history[:t]) - {history[t]})))  # noqa: PERF401
+            expected.append((history[t], sorted(set(history[:t]))))  # noqa: PERF401
     assert found == sorted(expected)
     assert hiding["loss"] < plain["loss"] - 0.1
 
@@ -400,6 +414,214 @@ def test_batches_smaller_than_a_window(sequences: Sequences, tmp_path: Path) -> 
     config = replace(TINY_TRAINING, batch_size=8, epochs=1, max_length=30)
     assert train(fresh(sequences), sequences, config, tmp_path).epoch == 1
     assert lines(tmp_path)[1]["loss"] < math.log(len(sequences.item_ids))
+
+
+# ---- the step and its batches -------------------------------------------------------------------
+
+
+def standing_still(model: RecBLR, config: TrainConfig) -> tuple[Step, Tensor]:
+    """A step at a learning rate of 0 and the sum of its losses; it leaves its gradients behind."""
+    total = torch.zeros((), dtype=torch.float64)
+    return training_step(model, deepcopy(model), adam(model), config, total), total
+
+
+def stirred(data: Sequences) -> RecBLR:
+    """Without dropout, and with weights large enough that what came before matters."""
+    model = fresh(data, replace(TINY_MODEL, dropout=0.0)).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def gradients(model: RecBLR) -> list[Tensor]:
+    found = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None for gradient in found)
+    return [gradient.clone() for gradient in found if gradient is not None]
+
+
+def test_pieces_of_a_history_have_the_vectors_of_one_pass(
+    sequences: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden: list[Tensor] = []
+
+    def loss(vectors: Tensor, *arguments: Any) -> Tensor:
+        hidden.append(vectors.detach())
+        return cross_entropy(vectors, *arguments)
+
+    monkeypatch.setattr(LOSS, loss)
+    model = stirred(sequences)
+    nothing = model.initial_state(1)
+    for batch_size in (4, 25, 10**6):  # smaller than most histories, larger, all in one
+        config = replace(TINY_TRAINING, batch_size=batch_size, window=30)
+        step, _ = standing_still(model, config)
+        for epoch in (0, 1):
+            hidden.clear()
+            found: dict[int, Tensor] = {}
+            spans, state, severed = epoch_spans(sequences, config, epoch), nothing, 0
+            for batch, goes_on in training_batches(sequences.items, spans, config):
+                state = step(batch, state if goes_on else nothing)
+                severed += goes_on
+            for (starts, stops), vectors in zip(spans, hidden, strict=True):
+                rows = [row for a, b in zip(starts, stops, strict=True) for row in range(a, b)]
+                found |= dict(zip(rows, vectors, strict=True))
+            assert severed > 0 or len(spans) == 1
+            begins, ends = sequences.offsets[:-1], sequences.split.train_end
+            whole = windows(begins, ends, 30, 15 * epoch)
+            batch = pack(sequences.items, *whole, "none")
+            with torch.no_grad():
+                truth, _ = model(batch.items, batch.offsets)
+            order = [row for a, b in zip(*whole, strict=True) for row in range(a, b)]
+            assert sorted(order) == sorted(found)
+            ours = torch.stack([found[row] for row in order])
+            torch.testing.assert_close(ours, truth, rtol=0, atol=1e-5)
+
+
+def test_the_gradient_stops_at_the_seam(sequences: Sequences) -> None:
+    model = stirred(sequences)
+    step, _ = standing_still(model, TINY_TRAINING)
+    items = sequences.items
+    spans = [(np.array([50, 0]), np.array([53, 20])), (np.array([20]), np.array([29]))]
+    first, second = (pack(items, *some, "all") for some in spans)
+    after = step(first, model.initial_state(1))
+    with torch.no_grad():
+        _, states = model(first.items, first.offsets)
+    torch.testing.assert_close(after, states[1:], rtol=0, atol=1e-6)
+    assert not after.requires_grad
+    step(second, after)
+    ours = gradients(model)
+    hidden, _ = model(second.items, second.offsets, states[1:])
+    loss = cross_entropy(hidden, model.item_embeddings, second.targets)
+    theirs = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(ours, list(theirs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
+def test_batches_out_of_a_tensor_have_shapes_that_recur_and_train_the_same(
+    examples: Any, sequences: Sequences
+) -> None:
+    """A tensor is how a GPU holds the log."""
+    size = 300 if examples == "prefixes" else 100
+    config = replace(TINY_TRAINING, examples=examples, batch_size=size)
+    model = stirred(sequences)
+    step, total = standing_still(model, config)
+    nothing, log = model.initial_state(1), torch.tensor(sequences.items)
+    found: list[list[Any]] = [[], []]
+    shapes = set()
+    for epoch in range(2):
+        spans = epoch_spans(sequences, config, epoch)
+        for results, items in zip(found, (sequences.items, log), strict=True):
+            state = nothing
+            for batch, goes_on in training_batches(items, spans, config):
+                total.zero_()
+                state = step(batch, state if goes_on else nothing)
+                count = torch.tensor(len(batch.targets))
+                results.append([goes_on, state, total.clone(), count, *gradients(model)])
+                if items is log:
+                    shapes.add((len(batch.items), len(batch.offsets), len(batch.targets)))
+    for theirs, ours in zip(*found, strict=True):
+        assert ours[0] == theirs[0]
+        # Of prefixes nothing goes on, and the state after the last row is that of a pad.
+        first = 2 if examples == "prefixes" else 1
+        torch.testing.assert_close(ours[first:], theirs[first:], rtol=1e-4, atol=1e-6)
+    assert len(found[0]) >= 10 > 2 * len(shapes)
+    if examples == "prefixes":
+        assert {rows % 16384 for rows, _, _ in shapes} == {0}
+
+
+def test_samples_are_filled_up_by_short_histories(sequences: Sequences) -> None:
+    config = replace(TINY_TRAINING, examples="prefixes", batch_size=64, max_length=12)
+    log = torch.tensor(sequences.items)
+    spans = epoch_spans(sequences, config, 0)
+    plain = training_batches(sequences.items, spans, config)
+    for (batch, _), (exact, _) in zip(training_batches(log, spans, config), plain, strict=True):
+        rows = len(exact.items)
+        assert rows < len(batch.items) == 16384
+        assert batch.items[:rows].equal(exact.items)
+        assert batch.positions.equal(exact.positions)
+        assert batch.targets.equal(exact.targets)
+        lengths = batch.offsets.diff()
+        assert lengths.max() == 12
+        assert lengths.min() == 0
+        more = batch.items[rows : rows + 24]
+        assert more.tolist() == 2 * sequences.items[:12].tolist()
+
+
+def test_a_long_history_trains_in_pieces(tmp_path: Path) -> None:
+    """200,000 events in one window, a batch at a time: three in four events follow from the last."""
+    rng, items, length = np.random.default_rng(0), 20, 200_000
+    steps = np.where(rng.random(length) < 0.75, 1, rng.integers(items, size=length))
+    walk = np.cumsum(steps) % items
+    user = np.zeros(length, np.int64)
+    data = prepare(read_log(pl.DataFrame({"user_id": user, "item_id": walk})))
+    config = replace(TINY_TRAINING, epochs=1, window=length, batch_size=2048)
+    assert all(len(starts) == 1 for starts, _ in epoch_spans(data, config, 0))
+    train(fresh(data), data, config, tmp_path)
+    chance = 0.75 + 0.25 / items
+    others = 0.25 / items
+    entropy = -chance * math.log(chance) - (items - 1) * others * math.log(others)
+    (epoch,) = [line for line in lines(tmp_path) if line["event"] == "epoch"]
+    assert epoch["targets"] == length - 3
+    assert entropy - 0.01 < epoch["loss"] < (entropy + math.log(items)) / 2
+
+
+SCANS: tuple[Any, ...] = ("packed", "serial", "embedding-padding", "sequence-padding")
+
+
+@pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
+def test_every_way_to_scan_trains_the_same_model(examples: Any, sequences: Sequences) -> None:
+    config = replace(TINY_TRAINING, examples=examples, batch_size=60, hide_seen=True)
+    model = stirred(sequences)
+    (batch, _) = next(training_batches(sequences.items, epoch_spans(sequences, config, 0), config))
+    assert len(set(batch.offsets.diff().tolist())) > 2
+    found = []
+    for scan in SCANS:
+        step, total = standing_still(model, replace(config, scan=scan))
+        step(batch, model.initial_state(1))
+        found.append([total, *gradients(model)])
+    for theirs in found[1:]:
+        torch.testing.assert_close(theirs, found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scan", SCANS[1:])
+def test_the_scan_is_the_one_asked_for(
+    scan: Any, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the gradient: the fused kernels are never called, and pads are where they belong."""
+    shapes: list[tuple[int, bool]] = []
+    model = stirred(sequences)
+    forward = model.forward
+
+    def noted(items: Tensor, offsets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        lengths = offsets.diff()
+        shapes.append((len(items), bool((lengths == lengths.max()).all())))
+        return forward(items, offsets, state)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the fused kernel was called")
+
+    monkeypatch.setattr(model, "forward", noted)
+    for name in ("bd_lru", "bd_lru_backward"):
+        monkeypatch.setattr(f"recblr.ops.cpu.{name}", refuse)
+    batch = pack(sequences.items, np.array([0, 30]), np.array([9, 33]), "all")
+    step, _ = standing_still(model, replace(TINY_TRAINING, scan=scan))
+    after = step(batch, torch.ones_like(model.initial_state(1)))
+    if scan == "sequence-padding":
+        assert shapes == [(32, True)]
+        assert not after.any(), "a state after pads is none to go on from"
+    else:
+        assert shapes == [(12, False)]
+        assert after.any()
+    with pytest.raises(AssertionError, match="fused"):
+        standing_still(model, TINY_TRAINING)[0](batch, model.initial_state(1))
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_a_run_with_each_scan(scan: Any, sequences: Sequences, tmp_path: Path) -> None:
+    config = replace(TINY_TRAINING, scan=scan, epochs=2, batch_size=600)
+    train(fresh(sequences), sequences, config, tmp_path)
+    first, second = [line["loss"] for line in lines(tmp_path) if line["event"] == "epoch"]
+    assert second < first < math.log(len(sequences.item_ids)) + 0.1
 
 
 @pytest.mark.parametrize(
@@ -419,7 +641,7 @@ def test_the_average_of_the_weights_is_what_is_kept(
 ) -> None:
     """Against the moving average written out, over the updates of one epoch."""
     model, decay = fresh(sequences), 0.9
-    history: list[list[Tensor]] = []
+    history = [[parameter.detach().clone() for parameter in model.parameters()]]
     update = torch.optim.Adam.step
 
     def watched(self: torch.optim.Adam) -> None:

@@ -35,6 +35,10 @@ Columns = Annotated[
     typer.Option(metavar="OURS=THEIRS,…", help="Column names, such as user_id=userId."),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="[auto: a GPU if there is one]"),
+]
 Settings = Annotated[
     list[str],
     typer.Option(
@@ -90,6 +94,7 @@ def train(
     core: Core = None,
     split: Split = None,
     columns: Columns = None,
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -99,7 +104,8 @@ def train(
     from recblr.presets import read_preset
     from recblr.recommender import Recommender
 
-    recommender = Recommender.configured(model, apply_settings(read_preset(config, log), settings))
+    chosen = apply_settings(read_preset(config, log), settings)
+    recommender = Recommender.configured(model, chosen, device)
     recommender.fit(
         log, core=core, split=split, columns=_columns(columns), out=out, resume=resume,
         overwrite=overwrite,
@@ -122,6 +128,7 @@ def evaluate(
         str | None, typer.Argument(metavar="LOG", help="A log; by default the one trained on.")
     ] = None,
     columns: Columns = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out events."""
@@ -129,7 +136,7 @@ def evaluate(
 
     evaluations = [
         evaluation.to_json()
-        for evaluation in recblr.load(folder).evaluate(log, columns=_columns(columns))
+        for evaluation in recblr.load(folder, device).evaluate(log, columns=_columns(columns))
     ]
     if as_json:
         _print_json(evaluations)
@@ -156,6 +163,7 @@ def recommend(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write .parquet or .csv instead.")
     ] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Recommend to users of the log or to any history."""
@@ -167,7 +175,7 @@ def recommend(
         raise InputError(f"{out}: the file must end in .parquet or .csv")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} does not exist; create it first")
-    recommender = recblr.load(folder)
+    recommender = recblr.load(folder, device)
     names = user or _lines(users) if history is None else None
     frame = recommender.recommend(
         users=None if names is None else recommender.user_ids(names),
@@ -207,14 +215,33 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@bench.command()
-def step(as_json: Json = False) -> None:
-    """Time per event after 10, 1,000 and 100,000 events of history: flat, as the state is small."""
-    from recblr.bench import provenance, time_steps
+@bench.command("ops")
+def bench_ops(device: Device = "auto", as_json: Json = False) -> None:
+    """Time the recurrence, fused and in every other form, after a check of its gradients."""
+    from recblr.bench.ops import time_ops
+    from recblr.device import find_device
 
-    rows = time_steps()
+    result = time_ops(find_device(device).type)
     if as_json:
-        _print_json({**provenance("recblr bench step --json"), "threads": 1, "steps": rows})
+        _print_measured("ops", device, {"threads": 1, **result})
+        return
+    table = Table("recurrence", "gate", "forward ns", "both ns", "times slower", box=None)
+    for row in result["rows"]:
+        numbers = (row[name] for name in ("forward_ns", "both_ns", "times_slower"))
+        cells = ("" if number is None else f"{number:.2f}" for number in numbers)
+        table.add_row(row["name"], row["gate"], *cells)
+    Console().print(table)
+
+
+@bench.command("step")
+def bench_step(device: Device = "auto", as_json: Json = False) -> None:
+    """Time per event after 10, 1,000 and 100,000 events of history: flat, as the state is small."""
+    from recblr.bench.step import time_steps
+    from recblr.device import find_device
+
+    rows = time_steps(find_device(device))
+    if as_json:
+        _print_measured("step", device, {"threads": 1, "steps": rows})
         return
     table = Table("events before", "median µs", "fastest tenth µs", "slowest tenth µs", box=None)
     for row in rows:
@@ -222,6 +249,74 @@ def step(as_json: Json = False) -> None:
             f"{row['history']:,}", *(f"{row[name]:.0f}" for name in ("median", "p10", "p90"))
         )
     Console().print(table)
+
+
+@bench.command("length")
+def bench_length(
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE.png", help="Draw it, too.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """How cost grows with the length of a history: a RecBLR layer beside an attention layer."""
+    from recblr.bench.length import draw, time_lengths
+    from recblr.device import find_device
+
+    result = time_lengths(find_device(device))
+    if as_json:
+        _print_measured("length", device, result)
+    else:
+        _print_lengths(result)
+    if out is not None:
+        draw(result, out)
+
+
+def _print_lengths(result: dict[str, Any]) -> None:
+    names = ("recblr", "attention")
+    keys = [
+        key for key in ("event_ns", "peak_mib", "step_us") if key in result["rows"][0]["recblr"]
+    ]
+    heads = [f"{name}\n{key.replace('_', ' ')}" for key in keys for name in names]
+    table = Table("history", *heads, box=None)
+    for row in result["rows"]:
+        numbers = (row[name][key] for key in keys for name in names)
+        cells = ("" if number is None else f"{number:,.0f}" for number in numbers)
+        table.add_row(f"{row['length']:,}", *cells)
+    Console().print(table)
+
+
+@bench.command("train")
+def bench_train(
+    data: Annotated[
+        str | None,
+        typer.Argument(help="A log, as for recblr train. [ml-1m, or a simulated shop of its size]"),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time an epoch of training, beside its bare matrix products, and where the rest goes."""
+    from recblr.bench.train import default_log, time_training
+    from recblr.data import open_log
+    from recblr.device import find_device
+
+    where = find_device(device)
+    result = time_training(default_log() if data is None else open_log(data), where)
+    if as_json:
+        _print_measured("train" if data is None else f"train {data}", device, result)
+        return
+    table = Table(result["log"], "all positions", "prefix samples", box=None)
+    both = [result["all_positions"], result["prefixes"]]
+    for key, name, digits in (
+        ("epoch_seconds", "seconds an epoch", 2), ("events_per_second", "events a second", 0),
+        ("products_seconds", "bare products, seconds", 2), ("times_products", "times as long", 2),
+    ):  # fmt: skip
+        table.add_row(name, *(f"{kind[key]:,.{digits}f}" for kind in both))
+    for part in both[0]["parts"]:
+        table.add_row(f"  {part}", *(f"{kind['parts'][part]:.0%}" for kind in both))
+    Console().print(table)
+    if both[1]["estimated"]:
+        print("prefix samples: estimated from a few batches")
 
 
 def main() -> NoReturn:
@@ -260,6 +355,12 @@ def _lines(path: Path | None) -> list[str]:
         return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
+
+
+def _print_measured(command: str, device: str, result: dict[str, Any]) -> None:
+    from recblr.bench.provenance import provenance
+
+    _print_json({**provenance(f"recblr bench {command} --device {device} --json"), **result})
 
 
 def _print_json(value: Any) -> None:

@@ -3,6 +3,7 @@
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,22 +15,30 @@ from recblr.ops import cpu, reference
 
 def examine() -> dict[str, Any]:
     """Findings by name; ``healthy`` is False where a fast path disagrees with its plain twin."""
-    generator = torch.Generator().manual_seed(0)
-    x, r, i, z = (torch.randn(40, 24, generator=generator) for _ in range(4))
-    arguments = (x, r, i, z, torch.full((24,), 0.1), torch.tensor([0, 7, 40]), torch.zeros(2, 24))
-    fast, _ = ops.bd_lru(*arguments)
-    plain, _ = reference.bd_lru(*arguments)
-    error = float((fast - plain).abs().max())
+    gpu = torch.cuda.is_available()
+    error, gpu_error = _recurrence_error("cpu"), _recurrence_error("cuda") if gpu else None
     return {
         "recblr": version("recblr"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
         "compiled_kernels": cpu.available(),
+        "gpu_kernels": gpu and find_spec("triton") is not None,
         "native_bfloat16": cpu.native_bfloat16(),
         "recurrence_error": error,
+        "gpu_recurrence_error": gpu_error,
         "data_folder": os.environ.get("RECBLR_DATA"),
         "cache_folder": str(cache_folder()),
-        "healthy": error < 1e-5,
+        "healthy": max(error, gpu_error or 0.0) < 1e-5,
     }
+
+
+def _recurrence_error(device: str) -> float:
+    generator = torch.Generator().manual_seed(0)
+    x, r, i, z = (torch.randn(40, 24, generator=generator).to(device) for _ in range(4))
+    decay, offsets = torch.full((24,), 0.1), torch.tensor([0, 7, 40])
+    arguments = x, r, i, z, decay.to(device), offsets.to(device), torch.zeros(2, 24).to(device)
+    fast, _ = ops.bd_lru(*arguments)
+    plain, _ = reference.bd_lru(*arguments)
+    return float((fast - plain).abs().max())

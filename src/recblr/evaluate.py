@@ -7,21 +7,20 @@ paper's and RecBole's way), **masked** takes them out (what a user of a shop see
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recblr import metrics
-from recblr.data.batches import PackedBatch, pack, ranges
-from recblr.data.sequences import Sequences
+from recblr.data.batches import PackedBatch, pack
+from recblr.data.sequences import Part, Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.progress import progress
 
-Part = Literal["validation", "test"]
 Scorer = Callable[[PackedBatch], Tensor]
-"""Scores (B, V) of every item as the next one of each history of a batch."""
+"""Scores (B, V) of every item as the next one of each history of a batch, on any device."""
 
 _BLOCK = 1 << 22  # numbers in memory at once, so that they also stay in the cache
 _EVENT = 256  # of them for an event on its way through a model
@@ -77,52 +76,53 @@ def rank_targets(
 
     rank = 1 + candidates with a greater score + other candidates with an equal score, so that a
     constant scorer earns nothing. Under "masked" a target that the user has seen is no candidate
-    and comes last. A target that is not in the catalogue comes behind it; other such events are
-    passed over, and a user who did nothing else before the target is left out.
+    and comes last. A target that is not in the catalogue comes behind it. A user who did nothing
+    before the target is left out. The ranks are counted where the scores are.
 
     Raises:
         DivergedError: a score is not finite.
     """
     rows = getattr(data.split, part)
     users = np.flatnonzero(rows >= 0)
-    items, targets, begins = data.items, rows[users], data.offsets[users]
-    catalogue = len(data.item_ids)
-    if items.max(initial=0) >= catalogue:  # targets of either part, see Sequences.with_items
-        keep = items < catalogue
-        keep[targets] = True
-        row = np.concatenate([[0], np.cumsum(keep)])
-        items, targets, begins = items[keep], row[targets], row[begins]
+    targets, begins, catalogue = rows[users], data.offsets[users], len(data.item_ids)
     shown = targets > begins
     users, targets, begins = users[shown], targets[shown], begins[shown]
     if not len(users):
         raise InputError(f"no user has an event to predict in the {part} part; give a longer log")
     starts = np.maximum(begins, targets - max_length)
     block = block_size(catalogue, max_length)
-    found: dict[str, list[np.ndarray]] = {"unmasked": [], "masked": []}
+    found: dict[str, list[Tensor]] = {"unmasked": [], "masked": []}
+    finite = []
     with progress(title or f"ranking ({part})", len(users)) as advance:
         for first in range(0, len(users), block):
             some = slice(first, first + block)
-            batch = pack(items, starts[some], targets[some], "last")
+            batch = pack(data.items, starts[some], targets[some], "last")
+            scores = scorer(batch)
+            finite.append(scores.isfinite().all())
+            batch = batch.to(scores.device)
             # An item that is not in the catalogue has no score: it ranks behind everything.
             missing = batch.targets >= catalogue
             target = batch.targets.clamp(max=catalogue - 1).unsqueeze(1)
-            scores = finite_scores(scorer, batch)
             found["unmasked"].append(_rank(scores, target, missing))
-            lengths = targets[some] - begins[some]
-            seen = items[ranges(begins[some], lengths)].astype(np.int64)
-            owner = np.repeat(np.arange(len(lengths)), lengths)
-            scores[torch.from_numpy(owner), torch.from_numpy(seen)] = -torch.inf
+            hide(scores, pack(data.items, begins[some], targets[some], "none"))
             found["masked"].append(_rank(scores, target, missing))
-            advance(len(lengths))
-    return {"users": users} | {name: np.concatenate(ranks) for name, ranks in found.items()}
+            advance(len(scores))
+    expect_finite(torch.stack(finite))  # at the end, as the host has to wait for a GPU
+    ranks = {name: torch.cat(blocks).cpu().numpy() for name, blocks in found.items()}
+    return {"users": users} | ranks
 
 
-def finite_scores(scorer: Scorer, batch: PackedBatch) -> Tensor:
-    """Scores (B, V) on the CPU. DivergedError if one is not finite, as NaN would pass for rank 1."""
-    scores = scorer(batch).cpu()
-    if not torch.isfinite(scores).all():
+def hide(scores: Tensor, seen: PackedBatch) -> None:
+    """Set the scores (B, V) of the items of each history of ``seen`` to -∞, in place."""
+    seen = seen.to(scores.device)
+    owner = torch.repeat_interleave(seen.offsets.diff(), output_size=len(seen.items))
+    scores[owner, seen.items] = -torch.inf
+
+
+def expect_finite(finite: Tensor) -> None:
+    """DivergedError unless ``finite`` is true throughout, as a score of NaN would pass for rank 1."""
+    if not finite.all():
         raise DivergedError("a score is not finite: the model has diverged; nothing is ranked")
-    return scores
 
 
 def block_size(catalogue: int, max_length: int) -> int:
@@ -130,9 +130,9 @@ def block_size(catalogue: int, max_length: int) -> int:
     return max(1, _BLOCK // max(catalogue, _EVENT * max_length))
 
 
-def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> np.ndarray:
+def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> Tensor:
     ranks = (scores >= scores.gather(1, target)).sum(1)
-    return torch.where(missing, scores.shape[1] + 1, ranks).numpy()
+    return torch.where(missing, scores.shape[1] + 1, ranks)
 
 
 def popularity(data: Sequences) -> Scorer:

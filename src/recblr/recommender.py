@@ -14,10 +14,11 @@ import torch
 from recblr import artifact
 from recblr.config import build, near
 from recblr.data import open_log
-from recblr.data.batches import pack
-from recblr.data.sequences import Sequences
+from recblr.data.batches import PackedBatch, pack
+from recblr.data.sequences import Part, Sequences
+from recblr.device import find_device
 from recblr.errors import InputError
-from recblr.evaluate import Evaluation, Part, block_size, evaluate, finite_scores
+from recblr.evaluate import Evaluation, block_size, evaluate, expect_finite, hide
 from recblr.folders import check_absent
 from recblr.models import MODELS
 from recblr.models.recblr import RecBLR, RecBLRConfig
@@ -35,6 +36,7 @@ class Recommender:
         model: a name in :data:`recblr.models.MODELS`.
         config: the shape of the model.
         training: how it is trained.
+        device: where it trains and scores, "cpu", "cuda" or "cuda:N"; "auto" is a GPU if there is one.
 
     Attributes:
         data: the histories it was fitted on, with their split.
@@ -52,23 +54,25 @@ class Recommender:
         model: str = "recblr",
         config: RecBLRConfig | None = None,
         training: TrainConfig | None = None,
+        device: str = "auto",
     ) -> None:
         if model not in MODELS:
             raise InputError(f"unknown model {model!r}{near(model, MODELS)}")
         self.model = model
         self.config = config or MODELS[model][1]()
         self.training = training or TrainConfig()
+        self.device = find_device(device)
         self.measured: list[dict[str, Any]] = []
 
     @staticmethod
-    def configured(model: str, settings: Mapping[str, Any]) -> "Recommender":
+    def configured(model: str, settings: Mapping[str, Any], device: str = "auto") -> "Recommender":
         """From plain values, ``{"model": {"dropout": 0.5}, "train": {"lr": 0.001}}``."""
         for section in settings:
             if section not in ("model", "train"):
                 raise InputError(
                     f"no such section of settings: {section}{near(section, ('model', 'train'))}"
                 )
-        recommender = Recommender(model)
+        recommender = Recommender(model, device=device)
         recommender.config = build(MODELS[model][1], settings.get("model", {}), "model")
         recommender.training = build(TrainConfig, settings.get("train", {}), "train")
         return recommender
@@ -119,7 +123,8 @@ class Recommender:
         for index in ("_user_index", "_item_index"):  # of an earlier log
             self.__dict__.pop(index, None)
         torch.manual_seed(self.training.seed)
-        self.network = MODELS[self.model][0](len(data.item_ids), self.config)
+        network = MODELS[self.model][0](len(data.item_ids), self.config)
+        self.network = network.to(self.device)
         self.trained = train(self.network, data, self.training, folder, resume)
         return self
 
@@ -135,7 +140,8 @@ class Recommender:
         if log is None and columns is not None:
             raise InputError("columns belong to a log; name the log as well")
         if log is not None:
-            data = open_log(log, data.core, data.split.name, columns).with_items(data.item_ids)
+            other = open_log(log, data.core, data.split.name, columns)
+            data = other.with_items(data.item_ids, part)
         measured = evaluate(self.network.score, data, self.training.max_length, part)
         if log is None and part == "test":
             self.measured = [evaluation.to_json() for evaluation in measured]
@@ -184,20 +190,22 @@ class Recommender:
             lists = [self._history(number, items) for number, items in enumerate(histories)]
             ids = pa.array(range(len(lists)), pa.int64())
 
-        hidden = self._hidden(allow, deny)
-        block = block_size(len(hidden), self.training.max_length)
+        hidden = torch.from_numpy(self._hidden(allow, deny)).to(self.device)
+        latest = self.training.max_length
+        block = block_size(len(hidden), latest)
         names = ("user_id", "item_id", "score", "rank")
         kinds = (ids.type, self.data.item_ids.type, pa.float32(), pa.int64())
         tables = [pa.schema(zip(names, kinds, strict=True)).empty_table()]
         with progress("recommending", len(lists)) as advance:
             for first in range(0, len(lists), block):
                 some = lists[first : first + block]
-                scores = self._scores(some)
-                scores[:, hidden] = -torch.inf
+                scores = self.network.score(_packed([items[-latest:] for items in some]))
+                expect_finite(scores.isfinite())
+                scores.masked_fill_(hidden, -torch.inf)
                 if hide_seen:
-                    owner = np.repeat(np.arange(len(some)), [len(items) for items in some])
-                    scores[owner, np.concatenate(some).astype(np.int64)] = -torch.inf
-                best, items = (t.numpy() for t in scores.topk(min(k, scores.shape[1]), dim=1))
+                    hide(scores, _packed(some))
+                found = scores.topk(min(k, scores.shape[1]), dim=1)
+                best, items = (tensor.cpu().numpy() for tensor in found)
                 row, place = np.nonzero(best > -np.inf)
                 columns = (
                     ids.take(pa.array(first + row)),
@@ -229,13 +237,6 @@ class Recommender:
     def item_ids(self, texts: Iterable[str]) -> list[str | int]:
         """Item ids written as text, in the type the log has."""
         return _as_ids(texts, self.data.item_ids.type)
-
-    def _scores(self, histories: list[np.ndarray]) -> torch.Tensor:
-        latest = [items[-self.training.max_length :] for items in histories]
-        stops = np.cumsum([len(items) for items in latest])
-        starts = np.concatenate([[0], stops[:-1]])
-        batch = pack(np.concatenate(latest), starts, stops, "none")
-        return finite_scores(self.network.score, batch)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("data", "network", "trained"):
@@ -285,18 +286,24 @@ class Recommender:
         return hidden
 
 
-def load(folder: str | Path) -> Recommender:
-    """Read an artifact.
+def load(folder: str | Path, device: str = "auto") -> Recommender:
+    """Read an artifact, onto a device as in :class:`Recommender`.
 
     Raises:
-        InputError: it is not one, a file is missing or changed, or the weights do not fit or are not
-            finite.
+        InputError: it is not one, a file is missing or changed, the weights do not fit or are not
+            finite, or there is no such device.
     """
     contents = artifact.load(Path(folder))
-    recommender = Recommender(contents.model, contents.config, contents.training)
-    recommender.data, recommender.network = contents.data, contents.network
+    recommender = Recommender(contents.model, contents.config, contents.training, device)
+    recommender.data, recommender.network = contents.data, contents.network.to(recommender.device)
     recommender.trained, recommender.measured = contents.trained, contents.measured
     return recommender
+
+
+def _packed(histories: list[np.ndarray]) -> PackedBatch:
+    stops = np.cumsum([len(items) for items in histories])
+    starts = np.concatenate([[0], stops[:-1]])
+    return pack(np.concatenate(histories), starts, stops, "none")
 
 
 def _check_parts(data: Sequences, *parts: Part) -> None:

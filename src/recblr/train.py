@@ -1,24 +1,35 @@
 """Training: one loop, top to bottom."""
 
+import copy
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from recblr import metrics
-from recblr.data.batches import all_positions, pack, prefixes, seen_pairs
+from recblr import metrics, ops
+from recblr.cuda_graph import Graphed
+from recblr.data.batches import (
+    PackedBatch,
+    Spans,
+    Targets,
+    all_positions,
+    pack_each,
+    prefixes,
+    seen_pairs,
+    sequence_padding,
+    with_empty,
+)
 from recblr.data.sequences import Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.evaluate import rank_targets
@@ -26,6 +37,16 @@ from recblr.models.recblr import RecBLR
 from recblr.ops import cpu
 from recblr.ops.cross_entropy import cross_entropy
 from recblr.progress import progress
+
+Step = Callable[[PackedBatch, Tensor], Tensor]
+"""An update on a batch, see :func:`training_step`."""
+
+_SCANS: dict[str, ops.Implementation] = {
+    "packed": "auto", "serial": "serial", "embedding-padding": "tree", "sequence-padding": "tree"
+}  # fmt: skip
+_ASSEMBLED = 1 << 18  # rows of the log assembled at a time, for several batches at once
+_BUCKET = 1 << 14  # rows of prefix samples are filled up to a multiple of this, for CUDA graphs
+_LOOK = 50  # steps from one look at the loss to the next on a GPU, which has to be waited for
 
 
 @dataclass(frozen=True)
@@ -36,8 +57,9 @@ class TrainConfig:
     # paper's way; on long histories about a hundred times the work).
     examples: Literal["all-positions", "prefixes"] = "all-positions"
     max_length: int = 200  # the latest events of a history that evaluation and serving look at
-    # Events trained in one pass from an empty state; longer histories are cut into windows of this
-    # length. (Prefix samples are max_length long instead.)
+    # Events trained on from an empty state; longer histories are cut into windows of this length.
+    # (Prefix samples are max_length long instead.) However long, a window takes the memory of a
+    # batch: what does not fit goes on in the next one.
     window: int = 1000
     batch_size: int = 4096  # predicted positions per update
     epochs: int = 40  # the most
@@ -49,10 +71,15 @@ class TrainConfig:
     # Decay an update of the moving average of the weights; the average is what is kept.
     weight_average: float = 0.0
     label_smoothing: float = 0.0  # share of each target that is spread over the catalogue
-    # Leave a history's items out of its softmax, as serving leaves them out.
+    # Leave a history's items out of its softmax, as serving leaves them out; where a batch begins
+    # within a history, those since then.
     hide_seen: bool = False
     select: Literal["unmasked", "masked"] = "unmasked"  # the protocol that chooses the best epoch
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the matrix products in training
+    # How the recurrence is computed, for the paper's study of padding (Table 5): by the fused kernels,
+    # event after event, by its trees padded inside, or by its trees with every history of a batch
+    # padded (what a batch severs then starts anew in the next). All train the same model.
+    scan: Literal["packed", "serial", "embedding-padding", "sequence-padding"] = "packed"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,75 +118,60 @@ def train(
     same steps as one that was never interrupted. Ctrl-C ends a run with the best weights so far.
 
     Args:
-        model: a model of the items of ``data``.
+        model: a model of the items of ``data``, on the device to train on.
         data: the log, split.
         config: how to train.
         folder: where run.jsonl (one line an epoch) and checkpoint.safetensors are kept.
-        resume: go on from the checkpoint in ``folder``.
+        resume: go on from the checkpoint in ``folder``, on whichever device it was written.
 
     Raises:
         DivergedError: the loss or a score is not finite; the last good checkpoint stays.
         KeyboardInterrupt: interrupted before the first epoch was done.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    moving_average = get_ema_multi_avg_fn(config.weight_average)  # type: ignore[no-untyped-call]
-    average = AveragedModel(model, multi_avg_fn=moving_average)
-    averaged = cast(RecBLR, average.module)
+    device = model.item_embeddings.device
+    average, optimizer = copy.deepcopy(model), adam(model)
     run, best = Trained(), dict[str, Tensor]()
     if resume:
         run, best = _load_checkpoint(folder, model, average, optimizer, config, data)
     started = time.perf_counter() - run.seconds
     _log(folder, "resume" if resume else "start", config=asdict(config), data=data.fingerprint)
-    begins, ends = data.offsets[:-1], data.split.train_end
-    by_prefix = config.examples == "prefixes"
+    # An array may be a file larger than memory; a GPU holds the log itself.
+    items = data.items if device.type == "cpu" else torch.tensor(data.items, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    step = training_step(model, average, optimizer, config, total)
+    nothing = model.initial_state(1)
+    look = 1 if device.type == "cpu" else _LOOK
     try:
         while run.epoch < config.epochs and run.epoch - run.best_epoch < config.patience:
             torch.manual_seed(config.seed * 100_003 + run.epoch)
-            rng = np.random.default_rng([config.seed, run.epoch])
-            if by_prefix:
-                batches = prefixes(begins, ends, config.max_length, config.batch_size, rng)
-            else:
-                batches = all_positions(
-                    begins, ends, config.window, config.batch_size, run.epoch, rng
-                )
+            epoch = epoch_spans(data, config, run.epoch)
             model.train()
-            total, count, title = 0.0, 0, f"epoch {run.epoch + 1}/{config.epochs}"
-            with progress(title, len(batches)) as advance:
-                for number, (starts, stops) in enumerate(batches):
-                    batch = pack(data.items, starts, stops, "last" if by_prefix else "all")
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(config, run.epoch, number, len(batches))
-                    with autocast(model.item_embeddings.device, config.precision):
-                        hidden, _ = model(batch.items, batch.offsets)
-                        if by_prefix:
-                            hidden = hidden[batch.positions]
-                        loss = cross_entropy(
-                            hidden,
-                            model.item_embeddings,
-                            batch.targets,
-                            seen_pairs(batch) if config.hide_seen else None,
-                            config.label_smoothing,
-                        )
-                    if not math.isfinite(loss.item()):
-                        raise DivergedError(
-                            f"the loss is {loss.item()} in epoch {run.epoch + 1}, step {number + 1}: "
-                            f"training has diverged; lower train.lr (it is {config.lr:g})"
-                        )
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    average.update_parameters(model)
-                    total += loss.item() * len(batch.targets)
+            total.zero_()
+            count, looked, state, note = 0, 0, nothing, ""
+            with progress(f"epoch {run.epoch + 1}/{config.epochs}", len(epoch)) as advance:
+                for done, (batch, goes_on) in enumerate(training_batches(items, epoch, config), 1):
+                    rate = learning_rate(config, run.epoch, done - 1, len(epoch))
+                    optimizer.param_groups[0]["lr"].fill_(rate)
+                    state = step(batch, state if goes_on else nothing)
                     count += len(batch.targets)
-                    advance(1, f"loss {total / count:.4f}")
-            found = validate(averaged, data, config)
+                    if done % look == 0 or done == len(epoch):
+                        loss = total.item() / count
+                        if not math.isfinite(loss):
+                            steps = f"step {done}" if look == 1 else f"steps {looked + 1} to {done}"
+                            raise DivergedError(
+                                f"the loss is {loss} in epoch {run.epoch + 1}, {steps}: training "
+                                f"has diverged; lower train.lr (it is {config.lr:g})"
+                            )
+                        looked, note = done, f"loss {loss:.4f}"
+                    advance(1, note)
+            found = validate(average, data, config)
             run = replace(run, epoch=run.epoch + 1, seconds=time.perf_counter() - started)
             if run.validation is None or found["NDCG@10"] > run.validation["NDCG@10"]:
                 run = replace(run, best_epoch=run.epoch, validation=found)
-                best = {name: t.clone() for name, t in averaged.state_dict().items()}
+                best = {name: t.clone() for name, t in average.state_dict().items()}
             _save_checkpoint(folder, model, average, optimizer, best, run, config, data)
             _log(
-                folder, "epoch", epoch=run.epoch, loss=total / count, targets=count,
+                folder, "epoch", epoch=run.epoch, loss=loss, targets=count,
                 seconds=round(run.seconds, 2), validation=found,
             )  # fmt: skip
         run = replace(run, ended="epochs" if run.epoch == config.epochs else "converged")
@@ -171,6 +183,128 @@ def train(
     model.eval()
     _log(folder, "end", **asdict(run))
     return run
+
+
+def adam(model: RecBLR) -> torch.optim.Adam:
+    """The optimiser. Its learning rate is a tensor, which a CUDA graph reads anew at every step."""
+    lr = torch.zeros((), device=model.item_embeddings.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=lr.is_cuda)
+    # Or torch warns of the steps that do run outside of a graph.
+    optimizer._warned_capturable_if_run_uncaptured = True
+    return optimizer
+
+
+def training_step(
+    model: RecBLR, average: RecBLR, optimizer: torch.optim.Adam, config: TrainConfig, total: Tensor
+) -> Step:
+    """The update of ``model`` as a function of a batch and of the state before its first history.
+
+    Args:
+        model, average: the model and the moving average of its weights, of the same shape.
+        optimizer: of ``model``, see :func:`adam`.
+        config: how to train.
+        total: () float64; the losses of all predicted positions are added to it.
+
+    Returns:
+        ``step(batch, before)``, before (1, L, W, C), which gives the state after the last history that
+        has an event, valid until the next call. It is detached: a history that goes on in the next
+        batch has the values of one pass, but the gradient stops at the seam (truncated
+        backpropagation through time). On a GPU a step is replayed as a CUDA graph.
+    """
+    ours, theirs = tuple(average.parameters()), tuple(model.parameters())
+
+    def update(
+        before: Tensor, items: Tensor, offsets: Tensor, positions: Tensor, targets: Tensor,
+        seen: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        with ops.implementation(_SCANS[config.scan]):
+            with autocast(before.device, config.precision):
+                states = model.initial_state(len(offsets) - 1)
+                states[:1] = before
+                hidden, states = model(items, offsets, states)
+                if len(positions) < len(items):
+                    hidden = hidden[positions]
+                loss = cross_entropy(
+                    hidden, model.item_embeddings, targets, seen, config.label_smoothing
+                )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(ours, theirs, 1 - config.weight_average)
+            total.add_(loss.double(), alpha=len(targets))
+            last = (offsets < len(items)).sum(0, keepdim=True) - 1
+            return states.index_select(0, last)
+
+    run = Graphed(update) if _shapes_recur(config) else update
+
+    def step(batch: PackedBatch, before: Tensor) -> Tensor:
+        padded = config.scan == "sequence-padding"
+        if padded:
+            batch = sequence_padding(batch)
+        seen = () if batch.seen is None else (batch.seen,)
+        after = run(before, batch.items, batch.offsets, batch.positions, batch.targets, *seen)
+        return torch.zeros_like(after) if padded else after  # else it is the state after the pads
+
+    return step
+
+
+def epoch_spans(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
+    """Where in the log the batches of an epoch lie; epochs count from 0."""
+    rng = np.random.default_rng([config.seed, epoch])
+    begins, ends = data.offsets[:-1], data.split.train_end
+    if config.examples == "prefixes":
+        return prefixes(begins, ends, config.max_length, config.batch_size, rng)
+    return all_positions(begins, ends, config.window, config.batch_size, epoch, rng)
+
+
+def training_batches(
+    items: np.ndarray | Tensor, epoch: Sequence[Spans], config: TrainConfig
+) -> Iterator[tuple[PackedBatch, bool]]:
+    """The batches of an epoch, each with whether its first history goes on where the last one of the
+    batch before stopped.
+
+    Args:
+        items: the log; an array, or a tensor on the device that the batches are to be on. Batches out
+            of a tensor are given shapes that recur, for :class:`Graphed`: histories of no event at
+            their end, and prefix samples some histories without a target.
+        epoch: where the batches lie, from :func:`epoch_spans`.
+        config: how to train.
+    """
+    by_prefix = config.examples == "prefixes"
+    targets: Targets = "last" if by_prefix else "all"
+    recur = isinstance(items, Tensor) and _shapes_recur(config)
+    spans, histories = list(epoch), 0
+    if recur and by_prefix:
+        spans = [_filled(*some, min(config.max_length, len(items) - 1)) for some in spans]
+    if recur:  # a power of two, as the most of an epoch varies from one to the next
+        histories = 1 << (max(len(starts) for starts, _ in spans) - 1).bit_length()
+    stop, several = -1, 1 if by_prefix else max(1, _ASSEMBLED // config.batch_size)
+    for first in range(0, len(spans), several):
+        group = slice(first, first + several)
+        batches = pack_each(items, spans[group], targets)
+        for batch, (starts, stops) in zip(batches, epoch[group], strict=True):
+            if by_prefix:
+                real = slice(len(starts))
+                batch = replace(batch, positions=batch.positions[real], targets=batch.targets[real])
+            if config.hide_seen:
+                lengths = stops - starts
+                pairs = lengths if by_prefix else lengths * (lengths + 1) // 2
+                batch = replace(batch, seen=seen_pairs(batch, int(pairs.sum())))
+            yield with_empty(batch, histories) if recur else batch, bool(starts[0] == stop)
+            stop = -1 if by_prefix else stops[-1]
+
+
+def _shapes_recur(config: TrainConfig) -> bool:
+    """Whether a step can be a CUDA graph: nothing in it has a shape that depends on the items."""
+    return config.scan == "packed" and not config.hide_seen
+
+
+def _filled(starts: np.ndarray, stops: np.ndarray, longest: int) -> Spans:
+    """Histories, and behind them the first events of the log, up to a multiple of _BUCKET rows."""
+    missing = -int((stops - starts).sum()) % _BUCKET
+    more = np.minimum(longest, missing - np.arange(0, missing, longest))
+    return np.append(starts, np.zeros_like(more)), np.append(stops, more)
 
 
 def validate(model: RecBLR, data: Sequences, config: TrainConfig) -> dict[str, float]:
@@ -192,7 +326,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     """Matrix products in bfloat16 where that is asked for, or "auto" and the processor has it."""
     native = device.type != "cpu" or cpu.native_bfloat16()
     narrow = precision == "bfloat16" or (precision == "auto" and native)
-    return torch.autocast(device.type, torch.bfloat16, enabled=narrow)
+    # No narrow copy of a weight outlives its use: a CUDA graph has to make it anew at every replay.
+    return torch.autocast(device.type, torch.bfloat16, enabled=narrow, cache_enabled=False)
 
 
 def _log(folder: Path, event: str, **values: Any) -> None:
@@ -206,7 +341,7 @@ def _identity(model: RecBLR, config: TrainConfig, data: Sequences) -> dict[str, 
 
 
 def _save_checkpoint(
-    folder: Path, model: RecBLR, average: AveragedModel, optimizer: torch.optim.Adam,
+    folder: Path, model: RecBLR, average: RecBLR, optimizer: torch.optim.Adam,
     best: dict[str, Tensor], run: Trained, config: TrainConfig, data: Sequences,
 ) -> None:  # fmt: skip
     """One file, put in place at once: weights, best weights, the optimiser's moments, where we are."""
@@ -224,7 +359,7 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(
-    folder: Path, model: RecBLR, average: AveragedModel, optimizer: torch.optim.Adam,
+    folder: Path, model: RecBLR, average: RecBLR, optimizer: torch.optim.Adam,
     config: TrainConfig, data: Sequences,
 ) -> tuple[Trained, dict[str, Tensor]]:  # fmt: skip
     path = folder / "checkpoint.safetensors"
@@ -248,5 +383,7 @@ def _load_checkpoint(
     average.load_state_dict(parts.pop("average"))
     best = parts.pop("best")
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {key: tensors[name] for key, tensors in parts.items()}
+        optimizer.state[parameter] = {
+            key: tensors[name].to(parameter.device) for key, tensors in parts.items()
+        }
     return run, best

@@ -1,21 +1,24 @@
 """Packing and cutting against plain loops over lists."""
 
 from itertools import pairwise
-from typing import Literal
-
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recblr.data.batches import (
     PackedBatch,
+    Targets,
     all_positions,
     pack,
+    pack_each,
     prefixes,
     ranges,
     seen_pairs,
+    sequence_padding,
     windows,
+    with_empty,
 )
 
 LENGTHS = st.lists(st.integers(0, 30), max_size=12)
@@ -52,7 +55,7 @@ def test_ranges_is_the_ranges_one_after_another(pairs: list[tuple[int, int]]) ->
 @pytest.mark.parametrize("targets", ["all", "last", "none"])
 @settings(deadline=None)
 @given(st.data())
-def test_pack_is_a_plain_loop(targets: Literal["all", "last", "none"], data: st.DataObject) -> None:
+def test_pack_is_a_plain_loop(targets: Targets, data: st.DataObject) -> None:
     flat = data.draw(st.lists(st.integers(0, 9), min_size=2, max_size=30))
     cut = st.integers(0, len(flat) - 1)
     drawn = data.draw(st.lists(st.tuples(cut, cut), max_size=6))
@@ -70,21 +73,91 @@ def test_pack_is_a_plain_loop(targets: Literal["all", "last", "none"], data: st.
 
     array = np.array(flat, np.int32)
     array.flags.writeable = False
-    batch = pack(array, starts, stops, targets)
-    for ours, truth in (
-        (batch.items, items),
-        (batch.offsets, offsets),
-        (batch.positions, positions),
-        (batch.targets, following),
-    ):
-        assert ours.tolist() == truth
-        assert str(ours.dtype) == "torch.int64"
+    for log in (array, torch.tensor(flat, dtype=torch.int32)):
+        batch = pack(log, starts, stops, targets)
+        for ours, truth in (
+            (batch.items, items),
+            (batch.offsets, offsets),
+            (batch.positions, positions),
+            (batch.targets, following),
+        ):
+            assert ours.tolist() == truth
+            assert ours.dtype == torch.int64
 
 
 def test_pack_of_the_last_event_needs_no_event_after_it() -> None:
-    batch = pack(np.array([4, 5, 6], np.int32), np.array([1]), np.array([3]), "none")
-    assert batch.items.tolist() == [5, 6]
-    assert len(batch.targets) == 0
+    for log in (np.array([4, 5, 6], np.int32), torch.tensor([4, 5, 6])):
+        batch = pack(log, np.array([1]), np.array([3]), "none")
+        assert batch.items.tolist() == [5, 6]
+        assert len(batch.targets) == 0
+
+
+def assert_same(ours: PackedBatch, theirs: PackedBatch) -> None:
+    for name, tensor in vars(theirs).items():
+        found = getattr(ours, name)
+        assert found is tensor is None or torch.equal(found, tensor), name
+
+
+@pytest.mark.parametrize("targets", ["all", "last", "none"])
+@settings(deadline=None)
+@given(several=st.lists(st.lists(st.integers(1, 6), max_size=4), min_size=1, max_size=4))
+def test_packing_several_batches_is_packing_each(
+    targets: Targets, several: list[list[int]]
+) -> None:
+    flat = np.random.default_rng(0).integers(0, 9, 50).astype(np.int32)
+    spans = [(7 + begins, 7 + ends) for begins, ends in map(histories, several)]
+    for log in (flat, torch.from_numpy(flat)):
+        for batch, (starts, stops) in zip(pack_each(log, spans, targets), spans, strict=True):
+            assert_same(batch, pack(flat, starts, stops, targets))
+
+
+def example(lengths: list[int], targets: Targets = "all") -> PackedBatch:
+    flat = np.random.default_rng(0).integers(0, 5, sum(lengths) + 1).astype(np.int32)
+    return pack(flat, *histories(lengths), targets)
+
+
+def test_histories_of_no_event_are_put_at_the_end() -> None:
+    batch = example([3, 1])
+    more = with_empty(batch, 5)
+    assert more.offsets.tolist() == [0, 3, 4, 4, 4, 4]
+    assert more.items is batch.items
+    assert_same(with_empty(batch, 2), batch)
+    assert with_empty(example([]), 2).offsets.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("targets", ["all", "last"])
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(0, 9), max_size=5))
+def test_sequence_padding_is_a_plain_loop(targets: Targets, lengths: list[int]) -> None:
+    batch = example([length for length in lengths if length], targets)
+    batch = PackedBatch(
+        batch.items, torch.tensor([0, *lengths]).cumsum(0), batch.positions, batch.targets
+    )
+    longest = 1
+    while longest < max(lengths, default=0):
+        longest *= 2
+    items, offsets, positions = [], [0], []
+    for begin, end in pairwise(batch.offsets.tolist()):
+        positions += [
+            len(items) + row - begin for row in batch.positions.tolist() if begin <= row < end
+        ]
+        items += batch.items[begin:end].tolist() + [0] * (longest - (end - begin))
+        offsets.append(len(items))
+    padded = sequence_padding(batch)
+    assert padded.items.tolist() == items
+    assert padded.offsets.tolist() == offsets
+    assert padded.positions.tolist() == positions
+    assert padded.targets.equal(batch.targets)
+
+
+def test_a_batch_on_another_device() -> None:
+    batch = example([2, 3])
+    pairs = PackedBatch(*list(vars(batch).values())[:4], seen_pairs(batch))
+    for original in (batch, pairs):
+        moved = original.to(torch.device("meta"))
+        for name, tensor in vars(original).items():
+            found = getattr(moved, name)
+            assert found is tensor is None or (found.is_meta and found.shape == tensor.shape)
 
 
 @settings(deadline=None)
@@ -179,6 +252,25 @@ def test_a_cut_window_goes_on_in_the_next_batch() -> None:
     assert [len(starts) for starts, _ in batches] == [1, 1, 1]
 
 
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 12), st.integers(1, 60), st.integers(0, 3))
+def test_what_a_cut_severs_is_last_and_then_first_and_the_rest_longest_first(
+    lengths: list[int], longest: int, budget: int, epoch: int
+) -> None:
+    begins, ends = histories(lengths)
+    batches = all_positions(begins, ends, longest, budget, epoch, np.random.default_rng(0))
+    whole = spans([windows(begins, ends, longest, longest // 2 * (epoch % 2))])
+    cuts = {stop for start, stop in spans(batches)} - {stop for start, stop in whole}
+    severed = set()
+    for (_, stops), (starts, _) in pairwise(batches):
+        if stops[-1] == starts[0]:
+            severed.add(int(starts[0]))
+    assert cuts <= severed
+    for starts, stops in batches:
+        between = (stops - starts)[1:-1].tolist()
+        assert between == sorted(between, reverse=True)
+
+
 def test_epochs_follow_their_generator_and_differ() -> None:
     begins, ends = histories([9, 40, 2, 77, 30])
 
@@ -217,28 +309,21 @@ def test_prefixes_are_every_prefix_once(lengths: list[int], longest: int, sample
     sizes = [len(starts) for starts, _ in batches]
     assert all(size == samples for size in sizes[:-1])
     assert all(0 < size <= samples for size in sizes)
+    for starts, stops in batches:
+        assert (stops - starts).tolist() == sorted(stops - starts, reverse=True)
 
 
 @pytest.mark.parametrize("targets", ["all", "last", "none"])
 @settings(deadline=None)
-@given(lengths=st.lists(st.integers(1, 8), max_size=5), seed=st.integers(0, 99))
-def test_seen_pairs_are_a_plain_loop(
-    targets: Literal["all", "last", "none"], lengths: list[int], seed: int
-) -> None:
-    flat = np.random.default_rng(seed).integers(0, 5, sum(lengths) + 1).astype(np.int32)
-    batch = pack(flat, *histories(lengths), targets)
-    found = seen_pairs(batch)
-    assert found.shape[1] == 2
-    assert found.tolist() == loop_of_seen_pairs(batch)
-
-
-def loop_of_seen_pairs(batch: PackedBatch) -> list[list[int]]:
-    pairs = []
-    items = batch.items.tolist()
-    numbered = list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True))
+@given(lengths=st.lists(st.integers(1, 8), max_size=5))
+def test_seen_pairs_are_a_plain_loop(targets: Targets, lengths: list[int]) -> None:
+    batch = example(lengths, targets)
+    pairs, items = [], batch.items.tolist()
     for begin, end in pairwise(batch.offsets.tolist()):
-        for number, (position, target) in enumerate(numbered):
+        for number, position in enumerate(batch.positions.tolist()):
             if begin <= position < end:
-                before = items[begin : position + 1]
-                pairs += [[number, item] for item in before if item != target]
-    return pairs
+                pairs += [(number, item) for item in items[begin : position + 1]]
+    found = seen_pairs(batch)
+    assert found.shape == (2, len(pairs))
+    assert list(zip(*found.tolist(), strict=True)) == pairs
+    assert seen_pairs(with_empty(batch, len(lengths) + 2), len(pairs)).equal(found)

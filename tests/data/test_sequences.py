@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from recblr.data.batches import pack
 from recblr.data.log import Interactions
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.sequences import Part, Sequences, prepare
 from recblr.data.split import leave_one_out
 from recblr.errors import InputError
 
@@ -47,7 +47,7 @@ def histories(data: Sequences) -> dict[Any, list[Any]]:
     }
 
 
-def held_out(data: Sequences, part: Literal["validation", "test"]) -> dict[Any, int]:
+def held_out(data: Sequences, part: Part) -> dict[Any, int]:
     """Where in the user's history the target stands, for users that have one."""
     rows = getattr(data.split, part)
     users = data.user_ids.to_pylist()
@@ -316,11 +316,11 @@ def test_the_fingerprint_tells_histories_ids_and_splits_apart(data: Sequences) -
 
 
 def test_its_own_vocabulary_changes_nothing(data: Sequences) -> None:
-    assert data.with_items(pa.array(["a", "b", "c"])) is data
+    assert data.with_items(pa.array(["a", "b", "c"]), "test") is data
 
 
 def test_another_order_is_another_index(data: Sequences) -> None:
-    found = data.with_items(pa.array(["c", "new", "a", "b"]))
+    found = data.with_items(pa.array(["c", "new", "a", "b"]), "test")
     assert found.items.tolist() == [2, 3, 0, 2, 0, 3, 3, 2]
     assert found.items.dtype == np.int32
     assert found.offsets.tolist() == data.offsets.tolist()
@@ -332,42 +332,55 @@ def test_another_order_is_another_index(data: Sequences) -> None:
 
 
 def test_unknown_items_leave_histories_and_stay_as_targets(data: Sequences) -> None:
-    found = data.with_items(pa.array(["b"]))  # [a b c a] [c] [b b a], two targets at the end
-    assert found.items.tolist() == [0, 1, 1, 0, 0, 1]
-    assert found.offsets.tolist() == [0, 3, 3, 6]
-    assert found.split.train_end.tolist() == [1, 3, 4]
-    assert found.split.validation.tolist() == [1, -1, 4]
-    assert found.split.test.tolist() == [2, -1, 5]
-    assert found.item_counts.tolist() == [2]
+    """[a b c a] [c] [b b a], where the last two of the long ones validate and test."""
+    tested = data.with_items(pa.array(["b"]), "test")
+    assert tested.items.tolist() == [0, 1, 0, 0, 1]
+    assert tested.offsets.tolist() == [0, 2, 2, 5]
+    assert tested.split.train_end.tolist() == [1, 2, 3]
+    assert tested.split.validation.tolist() == [-1, -1, 3]
+    assert tested.split.test.tolist() == [1, -1, 4]
+    validated = data.with_items(pa.array(["b"]), "validation")
+    assert validated.items.tolist() == [0, 1, 0, 0]
+    assert validated.offsets.tolist() == [0, 2, 2, 4]
+    assert validated.split.train_end.tolist() == [1, 2, 3]
+    assert validated.split.validation.tolist() == [1, -1, 3]
+    assert validated.split.test.tolist() == [-1, -1, -1]
+    assert tested.item_counts.tolist() == validated.item_counts.tolist() == [2]
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
 @settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 5), max_size=8), max_size=6).filter(any),
     st.permutations(range(8)),
     st.integers(1, 8),
 )
-def test_with_items_is_a_plain_loop(lists: list[list[int]], order: list[int], size: int) -> None:
+def test_with_items_is_a_plain_loop(
+    part: Part, lists: list[list[int]], order: list[int], size: int
+) -> None:
     names = [f"i{number}" for number in range(8)]
     vocabulary = [names[number] for number in order[:size]]
     data = sequences(lists, names[:6])
-    found = data.with_items(pa.array(vocabulary))
-    known = {
-        user: [name if name in vocabulary else None for name in items]
-        for user, items in histories(data).items()
-    }
+    found = data.with_items(pa.array(vocabulary), part)
     truth, ends = {}, {}
-    for user, items in known.items():
-        held = 2 if len(items) >= 3 else 0
-        train = [name for name in items[: len(items) - held] if name is not None]
-        truth[user], ends[user] = train + items[len(items) - held :], len(train)
+    targets: dict[Part, dict[Any, int]] = {"validation": {}, "test": {}}
+    for user, items in histories(data).items():
+        parts: dict[int, Part] = {}
+        if len(items) >= 3:
+            parts = {len(items) - 2: "validation", len(items) - 1: "test"}
+        truth[user], ends[user] = [], 0
+        for place, name in enumerate(items):
+            known = name in vocabulary
+            if known or parts.get(place) == part:
+                if place in parts:
+                    targets[parts[place]][user] = len(truth[user])
+                truth[user].append(name if known else None)
+                ends[user] += place not in parts
     assert histories(found) == truth
-    assert dict(zip(ends, (found.split.train_end - found.offsets[:-1]).tolist(), strict=True)) == (
-        ends
-    )
-    long = {user for user, items in known.items() if len(items) >= 3}
-    assert held_out(found, "validation") == {user: ends[user] for user in long}
-    assert held_out(found, "test") == {user: ends[user] + 1 for user in long}
+    train_ends = (found.split.train_end - found.offsets[:-1]).tolist()
+    assert dict(zip(ends, train_ends, strict=True)) == ends
+    for name, places in targets.items():
+        assert held_out(found, name) == places
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -375,7 +388,7 @@ def test_numbers_meet_the_same_numbers_as_text_and_no_others(turned: bool) -> No
     numbers, texts = pa.array([7, 12, 3]), pa.array(["x", "12", "007", "7"])
     ours, theirs = (texts, numbers) if turned else (numbers, texts)
     data = sequences([list(range(len(ours))) * 2], ours.to_pylist())
-    found = data.with_items(theirs)
+    found = data.with_items(theirs, "test")
     names = found.item_ids.to_pylist()
     history = [str(names[item]) for item in found.items[: found.split.train_end[0]]]
     assert history == (["12", "7", "12"] if turned else ["7", "12", "7"])

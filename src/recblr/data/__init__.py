@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recblr.config import near
 from recblr.data.datasets import DATASETS, load_dataset
 from recblr.data.log import Interactions, read_log
 from recblr.data.sequences import Sequences, prepare
@@ -35,8 +36,12 @@ def open_log(
                 "prepare the log again to change that, or to name its columns"
             )
         return source
-    if isinstance(source, str) and source in DATASETS and not Path(source).exists():
-        core = DATASETS[source].core if core is None else core
-        source = load_dataset(source)
+    if isinstance(source, str) and not Path(source).exists():
+        if source in DATASETS:
+            core = DATASETS[source].core if core is None else core
+            source = load_dataset(source)
+        elif source == Path(source).stem:  # a name, and not a path
+            hint = near(source, DATASETS)
+            raise InputError(f"{source}: no such file and no such data set{hint}")
     log = source if isinstance(source, Interactions) else read_log(source, columns=columns)
     return prepare(log, 1 if core is None else core, split or "leave-one-out")

@@ -1,11 +1,17 @@
 """PackedBatch: the histories of a batch laid end to end, without padding."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+Targets = Literal["all", "last", "none"]
+Spans = tuple[np.ndarray, np.ndarray]
+"""The histories of a batch, (starts, stops): history b is the rows starts[b] .. stops[b]-1 of a log."""
 
 
 @dataclass(frozen=True)
@@ -13,13 +19,20 @@ class PackedBatch:
     """B histories with N events in all, of which M positions have a target.
 
     ``items`` (N,) item indices; ``offsets`` (B + 1,), history b has the rows offsets[b] ..
-    offsets[b+1]-1; ``positions`` (M,) rows whose next item is to be predicted; ``targets`` (M,) it.
+    offsets[b+1]-1; ``positions`` (M,) rows whose next item is to be predicted, rising; ``targets``
+    (M,) it; ``seen`` the pairs of :func:`seen_pairs` where they are to be left out, else None.
     """
 
     items: Tensor
     offsets: Tensor
     positions: Tensor
     targets: Tensor
+    seen: Tensor | None = None
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch on another device."""
+        given = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **{name: tensor.to(device) for name, tensor in given.items()})
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -29,31 +42,94 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def pack(
-    items: np.ndarray,
-    starts: np.ndarray,
-    stops: np.ndarray,
-    targets: Literal["all", "last", "none"],
+    items: np.ndarray | Tensor, starts: np.ndarray, stops: np.ndarray, targets: Targets
 ) -> PackedBatch:
     """Histories items[starts[b]:stops[b]] of at least one event each, end to end.
 
-    ``targets``: predict at every position, at the last one of each history, or at none (M = 0). The
-    target of a position is the item after it in ``items``.
+    Args:
+        items: the log. From a tensor the batch is assembled on its device, which is told where the
+            histories lie and never waited for; from an array, quicker for a small one, by NumPy.
+        starts, stops: (B,) where the histories lie.
+        targets: predict at every position, at the last one of each history, or at none (M = 0). The
+            target of a position is the item after it in ``items``.
     """
     lengths = stops - starts
-    rows = ranges(starts, lengths)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    positions = {"all": np.arange(len(rows)), "last": offsets[1:] - 1, "none": rows[:0]}[targets]
-    return PackedBatch(
-        items=torch.from_numpy(items[rows].astype(np.int64)),
-        offsets=torch.from_numpy(offsets),
-        positions=torch.from_numpy(positions),
-        targets=torch.from_numpy(items[rows[positions] + 1].astype(np.int64)),
-    )
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    n = int(ends[-1])
+    offsets: Any  # arrays or tensors, like the log
+    every: Any
+    if isinstance(items, Tensor):
+        offsets, shift, length = _send(items.device, ends, starts - ends[:-1], lengths)
+        every = torch.arange(n, device=items.device)
+        rows = every + torch.repeat_interleave(shift, length, output_size=n)
+    else:
+        offsets, every, rows = ends, np.arange(n), ranges(starts, lengths)
+    positions = {"all": every, "last": offsets[1:] - 1, "none": every[:0]}[targets]
+    batch = (items[rows], offsets, positions, items[rows[positions] + 1])
+    return PackedBatch(*map(_int64, batch))
 
 
-def windows(
-    begins: np.ndarray, ends: np.ndarray, max_length: int, shift: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _int64(values: np.ndarray | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.long()
+    return torch.from_numpy(values.astype(np.int64, copy=False))
+
+
+def _send(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
+    """Whole numbers on ``device``, in one transfer that the host does not wait for."""
+    together = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        together = together.pin_memory()
+    return torch.split(together.to(device, non_blocking=True), [len(array) for array in arrays])
+
+
+def pack_each(
+    items: np.ndarray | Tensor, several: Sequence[Spans], targets: Targets
+) -> list[PackedBatch]:
+    """:func:`pack` of each of several batches, with as many operations as for one of them."""
+    starts, stops = (np.concatenate(parts) for parts in zip(*several, strict=True))
+    whole = pack(items, starts, stops, targets)
+    batches, b, n, m = [], 0, 0, 0
+    for starts, stops in several:
+        histories, events = len(starts), int((stops - starts).sum())
+        predicted = {"all": events, "last": histories, "none": 0}[targets]
+        batches.append(
+            PackedBatch(
+                whole.items[n : n + events],
+                whole.offsets[b : b + histories + 1] - n,
+                whole.positions[m : m + predicted] - n,
+                whole.targets[m : m + predicted],
+            )
+        )
+        b, n, m = b + histories, n + events, m + predicted
+    return batches
+
+
+def with_empty(batch: PackedBatch, histories: int) -> PackedBatch:
+    """The batch with histories of no event behind its own, so that there are ``histories`` in all."""
+    more = histories + 1 - len(batch.offsets)
+    return replace(batch, offsets=F.pad(batch.offsets, (0, more), value=len(batch.items)))
+
+
+def sequence_padding(batch: PackedBatch) -> PackedBatch:
+    """Every history as long as the power of two at or above the longest (Table 5 of 2406.12580).
+
+    The pads, item 0 without a target, follow the events, so that a causal model gives each event the
+    vector it had. The state after a history is now that after its pads.
+    """
+    lengths = batch.offsets.diff()
+    if not len(lengths):
+        return batch
+    longest = 1 << max(0, int(lengths.max()) - 1).bit_length()
+    offsets = longest * torch.arange(len(batch.offsets), device=lengths.device)
+    shift = (offsets - batch.offsets)[:-1]
+    rows = torch.arange(len(batch.items), device=lengths.device)
+    rows += torch.repeat_interleave(shift, lengths, output_size=len(rows))
+    items = batch.items.new_zeros(longest * len(lengths)).index_copy(0, rows, batch.items)
+    return replace(batch, items=items, offsets=offsets, positions=rows[batch.positions])
+
+
+def windows(begins: np.ndarray, ends: np.ndarray, max_length: int, shift: int) -> Spans:
     """Cut each history into windows of at most ``max_length`` inputs, the last ending at its end.
 
     Args:
@@ -81,14 +157,16 @@ def windows(
 def all_positions(
     begins: np.ndarray, ends: np.ndarray, max_length: int, targets: int, epoch: int,
     rng: np.random.Generator,
-) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+) -> list[Spans]:  # fmt: skip
     """An epoch in which every position of every history is predicted once, in random batches.
 
     Windows of random users are laid end to end and cut into batches of equal size, about
-    ``targets`` positions; what a cut severs goes on in the next batch. Equal sizes let the matrix
-    library reuse its kernels. Every other epoch the windows are cut half a window earlier.
+    ``targets`` positions. The last history of a batch that a cut severs goes on as the first of the
+    next one, which then starts where the other stops. Equal sizes let the matrix library reuse its
+    kernels. Every other epoch the windows are cut half a window earlier.
 
-    Returns the windows (starts, stops) of each batch.
+    Returns the histories of each batch, those between the first and the last longest first: a GPU
+    begins them in this order.
     """
     starts, stops = windows(begins, ends, max_length, shift=max_length // 2 * (epoch % 2))
     order = rng.permutation(len(starts))
@@ -103,35 +181,42 @@ def all_positions(
     stops = stops[window] - (window_ends[window] - piece_ends)
     starts = stops - (piece_ends - piece_begins)
     firsts = np.searchsorted(piece_begins, batch_ends)
-    parts = zip(np.split(starts, firsts), np.split(stops, firsts), strict=True)
-    return [part for part in parts if len(part[0])]
+    parts = np.split(np.arange(len(starts)), firsts)
+    lengths = stops - starts
+    found = []
+    for part in parts:
+        between = part[1:-1][np.argsort(-lengths[part[1:-1]], kind="stable")]
+        order = np.concatenate([part[:1], between, part[1:][-1:]])
+        found.append((starts[order], stops[order]))
+    return [spans for spans in found if len(spans[0])]
 
 
 def prefixes(
     begins: np.ndarray, ends: np.ndarray, max_length: int, samples: int, rng: np.random.Generator
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[Spans]:
     """An epoch in which every prefix of every history is one sample (the paper's way).
 
-    Returns the prefixes (starts, stops) of each batch of ``samples``.
+    Returns the prefixes of each batch of ``samples``, longest first.
     """
     inputs = np.maximum(ends - begins - 1, 0)
     stops = ranges(begins + 1, inputs)
     starts = np.maximum(np.repeat(begins, inputs), stops - max_length)
     order = rng.permutation(len(stops))
     parts = [order[first : first + samples] for first in range(0, len(order), samples)]
+    parts = [part[np.argsort((starts - stops)[part], kind="stable")] for part in parts]
     return [(starts[part], stops[part]) for part in parts]
 
 
-def seen_pairs(batch: PackedBatch) -> Tensor:
-    """(P, 2) pairs of a target's number 0 .. M-1, rising, and an item of the history before it.
+def seen_pairs(batch: PackedBatch, count: int | None = None) -> Tensor:
+    """(2, P): numbers 0 .. M-1 of targets, rising, and for each an item of the history up to it.
 
-    The target itself is never among its own pairs.
+    Of a history that a cut severed only the piece in this batch is known. ``count`` is P where the
+    caller knows it, so that a GPU need not be asked.
     """
-    positions = batch.positions.numpy()
-    sequence = np.searchsorted(batch.offsets.numpy(), positions, side="right") - 1
-    begins = batch.offsets.numpy()[sequence]
-    lengths = positions - begins + 1
-    owner = torch.from_numpy(np.repeat(np.arange(len(positions)), lengths))
-    items = batch.items[torch.from_numpy(ranges(begins, lengths))]
-    pairs = torch.stack([owner, items], 1)
-    return pairs[items != batch.targets[owner]]
+    history = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
+    begins = batch.offsets[history]
+    lengths = batch.positions - begins + 1
+    owner = torch.repeat_interleave(lengths, output_size=count)
+    shift = begins - (lengths.cumsum(0) - lengths)
+    rows = torch.arange(len(owner), device=owner.device).add_(shift.index_select(0, owner))
+    return torch.stack([owner, batch.items.index_select(0, rows)])

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,8 @@ from recblr.data.log import Interactions
 from recblr.data.split import Split
 from recblr.errors import InputError
 from recblr.folders import new_folder
+
+Part = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +65,12 @@ class Sequences:
             digest.update(json.dumps(ids.to_pylist()).encode())
         return digest.hexdigest()[:16]
 
-    def with_items(self, item_ids: pa.Array) -> "Sequences":
+    def with_items(self, item_ids: pa.Array, part: Part) -> "Sequences":
         """The same histories in the indices of another vocabulary.
 
-        Events of items that are not in it leave the histories; a target that is not in it stays, with
-        the index V of ``item_ids``, which no model can score. Where one log has numbers as ids and
-        the other text, 7 is "7" and not "007".
+        Events of items that are not in it leave the histories. A target of ``part`` that is not
+        in it stays, with the index V of ``item_ids``, which no model can score. Where one log has
+        numbers as ids and the other text, 7 is "7" and not "007".
         """
         if self.item_ids.equals(item_ids):
             return self
@@ -78,15 +80,15 @@ class Sequences:
         code = pc.index_in(ours, theirs)
         items = code.fill_null(len(item_ids)).to_numpy()[self.items].astype(np.int32)
         keep = items < len(item_ids)
-        for targets in (self.split.validation, self.split.test):
-            keep[targets[targets >= 0]] = True
+        targets = getattr(self.split, part)
+        keep[targets[targets >= 0]] = True
         row = np.concatenate([[0], np.cumsum(keep)])
 
-        def moved(rows: np.ndarray) -> np.ndarray:
-            return np.where(rows >= 0, row[rows], -1)
+        def moved(targets: np.ndarray) -> np.ndarray:
+            return np.where((targets >= 0) & keep[targets], row[targets], -1)
 
         split = Split(
-            self.split.name, moved(self.split.train_end), moved(self.split.validation),
+            self.split.name, row[self.split.train_end], moved(self.split.validation),
             moved(self.split.test),
         )  # fmt: skip
         return Sequences(items[keep], row[self.offsets], self.user_ids, item_ids, split, self.core)

@@ -88,7 +88,11 @@ class RecBLR(nn.Module):
 
     @torch.no_grad()
     def score(self, batch: PackedBatch) -> Tensor:
-        """Scores (B, V) of every item as the next one of each history of a batch."""
+        """Scores (B, V) of every item as the next one of each history of a batch.
+
+        The batch may lie on another device; the scores lie on the model's.
+        """
+        batch = batch.to(self.item_embeddings.device)
         hidden, _ = self(batch.items, batch.offsets)
         return hidden[batch.offsets[1:] - 1] @ self.item_embeddings.t()
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 1 << 21  # logits at once: 8 MB of float32, so that a chunk stays in the cache
+# Logits at once. On a CPU 8 MB of float32, so that a chunk stays in the cache; on a GPU 256 MB, which
+# is a whole batch over a few thousand items.
+_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 def cross_entropy(
@@ -26,8 +28,8 @@ def cross_entropy(
         hidden: (M, D).
         weight: (V, D) item embeddings.
         targets: (M,) item indices.
-        seen: (P, 2) pairs of a row of ``hidden``, rising, and an item to be left out of that row's
-            softmax; never the target of the row.
+        seen: (2, P) rows of ``hidden``, rising, and for each an item to be left out of that row's
+            softmax, unless it is the row's target.
         smoothing: this share of each target is spread evenly over the catalogue (label smoothing,
             arXiv 1512.00567); not together with ``seen``.
 
@@ -45,24 +47,26 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None,
         smoothing: float,
     ) -> Tensor:  # fmt: skip
-        rows = max(1, _CHUNK // len(weight))
         device = hidden.device.type
+        rows = max(1, _CHUNK[device] // len(weight))
         narrow = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if narrow else weight.dtype
         items = weight.to(dtype)
         dhidden = torch.empty_like(hidden, dtype=weight.dtype)
         dweight = torch.zeros_like(weight)
         loss = torch.zeros((), dtype=weight.dtype, device=weight.device)
+        hide = None if seen is None else _by_chunk(seen, len(hidden), rows)
         with torch.autocast(device, enabled=False):
             for begin in range(0, len(hidden), rows):
                 chunk = slice(begin, begin + rows)
                 h, target = hidden[chunk].to(dtype), targets[chunk].unsqueeze(1)
                 logits = (h @ items.t()).to(weight.dtype)
-                if seen is not None:
-                    ends = torch.tensor([begin, begin + len(h)], device=seen.device)
-                    first, last = torch.searchsorted(seen[:, 0].contiguous(), ends).tolist()
-                    logits[seen[first:last, 0] - begin, seen[first:last, 1]] = -torch.inf
-                right, greatest = logits.gather(1, target), logits.amax(1, keepdim=True)
+                right = logits.gather(1, target)
+                if hide is not None:
+                    row, item = hide[begin // rows]
+                    logits[row - begin, item] = -torch.inf
+                    logits.scatter_(1, target, right)
+                greatest = logits.amax(1, keepdim=True)
                 probabilities = torch.softmax(logits, 1, out=logits)
                 # By way of the greatest probability, as that of the target can be too small a number.
                 log_sum_exp = greatest - probabilities.amax(1, keepdim=True).log()
@@ -87,3 +91,11 @@ class _CrossEntropy(torch.autograd.Function):
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0] / ctx.count
         return (dhidden * scale).to(ctx.dtype), dweight * scale, None, None, None
+
+
+def _by_chunk(seen: Tensor, count: int, rows: int) -> tuple[Tensor, ...]:
+    """The pairs of each ``rows`` of ``count`` rows. The host waits for a GPU if they are several."""
+    if count <= rows:
+        return (seen,)
+    begins = torch.arange(rows, count, rows, device=seen.device)
+    return seen.tensor_split(torch.searchsorted(seen[0].contiguous(), begins).tolist(), 1)

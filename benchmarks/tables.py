@@ -1,0 +1,245 @@
+"""Write the README's figures from benchmarks/results and paper/results, and draw its pictures.
+
+    python benchmarks/tables.py
+
+A section is what lies between its two markers. A test writes all sections anew and expects the README
+as it is.
+"""
+
+import json
+import re
+import runpy
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from textwrap import fill
+from typing import Any
+
+from recblr.bench.length import draw
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+ACCURACY = runpy.run_path(str(ROOT / "paper" / "accuracy.py"))
+NAMES = {"cpu": "CPU", "cuda": "GPU"}
+Result = dict[str, Any]
+
+
+def write(text: str) -> str:
+    """``text`` with every section made anew."""
+
+    def section(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{SECTIONS[found[2]]()}\n{found[3]}"
+
+    pattern = r"(<!-- generated: (\w+) -->)\n.*?(<!-- end -->)"
+    return re.sub(pattern, section, text, flags=re.DOTALL)
+
+
+def accuracy() -> str:
+    """What training reaches, beside the published figures."""
+    runs: dict[str, list[Result]] = ACCURACY["read_runs"]()
+    minutes = ", ".join(
+        f"{mean(run['seconds'] for run in some) / 60:.0f} minutes a seed on {dataset}"
+        for dataset, some in runs.items()
+    )
+    datasets = "|".join(runs)
+    about = measured(run for some in runs.values() for run in some)
+    text = f"`python paper/accuracy.py run {datasets}`; {about}; {minutes}."
+    return blocks(ACCURACY["markdown"](runs), paragraph(text))
+
+
+def speed() -> str:
+    """The jobs of a day: an epoch, an event, a log."""
+    training, steps = by_device("train"), by_device("step")
+    twin, prepare = read("epoch-cpu"), read("prepare")
+    head = ["speed", *NAMES.values(), "command"]
+    rows = [
+        ["an epoch of all positions", *(epoch(it, "all_positions") for it in training.values()),
+         "`recblr bench train`"],
+        ["an epoch of prefix samples, as in the paper",
+         *(epoch(it, "prefixes") for it in training.values()), "`recblr bench train`"],
+        ["an epoch packed against its plain padded twin", against_twin(twin), "",
+         "`python benchmarks/epoch.py`"],
+        ["an event after 10, 1,000, 100,000 events of history",
+         *(event(it) for it in steps.values()), "`recblr bench step`"],
+        ["`recblr prepare` on 50 million events", preparation(prepare), "",
+         "`python benchmarks/prepare.py`"],
+    ]  # fmt: skip
+    shares = [
+        f"A step on the {NAMES[device]}: "
+        + ", ".join(f"{part} {share:.0%}" for part, share in it["all_positions"]["parts"].items())
+        for device, it in training.items()
+        if it
+    ]
+    done = [it for it in (*training.values(), *steps.values(), twin, prepare) if it]
+    logs = sorted({it["log"] for it in training.values() if it})
+    about = [f"Epochs of {' and '.join(logs)}"] * bool(logs) + [measured(done)] * bool(done)
+    notes = [paragraph(f"{text}.") for text in (*shares, "; ".join(about)) if text]
+    return blocks(table(head, rows), *notes, not_measured(train=training, step=steps))
+
+
+def recurrence() -> str:
+    """The recurrence with its gates, in all forms."""
+    ops, parts = by_device("ops"), []
+    for device, result in ops.items():
+        if result is None:
+            continue
+        columns = {"forward_ns": "forward, ns an element", "both_ns": "forward and backward",
+                   "times_slower": "times slower", "peak_bytes": "peak bytes an element"}  # fmt: skip
+        columns = {key: head for key, head in columns.items() if key in result["rows"][0]}
+        rows = [
+            [row["name"], *(figure(row[key]) for key in columns)]
+            if row["gate"] == "ok"
+            else [row["name"], row["gate"], *[""] * (len(columns) - 1)]
+            for row in result["rows"]
+        ]
+        parts.append(table([f"recurrence on the {NAMES[device]}", *columns.values()], rows))
+        size = " × ".join(f"{n:,}" for n in result["shape"])
+        text = f"{size} sequences, events and channels in {result['dtype']}"
+        if device == "cuda":
+            text += (
+                f"; of the {result['copy_gb_per_s']:,.0f} GB/s of a copy, fused reaches "
+                f"{result['forward_share']:.0%} forward and {result['backward_share']:.0%} backward"
+            )
+        parts.append(
+            paragraph(f"{text}; `recblr bench ops`; {threads(result)}; {measured([result])}.")
+        )
+        if device == "cuda":
+            rows = [
+                [f"{row['length']:,}", *(figure(row[key]) for key in columns)]
+                for row in result["lengths"]
+            ]
+            parts.append(table(["fused, events of a sequence", *columns.values()], rows))
+    return blocks(*parts, not_measured(ops=ops))
+
+
+def length() -> str:
+    """How cost grows with the length of a history."""
+    lengths, parts = by_device("length"), []
+    for device, result in lengths.items():
+        if result is None:
+            continue
+        parts.append(f"![cost by length of history]({picture(device).relative_to(ROOT)})")
+        costs = []
+        for name, title in (("recblr", "a RecBLR layer"), ("attention", "an attention layer")):
+            rows = [row for row in result["rows"] if row[name]["event_ns"] is not None]
+            costs.append(
+                f"{title} {microseconds(rows[0][name])} in histories of {rows[0]['length']:,} events "
+                f"and {microseconds(rows[-1][name])} in ones of {rows[-1]['length']:,}"
+            )
+        text = f"On the {NAMES[device]} training on an event takes {', '.join(costs)}"
+        parts.append(
+            paragraph(f"{text}; `recblr bench length`; {threads(result)}; {measured([result])}.")
+        )
+    return blocks(*parts, not_measured(length=lengths))
+
+
+SECTIONS = {f.__name__: f for f in (accuracy, speed, recurrence, length)}
+
+
+def epoch(result: Result | None, kind: str) -> str:
+    if result is None:
+        return "not measured"
+    found = result[kind]
+    about = "estimated" if found["estimated"] else f"{found['events_per_second']:,.0f} events/s"
+    return (
+        f"{seconds(found['epoch_seconds'])} ({about}), {found['times_products']:.1f} times its bare "
+        f"matrix products; {threads(result)}"
+    )
+
+
+def against_twin(result: Result | None) -> str:
+    if result is None:
+        return "not measured"
+    packed, padded = (result["epoch_seconds"][name] for name in ("packed", "padded twin"))
+    faster = result["times_faster_than"]["padded twin"]
+    return f"{seconds(packed)}, {seconds(padded)}: {faster:.1f} times faster; {threads(result)}"
+
+
+def event(result: Result | None) -> str:
+    if result is None:
+        return "not measured"
+    return ", ".join(f"{row['median']:.0f}" for row in result["steps"]) + f" µs; {threads(result)}"
+
+
+def preparation(result: Result | None) -> str:
+    if result is None:
+        return "not measured"
+    return (
+        f"{seconds(result['seconds'])}, {result['peak_gib']:.1f} GiB at its peak; {threads(result)}"
+    )
+
+
+def seconds(value: float) -> str:
+    return f"{value:,.0f} s" if value >= 10 else f"{value:.2g} s"
+
+
+def microseconds(layer: Result) -> str:
+    return f"{figure(layer['event_ns'] / 1e3)} µs"
+
+
+def figure(value: float) -> str:
+    """Three digits, no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def measured(results: Iterable[Result]) -> str:
+    """When, on what, and of which commits."""
+    found = list(results)
+    about = [
+        *sorted({it["date"][:10] for it in found}),
+        *sorted({it[kind] for kind in ("hardware", "gpu") for it in found if kind in it}),
+        *sorted({f"torch {it['versions']['torch']}" for it in found}),
+    ]
+    commits = sorted({it["commit"] or "unknown" for it in found})
+    return (
+        f"{', '.join(about)}; {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}"
+    )
+
+
+def picture(device: str) -> Path:
+    return RESULTS / f"length-{device}.png"
+
+
+def threads(result: Result) -> str:
+    return "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+
+
+def not_measured(**results: dict[str, Result | None]) -> str:
+    """The commands of the results that are missing."""
+    commands = [
+        f"`recblr bench {name} --device {device} --json > benchmarks/results/{name}-{device}.json`"
+        for name, found in results.items()
+        for device, result in found.items()
+        if result is None
+    ]
+    return "Not measured: " + ",\n".join(commands) + "." if commands else ""
+
+
+def by_device(name: str) -> dict[str, Result | None]:
+    return {device: read(f"{name}-{device}") for device in NAMES}
+
+
+def read(name: str) -> Result | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def paragraph(text: str) -> str:
+    return fill(text, 118, break_long_words=False, break_on_hyphens=False)
+
+
+def blocks(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+
+if __name__ == "__main__":
+    for device, result in by_device("length").items():
+        if result:
+            draw(result, picture(device))
+    README.write_text(write(README.read_text()))

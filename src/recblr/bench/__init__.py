@@ -1,0 +1,1 @@
+"""Speed, as figures a program can read: one module a question."""

@@ -1,0 +1,172 @@
+"""The recurrence as others scan it: what the fused kernels are measured against.
+
+All share the plain gates of :mod:`recblr.ops.reference` and differ in the scan. As in training, they
+start from state zero. Axes: B sequences of T events each, C channels.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recblr.ops import reference
+
+BdLru = Callable[..., tuple[Tensor, Tensor]]
+"""Arguments and results of :func:`recblr.ops.bd_lru`."""
+
+Scan = Callable[[Tensor, Tensor], Tensor]
+"""alpha and u (B, T, C) -> h (B, T, C) with h_t = α_t ⊙ h_{t-1} + u_t and h_0 = 0."""
+
+
+def peers(device: str) -> dict[str, BdLru]:
+    """The contenders by name; one that is not installed raises ImportError when it is called."""
+    scans: dict[str, Scan] = {
+        "loop": loop,
+        "loop, gradient by hand": loop_by_hand,
+        "doubling": doubling,
+        "log-space": log_space,
+        "torch scan": torch_scan,
+        "torch associative_scan": torch_associative_scan,
+        "accelerated-scan reference": time_last("accelerated_scan.ref"),
+    }
+    if device == "cuda":
+        scans |= {
+            "accelerated-scan scalar": time_last("accelerated_scan.scalar"),
+            "accelerated-scan warp": time_last("accelerated_scan.warp", power_of_two=True),
+            "the authors'": time_last("parallel_scan", "parallel_scan", power_of_two=True),
+            "fla HGRN recurrent": fla_hgrn("fused_recurrent_hgrn"),
+            "fla HGRN chunk": fla_hgrn("chunk_hgrn"),
+        }
+    return {name: partial(reference.bd_lru, scan=_packed(scan)) for name, scan in scans.items()}
+
+
+def compiled(eager: Mapping[str, BdLru]) -> dict[str, BdLru]:
+    """Those of the peers that gain by torch.compile, compiled."""
+    gain = (
+        "loop, gradient by hand", "doubling", "torch associative_scan", "accelerated-scan scalar",
+        "accelerated-scan warp", "fla HGRN recurrent", "fla HGRN chunk",
+    )  # fmt: skip
+    return {
+        f"{name}, compiled": torch.compile(eager[name], dynamic=False)
+        for name in gain
+        if name in eager
+    }
+
+
+def _packed(scan: Scan) -> reference.Scan:
+    """``scan`` for sequences of one length, laid end to end."""
+
+    def packed(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (len(start), -1, alpha.shape[1])
+        h = scan(alpha.view(shape), u.view(shape))
+        return h.flatten(0, 1), h[:, -1]
+
+    return packed
+
+
+def loop(alpha: Tensor, u: Tensor) -> Tensor:
+    """The recurrence as one writes it down."""
+    state, states = torch.zeros_like(u[:, 0]), []
+    for t in range(u.shape[1]):
+        state = alpha[:, t] * state + u[:, t]
+        states.append(state)
+    return torch.stack(states, 1)
+
+
+class _LoopByHand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, u: Tensor) -> Tensor:
+        h = torch.empty_like(u)
+        state = torch.zeros_like(u[:, 0])
+        for a, b, out in zip(alpha.unbind(1), u.unbind(1), h.unbind(1), strict=True):
+            state = torch.addcmul(b, a, state, out=out)
+        ctx.save_for_backward(alpha, h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, h = ctx.saved_tensors
+        du = dh.clone()
+        alphas, gradients = alpha.unbind(1), du.unbind(1)
+        for t in range(len(gradients) - 2, -1, -1):
+            gradients[t].addcmul_(alphas[t + 1], gradients[t + 1])
+        return F.pad(du[:, 1:] * h[:, :-1], (0, 0, 1, 0)), du
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # T steps would compile for minutes
+def loop_by_hand(alpha: Tensor, u: Tensor) -> Tensor:
+    """The loop in place, one operation a step, and its gradient likewise."""
+    h: Tensor = _LoopByHand.apply(alpha, u)  # type: ignore[no-untyped-call]
+    return h
+
+
+def doubling(alpha: Tensor, u: Tensor) -> Tensor:
+    """log2(T) steps over all events, as LRURec scans (Hillis and Steele)."""
+    lag = 1
+    while lag < u.shape[1]:
+        u = torch.cat([u[:, :lag], torch.addcmul(u[:, lag:], alpha[:, lag:], u[:, :-lag])], 1)
+        alpha = torch.cat([alpha[:, :lag], alpha[:, lag:] * alpha[:, :-lag]], 1)
+        lag *= 2
+    return u
+
+
+def log_space(alpha: Tensor, u: Tensor) -> Tensor:
+    """Two cumulative sums of logarithms (Heinsen, arXiv 2311.06281), complex as u has both signs."""
+    decayed = alpha.log().cumsum(1)
+    return (
+        (torch.logcumsumexp(torch.complex(u, torch.zeros_like(u)).log() - decayed, 1) + decayed)
+        .exp()
+        .real
+    )
+
+
+def torch_scan(alpha: Tensor, u: Tensor) -> Tensor:
+    def step(state: Tensor, c: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        state = c[0] * state + c[1]
+        return state, state.clone()
+
+    scan = import_module("torch._higher_order_ops.scan").scan
+    h: Tensor = scan(step, torch.zeros_like(u[:, 0]), (alpha.transpose(0, 1), u.transpose(0, 1)))[1]
+    return h.transpose(0, 1)
+
+
+def torch_associative_scan(alpha: Tensor, u: Tensor) -> Tensor:
+    def combine(
+        earlier: tuple[Tensor, Tensor], later: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return earlier[0] * later[0], later[0] * earlier[1] + later[1]
+
+    scan = import_module("torch._higher_order_ops.associative_scan").associative_scan
+    h: Tensor = scan(combine, (alpha, u), 1, combine_mode="generic")[1]
+    return h
+
+
+def time_last(module: str, name: str = "scan", power_of_two: bool = False) -> Scan:
+    """A scan over (B, C, T), some for powers of two only: those of accelerated-scan, and that of the
+    paper's authors, whose ``parallel_scan.py`` is to be put on PYTHONPATH by hand."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def scan(alpha: Tensor, u: Tensor) -> Tensor:
+        kernel = getattr(import_module(module), name)
+        length = u.shape[1]
+        pads = (1 << (length - 1).bit_length()) - length if power_of_two else 0
+        alpha, u = (F.pad(t.mT, (0, pads)).contiguous() for t in (alpha, u))
+        h: Tensor = kernel(alpha, u)[..., :length].mT
+        return h
+
+    return scan
+
+
+def fla_hgrn(name: str) -> Scan:
+    """flash-linear-attention's scan, which takes the logarithm of α."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def scan(alpha: Tensor, u: Tensor) -> Tensor:
+        h: Tensor = getattr(import_module("fla.ops.hgrn"), name)(u, alpha.log())[0]
+        return h
+
+    return scan

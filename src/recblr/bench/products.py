@@ -1,0 +1,56 @@
+"""The matrix products of a piece of work, to be done again without the rest of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+_PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm}  # what linear layers come down to
+
+
+class Operand(NamedTuple):
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def buffer(self, device: torch.device) -> Tensor:
+        span = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+        numbers = torch.randn(max(span, 0), device=device).to(self.dtype)
+        return numbers.as_strided(self.shape, self.stride)
+
+
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every matrix product done inside its block, backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Callable[..., Tensor], list[Operand]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket in _PRODUCTS:
+            operands = [Operand(a.shape, a.stride(), a.dtype) for a in args]
+            self.calls.append((func.overloadpacket, operands))
+        return func(*args, **(kwargs or {}))
+
+    def again(self, device: torch.device) -> Callable[[], None]:
+        """A function that does the products on buffers of the same sizes, strides and types.
+
+        Products whose operands are alike share them, so they are rather faster than within the work.
+        """
+        places = {(place, it) for _, operands in self.calls for place, it in enumerate(operands)}
+        buffers = {(place, operand): operand.buffer(device) for place, operand in places}
+        calls = [
+            (operator, [buffers[key] for key in enumerate(operands)])
+            for operator, operands in self.calls
+        ]
+
+        def work() -> None:
+            for operator, operands in calls:
+                operator(*operands)
+
+        return work

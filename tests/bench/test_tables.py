@@ -1,0 +1,137 @@
+"""The README's tables: made from results of every kind, and from none."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TABLES = Path(__file__).parents[2] / "benchmarks" / "tables.py"
+ABOUT = {
+    "date": "2026-11-21T01:02+00:00", "commit": "abc", "hardware": "AMD", "threads": 2,
+    "versions": {"torch": "2.13.0"},
+}  # fmt: skip
+GPU = {**ABOUT, "gpu": "H200", "threads": 1, "commit": "def"}
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Any:
+    """The script's functions, over an empty folder of results inside an empty repository."""
+    script = runpy.run_path(str(TABLES))
+    names = script["write"].__globals__
+    names["ROOT"], names["RESULTS"] = tmp_path, tmp_path / "results"
+    (tmp_path / "results").mkdir()
+    return script
+
+
+def keep(tmp_path: Path, name: str, **result: Any) -> None:
+    (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
+
+
+def test_only_what_lies_between_markers_is_written_and_that_for_good(tables: Any) -> None:
+    text = "a\n<!-- generated: length -->\nold\n\nold\n<!-- end -->\nb\n<!-- end -->\nc\n"
+    new = tables["write"](text)
+    assert new.startswith("a\n<!-- generated: length -->\nNot measured: `recblr bench length --dev")
+    assert new.endswith("length-cuda.json`.\n<!-- end -->\nb\n<!-- end -->\nc\n")
+    assert "old" not in new
+    assert tables["write"](new) == new
+    with pytest.raises(KeyError, match="nonsense"):
+        tables["write"]("<!-- generated: nonsense -->\n<!-- end -->")
+
+
+def test_what_is_missing_is_named_with_its_command(tables: Any, tmp_path: Path) -> None:
+    keep(tmp_path, "step-cpu", **ABOUT, steps=[{"median": 40.2}, {"median": 41.7}])
+    found = tables["speed"]()
+    assert (
+        "| an event after 10, 1,000, 100,000 events of history | 40, 42 µs; 2 threads | not"
+        in found
+    )
+    assert "| an epoch of all positions | not measured | not measured |" in found
+    commands = re.findall(r"`(recblr bench .*?) --json > benchmarks/results/(.*?)\.json`", found)
+    assert commands == [
+        ("recblr bench train --device cpu", "train-cpu"),
+        ("recblr bench train --device cuda", "train-cuda"),
+        ("recblr bench step --device cuda", "step-cuda"),
+    ]
+
+
+def test_speed(tables: Any, tmp_path: Path) -> None:
+    kind = {
+        "epoch_seconds": 26.4, "estimated": False, "events_per_second": 37654.0,
+        "times_products": 2.14, "parts": {"matrix products": 0.512, "other": 0.488},
+    }  # fmt: skip
+    slow = {**kind, "epoch_seconds": 2944.0, "estimated": True}
+    fast = {**kind, "epoch_seconds": 0.456}
+    keep(tmp_path, "train-cpu", **ABOUT, log="ml-1m.tsv.gz", all_positions=kind, prefixes=slow)
+    keep(tmp_path, "train-cuda", **GPU, log="ml-1m.tsv.gz", all_positions=fast, prefixes=kind)
+    for device, about in (("cpu", ABOUT), ("cuda", GPU)):
+        keep(tmp_path, f"step-{device}", **about, steps=[{"median": 40.0}])
+    faster, epochs = {"padded twin": 6.36}, {"packed": 25.9, "padded twin": 164.9}
+    keep(tmp_path, "epoch-cpu", **ABOUT, epoch_seconds=epochs, times_faster_than=faster)
+    keep(tmp_path, "prepare", **ABOUT, seconds=52.3, peak_gib=3.61)
+    found = tables["speed"]()
+    assert (
+        "| 26 s (37,654 events/s), 2.1 times its bare matrix products; 2 threads | 0.46 s (37,654"
+        " events/s), 2.1 times its bare matrix products; 1 thread | `recblr bench train` |" in found
+    )
+    assert "| 2,944 s (estimated), 2.1 times" in found
+    assert "| 26 s, 165 s: 6.4 times faster; 2 threads |  | `python benchmarks/epoch.py` |" in found
+    assert "| 52 s, 3.6 GiB at its peak; 2 threads |" in found
+    assert "A step on the GPU: matrix products 51%, other 49%." in found
+    assert "Epochs of ml-1m.tsv.gz; 2026-11-21, AMD, H200, torch 2.13.0; commits abc, def." in found
+    assert "ot measured" not in found
+
+
+def test_recurrence(tables: Any, tmp_path: Path) -> None:
+    fused = {
+        "name": "fused",
+        "gate": "ok",
+        "forward_ns": 1.234,
+        "both_ns": 6.0,
+        "times_slower": 1.0,
+    }
+    loop = {
+        "name": "loop",
+        "gate": "ok",
+        "forward_ns": 20.0,
+        "both_ns": 1250.4,
+        "times_slower": 208.4,
+    }
+    absent = {"name": "peer", "gate": "dx is off by 1e+00", "forward_ns": None, "both_ns": None,
+              "times_slower": None}  # fmt: skip
+    shared = {"shape": [64, 200, 128], "dtype": "float32"}
+    keep(tmp_path, "ops-cpu", **ABOUT, **shared, rows=[fused, loop, absent])
+    found = tables["recurrence"]()
+    assert (
+        "| recurrence on the CPU | forward, ns an element | forward and backward | times slower |"
+    )
+    assert "| fused | 1.23 | 6 | 1 |\n| loop | 20 | 1,250 | 208 |\n" in found
+    assert "| peer | dx is off by 1e+00 |  |  |\n" in found
+    assert "64 × 200 × 128 sequences, events and channels in float32; `recblr bench ops`" in found
+    assert "Not measured: `recblr bench ops --device cuda" in found
+    row = {**fused, "peak_bytes": 20.0}
+    keep(
+        tmp_path, "ops-cuda", **GPU, **shared, rows=[row], lengths=[{**row, "length": 100_000}],
+        copy_gb_per_s=4300.0, forward_share=0.71, backward_share=0.654,
+    )  # fmt: skip
+    found = tables["recurrence"]()
+    assert "| fused | 1.23 | 6 | 1 | 20 |\n" in found
+    assert "| 100,000 | 1.23 | 6 | 1 | 20 |" in found
+    assert "4,300 GB/s of a copy, fused reaches 71% forward and 65% backward;" in " ".join(
+        found.split()
+    )
+    assert "Not measured" not in found
+
+
+def test_length(tables: Any, tmp_path: Path) -> None:
+    rows = [
+        {"length": length, "recblr": {"event_ns": 6500.0}, "attention": {"event_ns": attention}}
+        for length, attention in ((64, 7300.0), (128, 9100.0), (256, None))
+    ]
+    keep(tmp_path, "length-cpu", **ABOUT, rows=rows)
+    found = " ".join(tables["length"]().split())
+    assert found.startswith("![cost by length of history](results/length-cpu.png) On the CPU")
+    assert "a RecBLR layer 6.5 µs in histories of 64 events and 6.5 µs in ones of 256," in found
+    assert "an attention layer 7.3 µs in histories of 64 events and 9.1 µs in ones of 128;" in found
