@@ -13,6 +13,7 @@ from torch import Tensor
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _BLOCK = 16  # channels; 64 bytes of float32, so that two threads never write to one cache line
+_ROWS = 32  # events between two states kept, ROWS of kernels.c
 
 
 @cache
@@ -95,14 +96,41 @@ def _expect(
 
 
 def kept_states(events: int, sequences: int) -> int:
-    """How many states :func:`bd_lru` keeps for its gradient: all."""
-    return events
+    """How many states :func:`bd_lru` keeps for its gradient: one every few events of a sequence."""
+    return events // _ROWS + sequences
+
+
+def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """States (N, C) in the dtype of u and last states (B, C) in float32."""
+    alpha, u, offsets, start = (t.contiguous() for t in (alpha, u, offsets, start))
+    rows, states = tuple(u.shape), (len(offsets) - 1, u.shape[1])
+    _expect(offsets, len(u), (alpha, rows, u.dtype), (start, states, torch.float32))
+    h, last = torch.empty_like(u), torch.empty_like(start)
+    _call(
+        "linear_scan_forward", u.dtype, u.shape[1], _BLOCK,
+        alpha, u, offsets, start, h, last, len(offsets) - 1, u.shape[1],
+    )  # fmt: skip
+    return h, last
+
+
+def linear_scan_backward(
+    alpha: Tensor, offsets: Tensor, start: Tensor, h: Tensor, dh: Tensor, dlast: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of alpha, u (N, C) and start (B, C)."""
+    alpha, offsets, start, h, dh = (t.contiguous() for t in (alpha, offsets, start, h, dh))
+    dalpha, du = torch.empty_like(alpha), torch.empty_like(h)
+    dstart = dlast.contiguous().clone()
+    _call(
+        "linear_scan_backward", h.dtype, h.shape[1], _BLOCK,
+        alpha, offsets, start, h, dh, dalpha, du, dstart, len(offsets) - 1, h.shape[1],
+    )  # fmt: skip
+    return dalpha, du, dstart
 
 
 def bd_lru(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (N, C), all states (N, C) and last states (B, C), the states in float32."""
+    """Outputs (N, C), the states kept for the gradient (:func:`kept_states`, C), last states (B, C)."""
     x, r, i, z, decay, offsets, start = (
         t.contiguous() for t in (x, r, i, z, decay, offsets, start)
     )
@@ -111,32 +139,29 @@ def bd_lru(
         offsets, len(x), (r, rows, x.dtype), (i, rows, x.dtype), (z, rows, x.dtype),
         (decay, channels, float32), (start, (len(offsets) - 1, *channels), float32),
     )  # fmt: skip
-    y, h, last = (
-        torch.empty_like(x),
-        torch.empty_like(x, dtype=torch.float32),
-        torch.empty_like(start),
-    )
+    y, last = torch.empty_like(x), torch.empty_like(start)
+    kept = start.new_empty(kept_states(len(x), len(start)), x.shape[1])
     _call(
         "bd_lru_forward", x.dtype, x.shape[1], _BLOCK,
-        x, r, i, z, decay, offsets, start, y, h, last, len(offsets) - 1, x.shape[1],
+        x, r, i, z, decay, offsets, start, y, kept, last, len(offsets) - 1, x.shape[1],
     )  # fmt: skip
-    return y, h, last
+    return y, kept, last
 
 
 def bd_lru_backward(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
-    h: Tensor, dy: Tensor, dlast: Tensor,
+    kept: Tensor, dy: Tensor, dlast: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, r, i, z (N, C), decay (C,) and start (B, C)."""
-    x, r, i, z, decay, offsets, start, dy = (
-        t.contiguous() for t in (x, r, i, z, decay, offsets, start, dy)
+    x, r, i, z, decay, offsets, kept, dy = (
+        t.contiguous() for t in (x, r, i, z, decay, offsets, kept, dy)
     )
     dx, dr, di, dz = (torch.empty_like(x) for _ in range(4))
     dstart = dlast.contiguous().clone()
     slope = torch.zeros(x.shape[1], dtype=torch.float64)
     _call(
         "bd_lru_backward", x.dtype, x.shape[1], _BLOCK,
-        x, r, i, z, decay, offsets, start, h, dy, dx, dr, di, dz, slope, dstart,
+        x, r, i, z, decay, offsets, kept, dy, dx, dr, di, dz, slope, dstart,
         len(offsets) - 1, x.shape[1],
     )  # fmt: skip
     return dx, dr, di, dz, (slope / decay).to(decay.dtype), dstart
