@@ -17,6 +17,7 @@ import typer
 from recblr.bench.provenance import provenance
 from recblr.data import open_log
 from recblr.presets import read_preset
+from recblr.memory import keep_freed_memory
 from recblr.recommender import Recommender
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -41,6 +42,7 @@ def run(
     """Train and measure the seeds that are not in the results yet."""
     path = RESULTS / f"accuracy-{dataset}.json"
     runs = json.loads(path.read_text()) if path.exists() else []
+    keep_freed_memory()
     data = open_log(dataset)
     for seed in map(int, seeds.split(",")):
         if any(run["seed"] == seed for run in runs):

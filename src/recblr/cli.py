@@ -101,10 +101,12 @@ def train(
 ) -> None:
     """Train a model, measure it and keep it."""
     from recblr.config import apply_settings
+    from recblr.memory import keep_freed_memory
     from recblr.presets import read_preset
     from recblr.recommender import Recommender
 
     chosen = apply_settings(read_preset(config, log), settings)
+    keep_freed_memory()
     recommender = Recommender.configured(model, chosen, device)
     recommender.fit(
         log, core=core, split=split, columns=_columns(columns), out=out, resume=resume,

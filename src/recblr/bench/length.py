@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr.bench.step import served_step
-from recblr.bench.timing import medians
+from recblr.bench.timing import medians, peak_bytes
 from recblr.cuda_graph import Graphed
 from recblr.errors import InputError
 from recblr.models.recblr import PFFN, BehaviorLayer, RecBLR, RecBLRConfig
@@ -100,7 +100,9 @@ def time_lengths(
                     "step_us": steps[name] * 1e6,
                 }
                 if device.type == "cuda":
-                    row[name]["peak_mib"] = _peak_mib(passes[name]) if name in passes else None
+                    row[name]["peak_mib"] = (
+                        peak_bytes(passes[name]) / 2**20 if name in passes else None
+                    )
             rows.append(row)
             tried = tried and times["attention"] <= limit
             advance(1, f"{length:,} events")
@@ -144,14 +146,6 @@ def _time_steps(attention: AttentionLayer, length: int, repeats: int) -> dict[st
     step, attend = served_step(model), Graphed(lambda h: attention.step(h, keys, values))
     steps = {"recblr": lambda: step(item, state), "attention": lambda: attend(h)}
     return medians(steps, device, repeats)
-
-
-def _peak_mib(work: Callable[[], None]) -> float:
-    """Memory on the GPU that ``work`` holds at most, beyond what was held before."""
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -3,8 +3,6 @@
 Axes: B sequences of T events each, C channels, N = B T. An element is one channel of one event.
 """
 
-import ctypes
-import platform
 import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
@@ -16,7 +14,8 @@ from torch import Tensor
 
 from recblr import ops
 from recblr.bench.peers import BdLru, compiled, peers
-from recblr.bench.timing import seconds
+from recblr.bench.timing import peak_bytes, seconds
+from recblr.memory import keep_freed_memory
 from recblr.ops import reference
 from recblr.progress import progress
 
@@ -73,7 +72,7 @@ def time_ops(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _keep_freed_memory()
+        keep_freed_memory()
         return _time_ops(torch.device(device), shape or SHAPES[device], budget)
     finally:
         torch.set_num_threads(threads)
@@ -185,7 +184,7 @@ def _measure(
         kinds = ("forward_ns", "both_ns")
         figures[key] = {kind: times[key, kind] / elements * 1e9 for kind in kinds}
         if device.type == "cuda":
-            figures[key]["peak_bytes"] = _peak_bytes(job.both) / elements
+            figures[key]["peak_bytes"] = peak_bytes(job.both) / elements
     return figures
 
 
@@ -229,19 +228,3 @@ def _copy_gb_per_s(device: torch.device) -> float:
     target = torch.empty_like(source)
     times = [_seconds(partial(target.copy_, source), device) for _ in range(20)]
     return 2 * source.nbytes / median(times) / 1e9
-
-
-def _peak_bytes(work: Callable[[], object]) -> int:
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed. By itself it gives large blocks back, and then the fresh
-    pages of new tensors take as long as the kernels, more or less by chance."""
-    if platform.libc_ver()[0] == "glibc":
-        library, trim_threshold, mmap_max = ctypes.CDLL(None), -1, -4  # of malloc.h
-        library.mallopt(trim_threshold, -1)
-        library.mallopt(mmap_max, 0)

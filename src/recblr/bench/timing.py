@@ -35,3 +35,11 @@ def medians(
         for _ in range(repeats + 1)
     ]
     return {name: median(row[name] for row in rounds[1:]) for name in contenders}
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Memory on the GPU that ``work`` holds at most, beyond what was held before."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() - before

@@ -21,6 +21,7 @@ from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.errors import InputError
+from recblr.memory import keep_freed_memory
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import progress
 from recblr.train import (
@@ -63,6 +64,7 @@ def time_training(data: Sequences, device: torch.device) -> dict[str, Any]:
         ``log``, its name and size, and of ``all_positions`` and ``prefixes`` what
         :func:`time_epoch` gives. On a CPU the epoch of prefix samples is estimated from a few batches.
     """
+    keep_freed_memory()  # as `recblr train` does
     config = TrainConfig()
     prefixes = replace(config, examples="prefixes", batch_size=2048)
     return {
