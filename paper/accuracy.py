@@ -16,8 +16,8 @@ import typer
 
 from recblr.bench.provenance import provenance
 from recblr.data import open_log
-from recblr.presets import read_preset
 from recblr.memory import keep_freed_memory
+from recblr.presets import read_preset
 from recblr.recommender import Recommender
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)

@@ -203,12 +203,17 @@ def test_few_long_sequences_are_split_over_time(
 
     monkeypatch.setattr(ops, "_kernels", lambda x: gpu)
     monkeypatch.setattr(gpu, "_SEGMENT", 8)
-    monkeypatch.setattr(gpu, "_few_and_long", lambda events, sequences: True)
-    truth = [t.requires_grad_() for t in inputs(lengths, 2)]
+    monkeypatch.setattr(gpu, "_few_and_long", lambda events, sequences: events == sum(lengths))
     offsets = offsets_of(lengths)
+    truth = [t.requires_grad_() for t in inputs(lengths, 2)]
     ours = parted(truth, torch.float32, "cpu", 2)
     slow = reference.bd_lru(*truth[:5], offsets, truth[5])
     compare(slow, truth, ops.bd_lru(*ours[:5], offsets, ours[5]), ours)
+    u, alpha, *_, start = inputs(lengths, 2)
+    truth = [t.requires_grad_() for t in (alpha.sigmoid(), u, start)]
+    ours = parted(truth, torch.float32, "cpu", 1)
+    slow = reference.linear_scan(truth[0], truth[1], offsets, truth[2])
+    compare(slow, truth, ops.linear_scan(ours[0], ours[1], offsets, ours[2]), ours)
 
 
 @pytest.mark.gpu

@@ -29,9 +29,14 @@ def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tup
     alpha, u, offsets, start = _contiguous(alpha, u, offsets, start)
     _expect(u.shape, alpha)
     _expect((len(offsets) - 1, u.shape[1]), start)
-    h, last = torch.empty_like(u), torch.empty_like(start)
-    _march(kernels.linear_scan, u, offsets, alpha, u, offsets, start, h, last)
-    return h, last
+    last = None
+    if _few_and_long(len(u), len(start)):
+        cut = _cut(offsets, len(u))
+        sums = _scan(alpha, u, cut.offsets, start.new_zeros(cut.shape(start)))[1]
+        start, last = cut.carry(_product(alpha, cut, start), sums, start)
+        offsets = cut.offsets
+    h, ends = _scan(alpha, u, offsets, start)
+    return h, ends if last is None else last
 
 
 def linear_scan_backward(
@@ -39,12 +44,39 @@ def linear_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of alpha, u (N, C) and start (B, C)."""
     alpha, offsets, start, h, dh, dlast = _contiguous(alpha, offsets, start, h, dh, dlast)
+    dstart = None
+    if _few_and_long(len(h), len(start)):
+        cut = _cut(offsets, len(h))
+        start = torch.where(cut.first, start[cut.owner], h[cut.offsets[:-1] - 1].to(start))
+        nothing = dlast.new_zeros(cut.shape(dlast))
+        sums = _scan_backward(alpha, cut.offsets, start, h, dh, nothing)[2]
+        dlast, dstart = cut.carry_back(_product(alpha, cut, dlast), sums, dlast)
+        offsets = cut.offsets
+    dalpha, du, begins = _scan_backward(alpha, offsets, start, h, dh, dlast)
+    return dalpha, du, begins if dstart is None else dstart
+
+
+def _scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    h, last = torch.empty_like(u), torch.empty_like(start)
+    _march(kernels.linear_scan, u, offsets, alpha, u, offsets, start, h, last)
+    return h, last
+
+
+def _scan_backward(
+    alpha: Tensor, offsets: Tensor, start: Tensor, h: Tensor, dh: Tensor, dlast: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     dalpha, du, dstart = torch.empty_like(alpha), torch.empty_like(h), torch.empty_like(start)
     _march(
         kernels.linear_scan_backward, h, offsets,
         alpha, offsets, start, h, dh, dlast, dalpha, du, dstart,
     )  # fmt: skip
     return dalpha, du, dstart
+
+
+def _product(alpha: Tensor, cut: "_Cut", like: Tensor) -> Tensor:
+    """The product of α over each segment (S, C): what it makes of the state 1."""
+    ones = like.new_ones(cut.shape(like))
+    return _scan(alpha, torch.zeros_like(alpha), cut.offsets, ones)[1]
 
 
 def bd_lru(
@@ -186,6 +218,10 @@ class _Cut(NamedTuple):
     owner: Tensor  # (S,) whose each segment is
     first: Tensor  # (S, 1) whether it is the first of its sequence, or the last
     last: Tensor
+
+    def shape(self, state: Tensor) -> tuple[int, int]:
+        """Of the states of all segments, (S, C)."""
+        return len(self.owner), state.shape[1]
 
     def carry(self, alphas: Tensor, sums: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """The state before each segment (S, C) and after each sequence (B, C)."""
