@@ -18,6 +18,7 @@ demo: .venv/.installed
 
 # The tests' tensors are small: more threads would only wait for one another.
 test test-gpu check: export OMP_NUM_THREADS ?= 1
+test check: export CUDA_VISIBLE_DEVICES = # they ask a CPU for equal bits; test-gpu is for a GPU
 test: .venv/.installed
 	$(BIN)/pytest
 

@@ -687,6 +687,18 @@ def test_a_typo_is_an_error(model: str, settings: dict[str, Any], message: str) 
         Recommender.configured(model, settings)
 
 
+def test_a_device_that_is_not_there_is_an_error(tiny: Tiny) -> None:
+    for use in (
+        lambda: Recommender(device="cuda:99"),
+        lambda: Recommender.configured("recblr", {}, "cuda:99"),
+        lambda: load(tiny.artifact, "cuda:99"),
+    ):
+        with pytest.raises(InputError, match="no device 'cuda:99'"):
+            use()
+    on_cpu = load(tiny.artifact, "cpu")
+    assert on_cpu.device == on_cpu.network.item_embeddings.device == torch.device("cpu")
+
+
 def test_the_public_names_are_there() -> None:
     for name in recblr.__all__:
         assert getattr(recblr, name).__name__ == name

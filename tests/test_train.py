@@ -13,6 +13,11 @@ import polars as pl
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeCopyMode,
+    FakeTensorMode,
+)
 
 from conftest import TINY_MODEL, TINY_TRAINING, assert_same_tensors
 from recblr import metrics
@@ -477,6 +482,24 @@ def test_pieces_of_a_history_have_the_vectors_of_one_pass(
             torch.testing.assert_close(ours, truth, rtol=0, atol=1e-5)
 
 
+def test_cuts_between_batches_do_not_change_the_loss(sequences: Sequences, tmp_path: Path) -> None:
+    """Of weights that hardly move."""
+    config = replace(TINY_TRAINING, lr=1e-9, epochs=1, window=200)
+    for batch_size in (10, 10**6):
+        work = folder(tmp_path, str(batch_size))
+        train(stirred(sequences), sequences, replace(config, batch_size=batch_size), work)
+    cut, whole = (lines(tmp_path / name)[1]["loss"] for name in ("10", "1000000"))
+    assert cut == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_sample_never_goes_on_from_another(sequences: Sequences) -> None:
+    spans = [(np.array([0]), np.array([5])), (np.array([5]), np.array([9]))]
+    for examples, expected in (("all-positions", [False, True]), ("prefixes", [False, False])):
+        config = replace(TINY_TRAINING, examples=examples)  # type: ignore[arg-type]
+        batches = training_batches(sequences.items, spans, config)
+        assert [goes_on for _, goes_on in batches] == expected
+
+
 def test_the_gradient_stops_at_the_seam(sequences: Sequences) -> None:
     model = stirred(sequences)
     step, _ = standing_still(model, TINY_TRAINING)
@@ -545,6 +568,33 @@ def test_samples_are_filled_up_by_short_histories(sequences: Sequences) -> None:
         assert lengths.min() == 0
         more = batch.items[rows : rows + 24]
         assert more.tolist() == 2 * sequences.items[:12].tolist()
+
+
+@pytest.mark.parametrize("hide_seen", [False, True])
+@pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
+def test_nothing_in_a_step_looks_at_a_value(
+    examples: Any, hide_seen: bool, sequences: Sequences
+) -> None:
+    """A tensor without values is enough: a GPU is not waited for, and a CUDA graph can hold it."""
+    config = replace(TINY_TRAINING, examples=examples, hide_seen=hide_seen)
+    log, spans = torch.tensor(sequences.items), epoch_spans(sequences, config, 0)
+    batches = list(training_batches(log, spans, config))
+    model, mode = stirred(sequences), FakeTensorMode()
+    with FakeCopyMode(mode):
+        model, average, batches = deepcopy((model, deepcopy(model), batches))
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    with mode:
+        total = torch.zeros((), dtype=torch.float64)
+        step = training_step(model, average, optimizer, config, total)
+        state = model.initial_state(1)
+        for batch, _ in batches:
+            state = step(batch, state)
+        users = model.initial_state(7)
+        hidden, after = model.step(torch.zeros(7, dtype=torch.int64), users)
+    assert state.shape == model.initial_state(1).shape
+    assert (len(hidden), after.shape) == (7, users.shape)
+    with pytest.raises(DataDependentOutputException):
+        total.item()
 
 
 def test_a_long_history_trains_in_pieces(tmp_path: Path) -> None:

@@ -152,12 +152,15 @@ def run_epochs(
     return model, average, total.item()
 
 
-def assert_same_run(ours: Any, theirs: Any) -> None:
-    assert ours[2] == pytest.approx(theirs[2], rel=1e-4)
-    for model, other in zip(ours[:2], theirs[:2], strict=True):
-        for name, tensor in other.state_dict().items():
-            found = model.state_dict()[name].cpu()
-            torch.testing.assert_close(found, tensor.cpu(), rtol=1e-2, atol=1e-3, msg=name)
+def assert_same_run(ours: Any, theirs: Any, data: Sequences) -> None:
+    """To a thousandth of the way the weights have gone, as Adam enlarges what is but rounding."""
+    assert ours[2] == pytest.approx(theirs[2], rel=1e-5)
+    start, *runs = (
+        torch.cat([weight.detach().cpu().flatten() for weight in model.parameters()])
+        for model in (fresh(data, torch.device("cpu")), *ours[:2], *theirs[:2])
+    )
+    for one, other in zip(runs[:2], runs[2:], strict=True):
+        assert (one - other).norm() < 1e-3 * (other - start).norm()
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
@@ -166,16 +169,16 @@ def test_the_gpu_trains_as_the_cpu_does(
 ) -> None:
     config = replace(TINY_TRAINING, examples=examples, weight_average=0.9)
     replayed = run_epochs(sequences, CUDA, config)
-    assert_same_run(replayed, run_epochs(sequences, torch.device("cpu"), config))
+    assert_same_run(replayed, run_epochs(sequences, torch.device("cpu"), config), sequences)
     monkeypatch.setattr(train, "Graphed", lambda update: update)
-    assert_same_run(replayed, run_epochs(sequences, CUDA, config))
+    assert_same_run(replayed, run_epochs(sequences, CUDA, config), sequences)
 
 
 @pytest.mark.parametrize("scan", ["serial", "embedding-padding", "sequence-padding"])
 def test_every_way_to_scan_trains_the_same_on_a_gpu(scan: Any, sequences: Sequences) -> None:
     config = replace(TINY_TRAINING, batch_size=10**6)  # nothing severed
     packed = run_epochs(sequences, CUDA, config)
-    assert_same_run(run_epochs(sequences, CUDA, replace(config, scan=scan)), packed)
+    assert_same_run(run_epochs(sequences, CUDA, replace(config, scan=scan)), packed, sequences)
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])

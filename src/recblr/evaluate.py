@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recblr import metrics
-from recblr.data.batches import PackedBatch, pack
+from recblr.data.batches import PackedBatch, pack, ranges
 from recblr.data.sequences import Part, Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.progress import progress
@@ -99,12 +99,13 @@ def rank_targets(
             batch = pack(data.items, starts[some], targets[some], "last")
             scores = scorer(batch)
             finite.append(scores.isfinite().all())
-            batch = batch.to(scores.device)
+            target = batch.targets.to(scores.device).unsqueeze(1)
             # An item that is not in the catalogue has no score: it ranks behind everything.
-            missing = batch.targets >= catalogue
-            target = batch.targets.clamp(max=catalogue - 1).unsqueeze(1)
+            missing = target.squeeze(1) >= catalogue
+            target = target.clamp(max=catalogue - 1)
             found["unmasked"].append(_rank(scores, target, missing))
-            hide(scores, pack(data.items, begins[some], targets[some], "none"))
+            lengths = targets[some] - begins[some]
+            hide(scores, data.items[ranges(begins[some], lengths)], lengths)
             found["masked"].append(_rank(scores, target, missing))
             advance(len(scores))
     expect_finite(torch.stack(finite))  # at the end, as the host has to wait for a GPU
@@ -112,11 +113,13 @@ def rank_targets(
     return {"users": users} | ranks
 
 
-def hide(scores: Tensor, seen: PackedBatch) -> None:
-    """Set the scores (B, V) of the items of each history of ``seen`` to -∞, in place."""
-    seen = seen.to(scores.device)
-    owner = torch.repeat_interleave(seen.offsets.diff(), output_size=len(seen.items))
-    scores[owner, seen.items] = -torch.inf
+def hide(scores: Tensor, items: np.ndarray, lengths: np.ndarray) -> None:
+    """Set the scores (B, V) of what each history holds to -∞, in place.
+
+    The histories lie end to end in ``items``, history b with lengths[b] of them.
+    """
+    owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(scores.device)
+    scores[owner, torch.from_numpy(items.astype(np.int64)).to(scores.device)] = -torch.inf
 
 
 def expect_finite(finite: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from recblr import artifact
 from recblr.config import build, near
 from recblr.data import open_log
-from recblr.data.batches import PackedBatch, pack
+from recblr.data.batches import pack
 from recblr.data.sequences import Part, Sequences
 from recblr.device import find_device
 from recblr.errors import InputError
@@ -191,19 +191,18 @@ class Recommender:
             ids = pa.array(range(len(lists)), pa.int64())
 
         hidden = torch.from_numpy(self._hidden(allow, deny)).to(self.device)
-        latest = self.training.max_length
-        block = block_size(len(hidden), latest)
+        block = block_size(len(hidden), self.training.max_length)
         names = ("user_id", "item_id", "score", "rank")
         kinds = (ids.type, self.data.item_ids.type, pa.float32(), pa.int64())
         tables = [pa.schema(zip(names, kinds, strict=True)).empty_table()]
         with progress("recommending", len(lists)) as advance:
             for first in range(0, len(lists), block):
                 some = lists[first : first + block]
-                scores = self.network.score(_packed([items[-latest:] for items in some]))
+                scores = self._scores(some)
                 expect_finite(scores.isfinite())
                 scores.masked_fill_(hidden, -torch.inf)
                 if hide_seen:
-                    hide(scores, _packed(some))
+                    hide(scores, np.concatenate(some), np.array([len(items) for items in some]))
                 found = scores.topk(min(k, scores.shape[1]), dim=1)
                 best, items = (tensor.cpu().numpy() for tensor in found)
                 row, place = np.nonzero(best > -np.inf)
@@ -237,6 +236,12 @@ class Recommender:
     def item_ids(self, texts: Iterable[str]) -> list[str | int]:
         """Item ids written as text, in the type the log has."""
         return _as_ids(texts, self.data.item_ids.type)
+
+    def _scores(self, histories: list[np.ndarray]) -> torch.Tensor:
+        latest = [items[-self.training.max_length :] for items in histories]
+        stops = np.cumsum([len(items) for items in latest])
+        starts = np.concatenate([[0], stops[:-1]])
+        return self.network.score(pack(np.concatenate(latest), starts, stops, "none"))
 
     def __getattr__(self, name: str) -> Any:
         if name in ("data", "network", "trained"):
@@ -298,12 +303,6 @@ def load(folder: str | Path, device: str = "auto") -> Recommender:
     recommender.data, recommender.network = contents.data, contents.network.to(recommender.device)
     recommender.trained, recommender.measured = contents.trained, contents.measured
     return recommender
-
-
-def _packed(histories: list[np.ndarray]) -> PackedBatch:
-    stops = np.cumsum([len(items) for items in histories])
-    starts = np.concatenate([[0], stops[:-1]])
-    return pack(np.concatenate(histories), starts, stops, "none")
 
 
 def _check_parts(data: Sequences, *parts: Part) -> None:

@@ -1,6 +1,7 @@
 """Packing and cutting against plain loops over lists."""
 
 from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -148,16 +149,6 @@ def test_sequence_padding_is_a_plain_loop(targets: Targets, lengths: list[int]) 
     assert padded.offsets.tolist() == offsets
     assert padded.positions.tolist() == positions
     assert padded.targets.equal(batch.targets)
-
-
-def test_a_batch_on_another_device() -> None:
-    batch = example([2, 3])
-    pairs = PackedBatch(*list(vars(batch).values())[:4], seen_pairs(batch))
-    for original in (batch, pairs):
-        moved = original.to(torch.device("meta"))
-        for name, tensor in vars(original).items():
-            found = getattr(moved, name)
-            assert found is tensor is None or (found.is_meta and found.shape == tensor.shape)
 
 
 @settings(deadline=None)

@@ -170,6 +170,21 @@ def test_shapes_are_the_papers() -> None:
     assert not any(name.startswith("layers.2") for name in shapes)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_it_compiles_whole(dropout: float) -> None:
+    """In one graph, forward and backward, with the values and gradients of the model itself."""
+    ours = model(RecBLRConfig(dim=8, dropout=dropout)).train()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    items, offsets = torch.randint(50, (20,)), torch.tensor([0, 5, 5, 20])
+    found = []
+    for run in (compiled, ours):
+        torch.manual_seed(0)
+        hidden, state = run(items, offsets)
+        loss = hidden.square().sum() + state.sum()
+        found.append((hidden, state, *torch.autograd.grad(loss, list(ours.parameters()))))
+    torch.testing.assert_close(*found)
+
+
 def test_dropout_acts_in_training_only() -> None:
     ours = model(RecBLRConfig(dropout=0.5))
     items, offsets = torch.arange(20), torch.tensor([0, 20])

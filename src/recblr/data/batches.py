@@ -29,11 +29,6 @@ class PackedBatch:
     targets: Tensor
     seen: Tensor | None = None
 
-    def to(self, device: torch.device) -> "PackedBatch":
-        """The same batch on another device."""
-        given = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
-        return replace(self, **{name: tensor.to(device) for name, tensor in given.items()})
-
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """starts[0], starts[0]+1, … lengths[0] of them, then those of starts[1], … (sum of lengths,)."""

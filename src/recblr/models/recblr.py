@@ -92,9 +92,10 @@ class RecBLR(nn.Module):
 
         The batch may lie on another device; the scores lie on the model's.
         """
-        batch = batch.to(self.item_embeddings.device)
-        hidden, _ = self(batch.items, batch.offsets)
-        return hidden[batch.offsets[1:] - 1] @ self.item_embeddings.t()
+        device = self.item_embeddings.device
+        items, offsets = batch.items.to(device), batch.offsets.to(device)
+        hidden, _ = self(items, offsets)
+        return hidden[offsets[1:] - 1] @ self.item_embeddings.t()
 
     def step(self, items: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One more event for each user: items (B,), state (B, L, W, C) → hidden (B, D), state."""

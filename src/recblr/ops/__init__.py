@@ -136,8 +136,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         return x
     if not cpu.supports(x):
         return torch.nn.functional.dropout(x, p)
-    seed = int(torch.randint(2**32, ()))
-    y: Tensor = torch.ops.recblr.dropout(x, seed, 1 - p)
+    y: Tensor = torch.ops.recblr.dropout(x, torch.randint(2**32, ()), 1 - p)
     return y
 
 
@@ -268,21 +267,22 @@ _conv_silu.register_autograd(_differentiate_conv_silu, setup_context=_save_conv_
 
 
 @torch.library.custom_op("recblr::dropout", mutates_args=(), device_types="cpu")
-def _dropout(x: Tensor, seed: int, keep: float) -> Tensor:
-    return cpu.dropout(x, seed, keep)
+def _dropout(x: Tensor, seed: Tensor, keep: float) -> Tensor:
+    return cpu.dropout(x, int(seed), keep)
 
 
 @_dropout.register_fake
-def _(x: Tensor, seed: int, keep: float) -> Tensor:
+def _(x: Tensor, seed: Tensor, keep: float) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save_dropout(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
-    _, ctx.seed, ctx.keep = inputs
+def _save_dropout(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+    _, seed, ctx.keep = inputs
+    ctx.save_for_backward(seed)
 
 
 def _differentiate_dropout(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.recblr.dropout(dy, ctx.seed, ctx.keep), None, None
+    return torch.ops.recblr.dropout(dy, *ctx.saved_tensors, ctx.keep), None, None
 
 
 _dropout.register_autograd(_differentiate_dropout, setup_context=_save_dropout)

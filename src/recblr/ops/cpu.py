@@ -1,41 +1,42 @@
-"""The fused kernels of kernels.c on torch tensors. Channels are shared out among torch's threads."""
+"""The fused kernels of kernels.c on torch tensors. Work is shared out among torch's threads."""
 
 import ctypes
 import importlib.machinery
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _BLOCK = 16  # channels; 64 bytes of float32, so that two threads never write to one cache line
-_ROWS = 32  # events between two states kept, ROWS of kernels.c
+_ROWS = 32  # events between two states kept for the gradient, ROWS of kernels.c
+_USERS = 64  # fewer in a thread are not worth waking it
 
 
-@cache
-def _library() -> ctypes.CDLL | None:
+def _open() -> ctypes.CDLL | None:
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.exists():
             return ctypes.CDLL(str(path))
+    print(
+        "recblr: no compiled CPU kernels (there was no C compiler at installation); "
+        "using the plain PyTorch recurrence, which is slower",
+        file=sys.stderr,
+    )
     return None
 
 
-@cache
+_LIBRARY = _open()  # at import: torch.compile does not look into a cached function
+
+
 def available() -> bool:
-    """Whether the kernels were compiled when the package was installed. Says so once if not."""
-    if _library() is None:
-        print(
-            "recblr: no compiled CPU kernels (there was no C compiler at installation); "
-            "using the plain PyTorch recurrence, which is slower",
-            file=sys.stderr,
-        )
-        return False
-    return True
+    """Whether the kernels were compiled when the package was installed."""
+    return _LIBRARY is not None
 
 
 def supports(x: Tensor) -> bool:
@@ -59,7 +60,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def _call(name: str, dtype: torch.dtype, size: int, block: int, *arguments: object) -> None:
     """Run ``name`` over 0 .. size-1 in blocks; its last two arguments are a block's ends."""
-    function = getattr(_library(), f"{name}_{_DTYPES[dtype]}")
+    function = getattr(_LIBRARY, f"{name}_{_DTYPES[dtype]}")
     function.restype = None
     values = [
         ctypes.c_void_p(value.data_ptr())
@@ -69,17 +70,21 @@ def _call(name: str, dtype: torch.dtype, size: int, block: int, *arguments: obje
         else value
         for value in arguments
     ]
+    _share(
+        size,
+        block,
+        lambda first, end: function(*values, ctypes.c_int64(first), ctypes.c_int64(end)),
+    )
+
+
+def _share(size: int, block: int, run: Callable[[int, int], Any]) -> list[Any]:
+    """What ``run`` returns for each thread's part of 0 .. size-1, blocks put together."""
     threads = min(torch.get_num_threads(), max(1, size // block))
+    if threads == 1:
+        return [run(0, size)]
     step = -(-size // (threads * block)) * block
-    ranges = [(first, min(first + step, size)) for first in range(0, size, step)]
-
-    def run(ends: tuple[int, int]) -> None:
-        function(*values, ctypes.c_int64(ends[0]), ctypes.c_int64(ends[1]))
-
-    if len(ranges) == 1:
-        run(ranges[0])
-    else:
-        list(_pool(threads).map(run, ranges))
+    firsts = range(0, size, step)
+    return list(_pool(threads).map(run, firsts, [*firsts[1:], size]))
 
 
 def _expect(
@@ -210,3 +215,46 @@ def dropout(x: Tensor, seed: int, keep: float) -> Tensor:
         x, y, ctypes.c_uint32(seed), threshold, ctypes.c_float(1 / keep),
     )  # fmt: skip
     return y
+
+
+@cache
+def _recblr_step() -> Any:
+    """The C function, told its types once: a call then converts its arguments faster."""
+    library = _LIBRARY
+    assert library is not None
+    function = library.recblr_step
+    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 7
+    function.restype = ctypes.c_int64
+    return function
+
+
+def recblr_step(
+    weights: Tensor, sizes: tuple[int, int, int, int, int], items: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hidden vectors (B, D) and states (B, L, W, C) after one more event of each user.
+
+    Args:
+        weights: as :mod:`recblr.models.fused_step` lays them out.
+        sizes: V, D, C, W, L.
+        items: (B,) int64 in 0 .. V-1.
+        state: (B, L, W, C) float32.
+
+    Raises:
+        ValueError: a tensor does not fit, or there is no such item.
+    """
+    V, D, C, W, L = sizes
+    users = items.numel()
+    for tensor, shape, dtype in (
+        (items, (users,), torch.int64), (state, (users, L, W, C), torch.float32),
+    ):  # fmt: skip
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+            found = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+            raise ValueError(f"a tensor must be {shape} {dtype} on cpu, found {found}")
+    items, state = items.contiguous(), state.contiguous()
+    hidden, after = torch.empty(users, D), torch.empty_like(state)
+    function = _recblr_step()
+    pointers = [tensor.data_ptr() for tensor in (weights, items, state, hidden, after)]
+    bad = max(_share(users, _USERS, lambda first, end: function(*pointers, *sizes, first, end)))
+    if bad >= 0:
+        raise ValueError(f"items must be 0 .. {V - 1}, found {items[bad].item()}")
+    return hidden, after

@@ -1,8 +1,8 @@
 /* The functions of kernels.c for one element type: SCALAR in memory, float32 in the arithmetic.
  * Each works on the channels first .. last-1 of all rows. */
 
-/* h_t = alpha_t h_{t-1} + u_t (equation (5) with u = beta x); alpha, u, h: (N, C). start (B, C) is the
- * state before the first event, last (B, C) receives the one after the last. */
+/* h_t = alpha_t h_{t-1} + u_t (equation (5) with u = beta x); alpha, u, h: (N, C). start (B, C) is
+ * the state before the first event, last (B, C) receives the one after the last. */
 KERNEL void NAME(linear_scan_forward)(
     const SCALAR *restrict alpha, const SCALAR *restrict u, const int64_t *restrict offsets,
     const float *restrict start, SCALAR *restrict h, float *restrict last,
@@ -21,8 +21,8 @@ KERNEL void NAME(linear_scan_forward)(
 }
 
 /* Gradients of the above, from the last event to the first: du_t = dh_t + alpha_{t+1} du_{t+1} and
- * dalpha_t = du_t h_{t-1}. dlast (B, C) comes in as the gradient of the last state and leaves as that
- * of the first. */
+ * dalpha_t = du_t h_{t-1}. dlast (B, C) comes in as the gradient of the last state and leaves as
+ * that of the first. */
 KERNEL void NAME(linear_scan_backward)(
     const SCALAR *restrict alpha, const int64_t *restrict offsets, const float *restrict start,
     const SCALAR *restrict h, const SCALAR *restrict dh, SCALAR *restrict dalpha,
@@ -44,9 +44,9 @@ KERNEL void NAME(linear_scan_backward)(
 }
 
 /* Equations (5)-(8) and line 6 of Algorithm 1. x, r, i, z: (N, C), r, i and z before their
- * nonlinearity; decay = softplus(lambda): (C,). start (B, C) is the state before the first event, last
- * (B, C) receives the one after the last. Of sequence b, row offsets[b] / ROWS + b + k of kept receives
- * the state before event k ROWS: from there, backward computes the others again. */
+ * nonlinearity; decay = softplus(lambda): (C,). start (B, C) is the state before the first event,
+ * last (B, C) receives the one after the last. Of sequence b, row offsets[b] / ROWS + b + k of kept
+ * receives the state before event k ROWS: from there, backward computes the others again. */
 KERNEL void NAME(bd_lru_forward)(
     const SCALAR *restrict x, const SCALAR *restrict r, const SCALAR *restrict i,
     const SCALAR *restrict z, const float *restrict decay, const int64_t *restrict offsets,
@@ -71,8 +71,8 @@ KERNEL void NAME(bd_lru_forward)(
     }
 }
 
-/* Gradients of the above. ROWS events at a time, from the last ones to the first: forward through them
- * for the states and all that does not depend on g, the gradient of a state; then backward with
+/* Gradients of the above. ROWS events at a time, from the last ones to the first: forward through
+ * them for the states and all that does not depend on g, the gradient of a state; then backward with
  * g_t = dy_t SiLU(z_t) + alpha_{t+1} g_{t+1}, of which the other gradients are multiples.
  * dlast (B, C) comes in as the gradient of the last state and leaves as that of the first.
  * ddecay (C,), in float64, is the sum over events of d log(alpha) * log(alpha), which stays bounded
@@ -95,7 +95,8 @@ KERNEL void NAME(bd_lru_backward)(
             for (int64_t k = (offsets[b + 1] - offsets[b] + ROWS - 1) / ROWS - 1; k >= 0; k--) {
                 const int64_t begin = offsets[b] + k * ROWS;
                 const int64_t T = offsets[b + 1] - begin < ROWS ? offsets[b + 1] - begin : ROWS;
-                memcpy(state, kept + (offsets[b] / ROWS + b + k) * C + from, (size_t)n * sizeof(float));
+                const float *restrict before = kept + (offsets[b] / ROWS + b + k) * C + from;
+                memcpy(state, before, (size_t)n * sizeof(float));
                 for (int64_t t = 0; t < T; t++) {
                     const int64_t row = (begin + t) * C + from;
                     for (int64_t c = 0; c < n; c++) {
@@ -104,7 +105,8 @@ KERNEL void NAME(bd_lru_backward)(
                         float q = expm1_(log_alpha), alpha = 1.0f + q;
                         float beta = sqrtf(1e-37f - q * (2.0f + q)); /* not 0: it divides */
                         float input = sigmoid(LOAD(i[row + c])), value = LOAD(x[row + c]);
-                        float gate = LOAD(z[row + c]), open = sigmoid(gate), out = LOAD(dy[row + c]);
+                        float gate = LOAD(z[row + c]), open = sigmoid(gate);
+                        float out = LOAD(dy[row + c]);
                         float slope = log_alpha * alpha * (state[c] - input * value * alpha / beta);
                         state[c] += q * state[c] + beta * input * value;
                         dz[row + c] = STORE(out * state[c] * open * (1.0f + gate * (1.0f - open)));
@@ -134,24 +136,26 @@ KERNEL void NAME(bd_lru_backward)(
     }
 }
 
-/* Causal depthwise convolution and SiLU (line 4 of Algorithm 1): y_t = SiLU(bias + sum_k w_k x_{t-W+1+k}).
- * weight: (W, C); before (B, W-1, C) holds the inputs that precede each sequence, oldest first. */
+/* Causal depthwise convolution and SiLU, line 4 of Algorithm 1:
+ * y_t = SiLU(bias + sum_k w_k x_{t-W+1+k}). weight: (W, C); before (B, W-1, C) holds the inputs that
+ * precede each sequence, oldest first. */
 KERNEL void NAME(conv_silu_forward)(
     const SCALAR *restrict x, const float *restrict weight, const float *restrict bias,
     const int64_t *restrict offsets, const SCALAR *restrict before, SCALAR *restrict y,
     int64_t B, int64_t C, int64_t W, int64_t first, int64_t end) {
     float *restrict sum = malloc((size_t)C * sizeof(float));
     for (int64_t b = 0; b < B; b++) {
-        const SCALAR *earlier = before + (b + 1) * (W - 1) * C; /* row -1 of the sequence is just below */
-        for (int64_t t = offsets[b]; t < offsets[b + 1]; t++) {
+        const int64_t inside = offsets[b] * C, outside = (b + 1) * (W - 1) * C; /* rows s >= 0, s < 0 */
+        for (int64_t t = 0; t < offsets[b + 1] - offsets[b]; t++) {
             for (int64_t c = first; c < end; c++) sum[c] = bias[c];
             for (int64_t k = 0; k < W; k++) {
                 const int64_t s = t - (W - 1) + k;
-                const SCALAR *restrict input = s < offsets[b] ? earlier + (s - offsets[b]) * C : x + s * C;
+                const SCALAR *restrict input = (s < 0 ? before + outside : x + inside) + s * C;
                 const float *restrict w = weight + k * C;
                 for (int64_t c = first; c < end; c++) sum[c] += w[c] * LOAD(input[c]);
             }
-            for (int64_t c = first; c < end; c++) y[t * C + c] = STORE(sum[c] * sigmoid(sum[c]));
+            for (int64_t c = first; c < end; c++)
+                y[inside + t * C + c] = STORE(sum[c] * sigmoid(sum[c]));
         }
     }
     free(sum);
@@ -181,19 +185,19 @@ KERNEL void NAME(conv_silu_backward)(
                     for (int64_t c = 0; c < n; c++) sum[c] = bias[from + c];
                     for (int64_t k = 0; k < W; k++) {
                         const int64_t s = t - (W - 1) + k;
-                        const SCALAR *restrict input = (s < 0 ? before + outside : x + inside) + s * C;
+                        const SCALAR *restrict in = (s < 0 ? before + outside : x + inside) + s * C;
                         const float *restrict w = weight + k * C + from;
-                        for (int64_t c = 0; c < n; c++) sum[c] += w[c] * LOAD(input[c]);
+                        for (int64_t c = 0; c < n; c++) sum[c] += w[c] * LOAD(in[c]);
                     }
                     for (int64_t c = 0; c < n; c++) {
-                        float open = sigmoid(sum[c]);
-                        dsum[c] = LOAD(dy[inside + t * C + c]) * open * (1.0f + sum[c] * (1.0f - open));
+                        float out = LOAD(dy[inside + t * C + c]), open = sigmoid(sum[c]);
+                        dsum[c] = out * open * (1.0f + sum[c] * (1.0f - open));
                         db[c] += dsum[c];
                     }
                     for (int64_t k = 0; k < W; k++) {
                         const int64_t s = t - (W - 1) + k;
-                        const SCALAR *restrict input = (s < 0 ? before + outside : x + inside) + s * C;
-                        for (int64_t c = 0; c < n; c++) dw[k * CHANNELS + c] += dsum[c] * LOAD(input[c]);
+                        const SCALAR *restrict in = (s < 0 ? before + outside : x + inside) + s * C;
+                        for (int64_t c = 0; c < n; c++) dw[k * CHANNELS + c] += dsum[c] * LOAD(in[c]);
                     }
                 } else {
                     memset(dsum, 0, CHANNELS * sizeof(float));
