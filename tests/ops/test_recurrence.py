@@ -287,7 +287,7 @@ def test_the_operators_keep_the_rules_of_torch() -> None:
     torch.library.opcheck(torch.ops.recblr.linear_scan, (alpha, x, offsets, start))
     weight, bias, before = (torch.randn(s, requires_grad=True) for s in [(4, 4), (4,), (2, 3, 4)])
     torch.library.opcheck(torch.ops.recblr.conv_silu, (x, weight, bias, offsets, before))
-    torch.library.opcheck(torch.ops.recblr.dropout, (x, 5, 0.8))
+    torch.library.opcheck(torch.ops.recblr.dropout, (x, torch.tensor(5), 0.8))
 
 
 def test_implementations_agree_and_the_choice_ends_with_its_block() -> None:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from recblr.bench.timing import wait
 from recblr.cuda_graph import Graphed
+from recblr.models.fused_step import FusedStep
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import progress
 
 
 def served_step(model: RecBLR) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """``model.step`` as a server calls it. What it returns may be valid until the next call only."""
-    return Graphed(model.step)
+    return Graphed(FusedStep(model).step)
 
 
 @torch.no_grad()
@@ -38,9 +39,8 @@ def time_steps(
                 states.append(state)
                 advance(length)
         step = served_step(model)
-        took = np.empty(
-            (2 + repeats, len(histories))
-        )  # two rounds in which a GPU records the graph
+        warm = 2  # rounds in which a GPU records the graph
+        took = np.empty((warm + repeats, len(histories)))
         for repeat in range(len(took)):
             for number, length in enumerate(histories):
                 event = events[length + repeat].unsqueeze(0)
@@ -56,7 +56,7 @@ def time_steps(
         {
             "history": length,
             **{
-                name: float(np.quantile(took[2:, number], quantile) * 1e6)
+                name: float(np.quantile(took[warm:, number], quantile) * 1e6)
                 for name, quantile in (("median", 0.5), ("p10", 0.1), ("p90", 0.9))
             },
         }

@@ -72,7 +72,7 @@ KERNEL void NAME(bd_lru_forward)(
 }
 
 /* Gradients of the above. ROWS events at a time, from the last ones to the first: forward through
- * them for the states and all that does not depend on g, the gradient of a state; then backward with
+ * them for the states and all that does not depend on g, the gradient of a state; then back with
  * g_t = dy_t SiLU(z_t) + alpha_{t+1} g_{t+1}, of which the other gradients are multiples.
  * dlast (B, C) comes in as the gradient of the last state and leaves as that of the first.
  * ddecay (C,), in float64, is the sum over events of d log(alpha) * log(alpha), which stays bounded
@@ -137,15 +137,17 @@ KERNEL void NAME(bd_lru_backward)(
 }
 
 /* Causal depthwise convolution and SiLU, line 4 of Algorithm 1:
- * y_t = SiLU(bias + sum_k w_k x_{t-W+1+k}). weight: (W, C); before (B, W-1, C) holds the inputs that
- * precede each sequence, oldest first. */
+ * y_t = SiLU(bias + sum_k w_k x_{t-W+1+k}). weight: (W, C); before (B, W-1, C) holds the inputs
+ * that precede each sequence, oldest first. */
 KERNEL void NAME(conv_silu_forward)(
     const SCALAR *restrict x, const float *restrict weight, const float *restrict bias,
     const int64_t *restrict offsets, const SCALAR *restrict before, SCALAR *restrict y,
     int64_t B, int64_t C, int64_t W, int64_t first, int64_t end) {
     float *restrict sum = malloc((size_t)C * sizeof(float));
     for (int64_t b = 0; b < B; b++) {
-        const int64_t inside = offsets[b] * C, outside = (b + 1) * (W - 1) * C; /* rows s >= 0, s < 0 */
+        /* x has event s >= 0 at inside + s C, before has event s < 0 at outside + s C */
+        const int64_t inside = offsets[b] * C;
+        const int64_t outside = (b + 1) * (W - 1) * C;
         for (int64_t t = 0; t < offsets[b + 1] - offsets[b]; t++) {
             for (int64_t c = first; c < end; c++) sum[c] = bias[c];
             for (int64_t k = 0; k < W; k++) {
@@ -197,7 +199,8 @@ KERNEL void NAME(conv_silu_backward)(
                     for (int64_t k = 0; k < W; k++) {
                         const int64_t s = t - (W - 1) + k;
                         const SCALAR *restrict in = (s < 0 ? before + outside : x + inside) + s * C;
-                        for (int64_t c = 0; c < n; c++) dw[k * CHANNELS + c] += dsum[c] * LOAD(in[c]);
+                        float *restrict total = dw + k * CHANNELS;
+                        for (int64_t c = 0; c < n; c++) total[c] += dsum[c] * LOAD(in[c]);
                     }
                 } else {
                     memset(dsum, 0, CHANNELS * sizeof(float));
