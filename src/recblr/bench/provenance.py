@@ -12,8 +12,6 @@ import torch
 
 def provenance(command: str) -> dict[str, Any]:
     """Command, date, commit, hardware and versions; with the GPU and CUDA's version where one is."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -26,9 +24,21 @@ def provenance(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": found.stdout.strip() or None,
+        "commit": _commit(),
         "hardware": names[0] if names else platform.processor(),
         **gpu,
         "threads": torch.get_num_threads(),
         "versions": versions,
     }
+
+
+def _commit() -> str | None:
+    """Of the package; "-dirty" where its own files differ from it, whatever results lie beside them."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    dirty = commit and git("diff", "--quiet", "HEAD", "--", ".").returncode
+    return f"{commit}-dirty" if dirty else commit or None
