@@ -131,7 +131,8 @@ def length() -> str:
         parts.append(
             paragraph(f"{text}; `recblr bench length`; {threads(result)}; {measured([result])}.")
         )
-    return blocks(*parts, not_measured(length=lengths))
+    about = "The attention is PyTorch's own, a call an operator; the step of RecBLR is one call in all."
+    return blocks(*parts, about if parts else "", not_measured(length=lengths))
 
 
 SECTIONS = {f.__name__: f for f in (accuracy, speed, recurrence, length)}

@@ -181,10 +181,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for end, (label, colour) in ends.items():
             above = end[1] == max(height for _, height in ends)
             axes.annotate(
-                label, end, xytext=(0, 7 if above else -7), textcoords="offset points", ha="right",
+                label, end, xytext=(0, 7 if above else -16), textcoords="offset points", ha="right",
                 va="bottom" if above else "top", color=colour, weight="bold",
             )  # fmt: skip
-        axes.margins(y=0.2)
+        axes.margins(y=0.3)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("events of history")
         axes.set_xticks([row["length"] for row in rows[::3]])
