@@ -131,7 +131,9 @@ def length() -> str:
         parts.append(
             paragraph(f"{text}; `recblr bench length`; {threads(result)}; {measured([result])}.")
         )
-    about = "The attention is PyTorch's own, a call an operator; the step of RecBLR is one call in all."
+    about = (
+        "The attention is PyTorch's own, a call an operator; the step of RecBLR is one call in all."
+    )
     return blocks(*parts, about if parts else "", not_measured(length=lengths))
 
 

@@ -179,6 +179,7 @@ def train(
         if not best:
             raise
         run = replace(run, ended="interrupted")
+    optimizer.zero_grad()  # gradients hold memory, of CUDA graphs too
     model.load_state_dict(best)
     model.eval()
     _log(folder, "end", **asdict(run))

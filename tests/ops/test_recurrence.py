@@ -252,8 +252,9 @@ def test_a_history_in_pieces(device: str, cut: int) -> None:
     whole = run(slice(0, 25), start, before)
     head, middle, kept = run(slice(0, cut), start, before)
     tail, last, kept = run(slice(cut, 25), middle, kept)
+    tolerance = 1e-5 if device == "cuda" else 1e-6  # there a slice is another compilation
     for ours, truth in zip((torch.cat([head, tail]), last, kept), whole, strict=True):
-        torch.testing.assert_close(ours, truth, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, truth, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("logit", [-200.0, -30.0, 0.0, 30.0, 200.0])

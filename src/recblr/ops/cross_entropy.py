@@ -64,7 +64,8 @@ class _CrossEntropy(torch.autograd.Function):
                 right = logits.gather(1, target)
                 if hide is not None:
                     row, item = hide[begin // rows]
-                    logits[row - begin, item] = -torch.inf
+                    # Not by logits[...] =, which sends the value from the host and waits for a GPU.
+                    logits.index_put_((row - begin, item), logits.new_full((), -torch.inf))
                     logits.scatter_(1, target, right)
                 greatest = logits.amax(1, keepdim=True)
                 probabilities = torch.softmax(logits, 1, out=logits)
@@ -75,6 +76,7 @@ class _CrossEntropy(torch.autograd.Function):
                 dlogits = probabilities.scatter_add_(1, target, share).to(dtype)
                 dhidden[chunk] = dlogits @ items
                 dweight += dlogits.t() @ h
+                del logits, probabilities, dlogits  # before there are others beside them
             if smoothing:  # the even part of the targets, without another pass over the logits
                 even = smoothing / len(weight)
                 total, items_total = hidden.to(weight.dtype).sum(0), weight.sum(0)

@@ -258,7 +258,7 @@ def _lag(x, before, t, begin, owner, c, lag, inside, C, W: tl.constexpr):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # it differs from batch to batch
 def conv_silu(
     x, weight, bias, offsets, owners, before, y, N, C,
     W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -278,7 +278,7 @@ def conv_silu(
     tl.store(y + at, (sum * _sigmoid(sum)).to(y.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def conv_silu_backward_sum(
     x, weight, bias, offsets, owners, before, dy, dsum, dweight, dbias, N, C,
     W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -305,7 +305,7 @@ def conv_silu_backward_sum(
         tl.store(dweight + (tile * C + c) * W + (W - 1 - lag), part, channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def conv_silu_backward_inputs(
     weight, offsets, owners, dsum, dx, N, C,
     W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
