@@ -35,6 +35,6 @@ check: .venv/.installed
 bench: .venv/.installed
 	for name in ops step length train; do \
 		$(BIN)/recblr bench $$name --device $(DEVICE) --json > $(MEASURED)/new && \
-		mv $(MEASURED)/new $(MEASURED)/$$name-$(DEVICE).json || exit 1; \
+		mv $(MEASURED)/new $(MEASURED)/$$name-$(DEVICE).json || { rm -f $(MEASURED)/new; exit 1; }; \
 	done
 	$(BIN)/python benchmarks/tables.py
