@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -374,9 +374,7 @@ def test_the_manifest_says_what_is_in_it(tiny: Tiny) -> None:
     assert manifest["measured"] == [e.to_json() for e in tiny.recommender.evaluate()]
     assert manifest["training"]["best_epoch"] == tiny.recommender.trained.best_epoch
     settings = json.loads((tiny.artifact / "config.json").read_text())
-    assert settings["model"] == {
-        "name": "recblr", "dim": 16, "layers": 1, "expansion": 2, "conv_width": 4, "dropout": 0.2,
-    }  # fmt: skip
+    assert settings["model"] == {"name": "recblr", **asdict(TINY_MODEL)}
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -676,7 +674,11 @@ def test_configured_from_plain_values() -> None:
         ("recbler", {}, "unknown model 'recbler'; did you mean recblr"),
         ("recblr", {"trian": {}}, "no such section of settings: trian; did you mean train"),
         ("recblr", {"train": {"learning_rate": 1}}, "train.learning_rate: no such setting"),
-        ("recblr", {"train": {"examples": "all"}}, "choose one of all-positions, prefixes"),
+        (
+            "recblr",
+            {"train": {"examples": "all"}},
+            "choose one of auto, all-positions, prefixes, cloze",
+        ),
         ("recblr", {"train": {"hide_seen": "yes"}}, "train.hide_seen = 'yes': must be bool"),
         ("recblr", {"train": {"epochs": True}}, "train.epochs = True: must be int"),
         ("recblr", {"model": {"layers": 1.5}}, "model.layers = 1.5: must be int"),

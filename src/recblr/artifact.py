@@ -26,7 +26,7 @@ from recblr.data.split import Split
 from recblr.errors import InputError
 from recblr.folders import new_folder, sha256
 from recblr.models import MODELS
-from recblr.models.recblr import RecBLR, RecBLRConfig
+from recblr.models.model import Model
 from recblr.train import TrainConfig, Trained
 
 FILES = ("model.safetensors", "config.json", "vocabulary.parquet", "histories.parquet")
@@ -43,10 +43,10 @@ class Artifact:
     """
 
     model: str
-    config: RecBLRConfig
+    config: Any
     training: TrainConfig
     data: Sequences
-    network: RecBLR
+    network: Model
     trained: Trained
     measured: list[dict[str, Any]]
 
@@ -117,7 +117,7 @@ def load(folder: Path) -> Artifact:
     except BROKEN as error:
         what = str(error) if isinstance(error, OSError) else repr(error)
         raise InputError(f"{folder} is not a whole recblr artifact: {what}") from error
-    network = MODELS[name][0](len(data.item_ids), config)
+    network = MODELS[name][0](len(data.item_ids), config, data.users, training.max_length)
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     if expected != {key: tuple(tensor.shape) for key, tensor in weights.items()}:
         raise InputError(f"{folder}: the weights do not have the shapes of its configuration")

@@ -5,7 +5,7 @@ paper's and RecBole's way), **masked** takes them out (what a user of a shop see
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -97,6 +97,7 @@ def rank_targets(
         for first in range(0, len(users), block):
             some = slice(first, first + block)
             batch = pack(data.items, starts[some], targets[some], "last")
+            batch = replace(batch, users=torch.from_numpy(users[some]))
             scores = scorer(batch)
             finite.append(scores.isfinite().all())
             target = batch.targets.to(scores.device).unsqueeze(1)

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,14 @@ import torch
 from recblr import artifact
 from recblr.config import build, near
 from recblr.data import open_log
-from recblr.data.batches import pack
+from recblr.data.batches import PackedBatch, pack
 from recblr.data.sequences import Part, Sequences
 from recblr.device import find_device
 from recblr.errors import InputError
 from recblr.evaluate import Evaluation, block_size, evaluate, expect_finite, hide
 from recblr.folders import check_absent
 from recblr.models import MODELS
-from recblr.models.recblr import RecBLR, RecBLRConfig
+from recblr.models.model import Model
 from recblr.progress import progress
 from recblr.train import TrainConfig, Trained, train
 
@@ -46,13 +47,13 @@ class Recommender:
     """
 
     data: Sequences
-    network: RecBLR
+    network: Model
     trained: Trained
 
     def __init__(
         self,
         model: str = "recblr",
-        config: RecBLRConfig | None = None,
+        config: Any = None,
         training: TrainConfig | None = None,
         device: str = "auto",
     ) -> None:
@@ -123,7 +124,9 @@ class Recommender:
         for index in ("_user_index", "_item_index"):  # of an earlier log
             self.__dict__.pop(index, None)
         torch.manual_seed(self.training.seed)
-        network = MODELS[self.model][0](len(data.item_ids), self.config)
+        network = MODELS[self.model][0](
+            len(data.item_ids), self.config, data.users, self.training.max_length
+        )
         self.network = network.to(self.device)
         self.trained = train(self.network, data, self.training, folder, resume)
         return self
@@ -136,13 +139,17 @@ class Recommender:
         Another log is filtered and split as the first one was and read in this model's vocabulary:
         items it does not know leave the histories, and as targets count as missed.
         """
-        data = self.data
+        data, score = self.data, self.network.score
         if log is None and columns is not None:
             raise InputError("columns belong to a log; name the log as well")
         if log is not None:
             other = open_log(log, data.core, data.split.name, columns)
             data = other.with_items(data.item_ids, part)
-        measured = evaluate(self.network.score, data, self.training.max_length, part)
+
+            def score(batch: PackedBatch) -> torch.Tensor:  # its users are others
+                return self.network.score(replace(batch, users=None))
+
+        measured = evaluate(score, data, self.training.max_length, part)
         if log is None and part == "test":
             self.measured = [evaluation.to_json() for evaluation in measured]
         return measured
@@ -182,12 +189,13 @@ class Recommender:
             raise InputError(f"k must be at least 1, found {k}")
         if users is not None:
             users = list(users)
-            rows = [self._user(name) for name in users]
+            rows = np.array([self._user(name) for name in users], np.int64)
             lists = [self.data.items[self.data.offsets[u] : self.data.offsets[u + 1]] for u in rows]
             ids = pa.array(users, self.data.user_ids.type)
         else:
             assert histories is not None
             lists = [self._history(number, items) for number, items in enumerate(histories)]
+            rows = np.full(len(lists), -1)
             ids = pa.array(range(len(lists)), pa.int64())
 
         hidden = torch.from_numpy(self._hidden(allow, deny)).to(self.device)
@@ -198,7 +206,7 @@ class Recommender:
         with progress("recommending", len(lists)) as advance:
             for first in range(0, len(lists), block):
                 some = lists[first : first + block]
-                scores = self._scores(some)
+                scores = self._scores(some, rows[first : first + block])
                 expect_finite(scores.isfinite())
                 scores.masked_fill_(hidden, -torch.inf)
                 if hide_seen:
@@ -237,11 +245,12 @@ class Recommender:
         """Item ids written as text, in the type the log has."""
         return _as_ids(texts, self.data.item_ids.type)
 
-    def _scores(self, histories: list[np.ndarray]) -> torch.Tensor:
+    def _scores(self, histories: list[np.ndarray], users: np.ndarray) -> torch.Tensor:
         latest = [items[-self.training.max_length :] for items in histories]
         stops = np.cumsum([len(items) for items in latest])
         starts = np.concatenate([[0], stops[:-1]])
-        return self.network.score(pack(np.concatenate(latest), starts, stops, "none"))
+        batch = pack(np.concatenate(latest), starts, stops, "none")
+        return self.network.score(replace(batch, users=torch.from_numpy(users)))
 
     def __getattr__(self, name: str) -> Any:
         if name in ("data", "network", "trained"):

@@ -33,7 +33,7 @@ from recblr.data.batches import (
 from recblr.data.sequences import Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.evaluate import rank_targets
-from recblr.models.recblr import RecBLR
+from recblr.models.model import Model, RecurrentModel
 from recblr.ops import cpu
 from recblr.ops.cross_entropy import cross_entropy
 from recblr.progress import progress
@@ -53,13 +53,15 @@ _LOOK = 50  # steps from one look at the loss to the next on a GPU, which has to
 class TrainConfig:
     """How a model is trained; the defaults suit a log that nobody has tuned for."""
 
-    # Predict at every position in one causal pass, or from every prefix as a sample of its own (the
-    # paper's way; on long histories about a hundred times the work).
-    examples: Literal["all-positions", "prefixes"] = "all-positions"
+    # Predict at every position in one causal pass; from every prefix as a sample of its own (the
+    # paper's way; on long histories about a hundred times the work); or items hidden within a history
+    # (cloze). "auto" is the first of these that the model can be trained on.
+    examples: Literal["auto", "all-positions", "prefixes", "cloze"] = "auto"
+    loss: Literal["softmax", "own"] = "softmax"  # full softmax, or that of the model's own paper
     max_length: int = 200  # the latest events of a history that evaluation and serving look at
     # Events trained on from an empty state; longer histories are cut into windows of this length.
-    # (Prefix samples are max_length long instead.) However long, a window takes the memory of a
-    # batch: what does not fit goes on in the next one.
+    # (Prefix samples, and windows of a model without a recurrent state, are max_length long.) However
+    # long, a window takes the memory of a batch: what does not fit goes on in the next one.
     window: int = 1000
     batch_size: int = 4096  # predicted positions per update
     epochs: int = 40  # the most
@@ -96,6 +98,11 @@ class TrainConfig:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be in [0, 1)")
         if self.hide_seen and self.label_smoothing:
             raise InputError("train.hide_seen and train.label_smoothing do not go together")
+        if self.loss == "own" and (self.hide_seen or self.label_smoothing):
+            raise InputError(
+                "train.hide_seen and train.label_smoothing belong to the softmax; set "
+                "train.loss=softmax, or leave them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class Trained:
 
 
 def train(
-    model: RecBLR, data: Sequences, config: TrainConfig, folder: Path, resume: bool = False
+    model: Model, data: Sequences, config: TrainConfig, folder: Path, resume: bool = False
 ) -> Trained:
     """Train ``model`` in place and leave it with the weights of its best validation epoch.
 
@@ -126,8 +133,10 @@ def train(
 
     Raises:
         DivergedError: the loss or a score is not finite; the last good checkpoint stays.
+        InputError: the model cannot be trained on ``config.examples``.
         KeyboardInterrupt: interrupted before the first epoch was done.
     """
+    config = settled(config, model)
     device = model.item_embeddings.device
     average, optimizer = copy.deepcopy(model), adam(model)
     run, best = Trained(), dict[str, Tensor]()
@@ -140,6 +149,8 @@ def train(
     total = torch.zeros((), dtype=torch.float64, device=device)
     step = training_step(model, average, optimizer, config, total)
     nothing = model.initial_state(1)
+    static = isinstance(model, RecurrentModel) and model.static
+    users = data.offsets if model.personal else None
     look = 1 if device.type == "cpu" else _LOOK
     try:
         while run.epoch < config.epochs and run.epoch - run.best_epoch < config.patience:
@@ -149,7 +160,8 @@ def train(
             total.zero_()
             count, looked, state, note = 0, 0, nothing, ""
             with progress(f"epoch {run.epoch + 1}/{config.epochs}", len(epoch)) as advance:
-                for done, (batch, goes_on) in enumerate(training_batches(items, epoch, config), 1):
+                batches = training_batches(items, epoch, config, users, static)
+                for done, (batch, goes_on) in enumerate(batches, 1):
                     rate = learning_rate(config, run.epoch, done - 1, len(epoch))
                     optimizer.param_groups[0]["lr"].fill_(rate)
                     state = step(batch, state if goes_on else nothing)
@@ -186,7 +198,23 @@ def train(
     return run
 
 
-def adam(model: RecBLR) -> torch.optim.Adam:
+def settled(config: TrainConfig, model: Model) -> TrainConfig:
+    """The settings with what depends on the model put in: its examples, how far back it looks."""
+    examples = model.examples[0] if config.examples == "auto" else config.examples
+    if examples not in model.examples:
+        raise InputError(
+            f"train.examples = {examples!r}: this model is trained on {' or '.join(model.examples)}"
+        )
+    if examples == "cloze" and config.hide_seen:
+        raise InputError(
+            "train.hide_seen does not go with cloze examples, which hide items themselves"
+        )
+    recurrent = isinstance(model, RecurrentModel)
+    window = config.window if recurrent else min(config.window, config.max_length)
+    return replace(config, examples=examples, window=window)
+
+
+def adam(model: Model) -> torch.optim.Adam:
     """The optimiser. Its learning rate is a tensor, which a CUDA graph reads anew at every step."""
     lr = torch.zeros((), device=model.item_embeddings.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=lr.is_cuda)
@@ -196,7 +224,7 @@ def adam(model: RecBLR) -> torch.optim.Adam:
 
 
 def training_step(
-    model: RecBLR, average: RecBLR, optimizer: torch.optim.Adam, config: TrainConfig, total: Tensor
+    model: Model, average: Model, optimizer: torch.optim.Adam, config: TrainConfig, total: Tensor
 ) -> Step:
     """The update of ``model`` as a function of a batch and of the state before its first history.
 
@@ -207,14 +235,38 @@ def training_step(
         total: () float64; the losses of all predicted positions are added to it.
 
     Returns:
-        ``step(batch, before)``, before (1, L, W, C), which gives the state after the last history that
-        has an event, valid until the next call. It is detached: a history that goes on in the next
-        batch has the values of one pass, but the gradient stops at the seam (truncated
-        backpropagation through time). On a GPU a step is replayed as a CUDA graph.
+        ``step(batch, before)``, before (1, …), which gives the state after the last history that has
+        an event, valid until the next call. It is detached: a history that goes on in the next batch
+        has the values of one pass, but the gradient stops at the seam (truncated backpropagation
+        through time). On a GPU the step of a recurrent model is replayed as a CUDA graph.
     """
     ours, theirs = tuple(average.parameters()), tuple(model.parameters())
 
-    def update(
+    def loss_of(hidden: Tensor, targets: Tensor, seen: Tensor | None) -> Tensor:
+        if config.loss == "own":
+            return model.own_loss(hidden, targets)
+        return cross_entropy(hidden, model.item_embeddings, targets, seen, config.label_smoothing)
+
+    def update(loss: Tensor, count: int) -> None:
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(ours, theirs, 1 - config.weight_average)
+            total.add_(loss.double(), alpha=count)
+
+    if not isinstance(model, RecurrentModel):
+
+        def plain(batch: PackedBatch, before: Tensor) -> Tensor:
+            with autocast(total.device, config.precision):
+                hidden, targets = model.examined(batch)
+                loss = loss_of(hidden, targets, batch.seen)
+            update(loss, len(batch.targets))
+            return before
+
+        return plain
+
+    def carry_on(
         before: Tensor, items: Tensor, offsets: Tensor, positions: Tensor, targets: Tensor,
         seen: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
@@ -225,19 +277,13 @@ def training_step(
                 hidden, states = model(items, offsets, states)
                 if len(positions) < len(items):
                     hidden = hidden[positions]
-                loss = cross_entropy(
-                    hidden, model.item_embeddings, targets, seen, config.label_smoothing
-                )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+                loss = loss_of(hidden, targets, seen)
+            update(loss, len(targets))
         with torch.no_grad():
-            torch._foreach_lerp_(ours, theirs, 1 - config.weight_average)
-            total.add_(loss.double(), alpha=len(targets))
             last = (offsets < len(items)).sum(0, keepdim=True) - 1
             return states.index_select(0, last)
 
-    run = Graphed(update) if _shapes_recur(config) else update
+    run = Graphed(carry_on) if model.static and _shapes_recur(config) else carry_on
 
     def step(batch: PackedBatch, before: Tensor) -> Tensor:
         padded = config.scan == "sequence-padding"
@@ -260,21 +306,23 @@ def epoch_spans(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]
 
 
 def training_batches(
-    items: np.ndarray | Tensor, epoch: Sequence[Spans], config: TrainConfig
-) -> Iterator[tuple[PackedBatch, bool]]:
+    items: np.ndarray | Tensor, epoch: Sequence[Spans], config: TrainConfig,
+    users: np.ndarray | None = None, static: bool = True,
+) -> Iterator[tuple[PackedBatch, bool]]:  # fmt: skip
     """The batches of an epoch, each with whether its first history goes on where the last one of the
     batch before stopped.
 
     Args:
-        items: the log; an array, or a tensor on the device that the batches are to be on. Batches out
-            of a tensor are given shapes that recur, for :class:`Graphed`: histories of no event at
-            their end, and prefix samples some histories without a target.
+        items: the log; an array, or a tensor on the device that the batches are to be on.
         epoch: where the batches lie, from :func:`epoch_spans`.
         config: how to train.
+        users: (U + 1,) where the histories of the log begin, if the batches are to name their users.
+        static: give batches out of a tensor shapes that recur, for :class:`Graphed`: histories of no
+            event at their end, and prefix samples some histories without a target.
     """
     by_prefix = config.examples == "prefixes"
     targets: Targets = "last" if by_prefix else "all"
-    recur = isinstance(items, Tensor) and _shapes_recur(config)
+    recur = static and isinstance(items, Tensor) and _shapes_recur(config)
     spans, histories = list(epoch), 0
     if recur and by_prefix:
         spans = [_filled(*some, min(config.max_length, len(items) - 1)) for some in spans]
@@ -292,6 +340,9 @@ def training_batches(
                 lengths = stops - starts
                 pairs = lengths if by_prefix else lengths * (lengths + 1) // 2
                 batch = replace(batch, seen=seen_pairs(batch, int(pairs.sum())))
+            if users is not None:
+                whose = torch.from_numpy(np.searchsorted(users, starts, side="right") - 1)
+                batch = replace(batch, users=whose.to(batch.items.device))
             yield with_empty(batch, histories) if recur else batch, bool(starts[0] == stop)
             stop = -1 if by_prefix else stops[-1]
 
@@ -308,7 +359,7 @@ def _filled(starts: np.ndarray, stops: np.ndarray, longest: int) -> Spans:
     return np.append(starts, np.zeros_like(more)), np.append(stops, more)
 
 
-def validate(model: RecBLR, data: Sequences, config: TrainConfig) -> dict[str, float]:
+def validate(model: Model, data: Sequences, config: TrainConfig) -> dict[str, float]:
     """Validation metrics under the protocol ``config.select``."""
     model.eval()
     ranks = rank_targets(model.score, data, "validation", config.max_length)
@@ -336,13 +387,13 @@ def _log(folder: Path, event: str, **values: Any) -> None:
         file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
 
 
-def _identity(model: RecBLR, config: TrainConfig, data: Sequences) -> dict[str, Any]:
+def _identity(model: Model, config: TrainConfig, data: Sequences) -> dict[str, Any]:
     """What has to be the same for a run to go on."""
     return {"model": asdict(model.config), "config": asdict(config), "data": data.fingerprint}
 
 
 def _save_checkpoint(
-    folder: Path, model: RecBLR, average: RecBLR, optimizer: torch.optim.Adam,
+    folder: Path, model: Model, average: Model, optimizer: torch.optim.Adam,
     best: dict[str, Tensor], run: Trained, config: TrainConfig, data: Sequences,
 ) -> None:  # fmt: skip
     """One file, put in place at once: weights, best weights, the optimiser's moments, where we are."""
@@ -360,7 +411,7 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(
-    folder: Path, model: RecBLR, average: RecBLR, optimizer: torch.optim.Adam,
+    folder: Path, model: Model, average: Model, optimizer: torch.optim.Adam,
     config: TrainConfig, data: Sequences,
 ) -> tuple[Trained, dict[str, Tensor]]:  # fmt: skip
     path = folder / "checkpoint.safetensors"

@@ -20,7 +20,8 @@ class PackedBatch:
 
     ``items`` (N,) item indices; ``offsets`` (B + 1,), history b has the rows offsets[b] ..
     offsets[b+1]-1; ``positions`` (M,) rows whose next item is to be predicted, rising; ``targets``
-    (M,) it; ``seen`` the pairs of :func:`seen_pairs` where they are to be left out, else None.
+    (M,) it; ``seen`` the pairs of :func:`seen_pairs` where they are to be left out, else None;
+    ``users`` (B,) whose the histories are, -1 for anybody's, where a model asks for it, else None.
     """
 
     items: Tensor
@@ -28,6 +29,14 @@ class PackedBatch:
     positions: Tensor
     targets: Tensor
     seen: Tensor | None = None
+    users: Tensor | None = None
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The batch on ``device``."""
+        if self.items.device == device:
+            return self
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return PackedBatch(**moved)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -104,6 +113,21 @@ def with_empty(batch: PackedBatch, histories: int) -> PackedBatch:
     """The batch with histories of no event behind its own, so that there are ``histories`` in all."""
     more = histories + 1 - len(batch.offsets)
     return replace(batch, offsets=F.pad(batch.offsets, (0, more), value=len(batch.items)))
+
+
+def rectangle(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (N, …) of each history side by side, zeros behind them, for what needs a rectangle.
+
+    Returns:
+        (B, T, …) with T the longest history, and (B, T) which of it are events: indexing the first by
+        the second gives ``values`` back.
+    """
+    lengths = offsets.diff()
+    longest = int(lengths.max()) if len(lengths) else 0
+    inside = torch.arange(longest, device=offsets.device) < lengths.unsqueeze(1)
+    padded = values.new_zeros(*inside.shape, *values.shape[1:])
+    padded[inside] = values
+    return padded, inside
 
 
 def sequence_padding(batch: PackedBatch) -> PackedBatch:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recblr.models.recblr import BehaviorLayer, RecBLR
+from recblr.models.recblr import BehaviorLayer, GatedRecurrentLayer, RecBLR
 from recblr.ops import cpu
 
 
@@ -15,15 +15,18 @@ class FusedStep:
     """:meth:`RecBLR.step` of a trained model in evaluation mode; one user takes 2% of its time.
 
     It holds its own copy of the weights: later changes of the model do not reach it. A model that is
-    not in float32 on a CPU, or for which there are no compiled kernels, is copied and stepped as it is.
+    not in float32 on a CPU, that lacks a part (Table 3), or for which there are no compiled kernels, is
+    copied and stepped as it is.
     """
 
     def __init__(self, model: RecBLR) -> None:
         config, table = model.config, model.item_embeddings
-        channels = config.expansion * config.dim
-        self._sizes = (len(table), config.dim, channels, config.conv_width, config.layers)
+        self._sizes = (
+            len(table), config.dim, config.channels, config.state_rows, config.layers
+        )  # fmt: skip
         self._plain: RecBLR | None = None
-        if cpu.supports(table) and table.dtype == torch.float32:
+        whole = config.gated and config.convolution and config.feed_forward
+        if whole and cpu.supports(table) and table.dtype == torch.float32:
             with torch.no_grad():
                 self._weights = torch.cat([weight.reshape(-1) for weight in _weights(model)])
         else:
@@ -58,8 +61,13 @@ def _weights(model: RecBLR) -> Iterator[Tensor]:
     yield model.norm(model.item_embeddings)  # (1)
     for layer in model.layers:
         assert isinstance(layer, BehaviorLayer)
-        recurrent, lru, pffn = layer.recurrent, layer.recurrent.lru, layer.pffn
+        recurrent, pffn, pffn_norm = layer.recurrent, layer.pffn, layer.pffn_norm
+        assert isinstance(recurrent, GatedRecurrentLayer)
+        assert pffn is not None
+        assert recurrent.conv is not None
         assert recurrent.conv.bias is not None
+        assert pffn_norm is not None
+        lru = recurrent.lru
         yield torch.cat([recurrent.to_x.weight, recurrent.to_z.weight]).t()
         yield recurrent.conv.weight.squeeze(1).t()
         yield recurrent.conv.bias
@@ -73,5 +81,5 @@ def _weights(model: RecBLR) -> Iterator[Tensor]:
         yield pffn.inner.bias
         yield pffn.outer.weight.t()
         yield pffn.outer.bias
-        yield layer.pffn_norm.weight
-        yield layer.pffn_norm.bias
+        yield pffn_norm.weight
+        yield pffn_norm.bias

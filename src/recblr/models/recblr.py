@@ -6,6 +6,8 @@ channels of the recurrence, W the width of the convolution, L layers, V items.
 State: (B, L, W, C) float32, zero before the first event. Of each layer, row 0 is the hidden state of
 the recurrence and rows 1 .. W-1 are the last inputs of the convolution, oldest first. With the
 default configuration that is 2 · 4 · 128 floats = 4,096 bytes a user, however long the history.
+
+The parts that section 4.4 takes away one by one are switches of the configuration.
 """
 
 from dataclasses import dataclass
@@ -15,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
+from recblr.models.model import RecurrentModel
 
 _EPS = 1e-12  # of the layer norms, as in the authors' code
+_OPEN = 1.278464542761074  # an output gate that lets all pass: SiLU of it is 1
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,23 @@ class RecBLRConfig:
     expansion: int = 2  # E
     conv_width: int = 4  # W
     dropout: float = 0.2  # the paper: 0.2 ML-1M, 0.4 Gowalla and Steam, 0.5 Beauty and Sports
+    # For the ablations of Table 3.
+    gated: bool = (
+        True  # else a BD-LRU alone, of D channels: no projections, convolution, output gate
+    )
+    convolution: bool = True
+    feed_forward: bool = True
+    custom_init: bool = True  # else Λ is drawn like any other weight
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.expansion * self.dim if self.gated else self.dim
+
+    @property
+    def state_rows(self) -> int:
+        """W, or 1 where no inputs of a convolution have to be kept."""
+        return self.conv_width if self.gated and self.convolution else 1
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "expansion", "conv_width"):
@@ -39,12 +59,13 @@ class RecBLRConfig:
             raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
 
 
-class RecBLR(nn.Module):
+class RecBLR(RecurrentModel):
     """Embedding (1), behaviour modelling layers, prediction by the tied embedding (2)."""
 
-    def __init__(self, items: int, config: RecBLRConfig) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(
+        self, items: int, config: RecBLRConfig, users: int = 0, max_length: int = 0
+    ) -> None:
+        super().__init__(items, config)
         self.embedding = nn.Embedding(items, config.dim)
         self.norm = nn.LayerNorm(config.dim, _EPS)
         self.layers = nn.ModuleList(BehaviorLayer(config) for _ in range(config.layers))
@@ -59,23 +80,12 @@ class RecBLR(nn.Module):
     def initial_state(self, n: int) -> Tensor:
         """The state of ``n`` users without history, (n, L, W, C)."""
         c = self.config
-        shape = (n, c.layers, c.conv_width, c.expansion * c.dim)
+        shape = (n, c.layers, c.state_rows, c.channels)
         return torch.zeros(shape, device=self.embedding.weight.device)
 
     def forward(
         self, items: Tensor, offsets: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """All positions of packed histories in one causal pass.
-
-        Args:
-            items: (N,) item indices in 0 .. V-1.
-            offsets: (B + 1,); history b has the positions offsets[b] .. offsets[b+1]-1.
-            state: (B, L, W, C) what came before, or None for nothing.
-
-        Returns:
-            Hidden vectors (N, D), each of the history up to and with its position, and the state
-            after each history.
-        """
         if state is None:
             state = self.initial_state(len(offsets) - 1)
         dropped = ops.dropout(self.embedding(items), self.config.dropout, self.training)
@@ -86,22 +96,6 @@ class RecBLR(nn.Module):
             states.append(after)
         return h, torch.stack(states, 1)
 
-    @torch.no_grad()
-    def score(self, batch: PackedBatch) -> Tensor:
-        """Scores (B, V) of every item as the next one of each history of a batch.
-
-        The batch may lie on another device; the scores lie on the model's.
-        """
-        device = self.item_embeddings.device
-        items, offsets = batch.items.to(device), batch.offsets.to(device)
-        hidden, _ = self(items, offsets)
-        return hidden[offsets[1:] - 1] @ self.item_embeddings.t()
-
-    def step(self, items: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One more event for each user: items (B,), state (B, L, W, C) → hidden (B, D), state."""
-        offsets = torch.arange(len(items) + 1, device=items.device)
-        return self(items, offsets, state)
-
 
 class BehaviorLayer(nn.Module):
     """A gated recurrent layer and a feed-forward layer, each with dropout, residual and norm."""
@@ -109,14 +103,16 @@ class BehaviorLayer(nn.Module):
     def __init__(self, config: RecBLRConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.recurrent = GatedRecurrentLayer(config)
+        self.recurrent = GatedRecurrentLayer(config) if config.gated else BDLRUOnly(config)
         self.recurrent_norm = nn.LayerNorm(config.dim, _EPS)
-        self.pffn = PFFN(config)
-        self.pffn_norm = nn.LayerNorm(config.dim, _EPS)
+        self.pffn = PFFN(config) if config.feed_forward else None
+        self.pffn_norm = nn.LayerNorm(config.dim, _EPS) if config.feed_forward else None
 
     def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         out, after = self.recurrent(h, offsets, before)
         h = self.recurrent_norm(ops.dropout(out, self.dropout, self.training) + h)
+        if self.pffn is None or self.pffn_norm is None:
+            return h, after
         out = self.pffn(h)
         return self.pffn_norm(ops.dropout(out, self.dropout, self.training) + h), after
 
@@ -126,34 +122,55 @@ class GatedRecurrentLayer(nn.Module):
 
     def __init__(self, config: RecBLRConfig) -> None:
         super().__init__()
-        channels = config.expansion * config.dim
+        channels = config.channels
         self.to_x = nn.Linear(config.dim, channels, bias=False)
         self.to_z = nn.Linear(config.dim, channels, bias=False)
-        self.conv = nn.Conv1d(channels, channels, config.conv_width, groups=channels)
-        self.lru = BDLRU(channels)
+        self.conv = None
+        if config.convolution:
+            self.conv = nn.Conv1d(channels, channels, config.conv_width, groups=channels)
+        self.lru = BDLRU(channels, config.custom_init)
         self.out = nn.Linear(channels, config.dim, bias=False)
 
     def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """h (N, D), before (B, W, C) → output (N, D), after (B, W, C)."""
         start, inputs = before[:, 0], before[:, 1:]
         x, z = self.to_x(h), self.to_z(h)  # lines 1, 2
-        weight, bias = self.conv.weight.squeeze(1), self.conv.bias
-        assert bias is not None
-        convolved = ops.conv_silu(x, weight, bias, offsets, inputs)  # line 4
+        if self.conv is None:
+            convolved = F.silu(x)
+        else:
+            weight, bias = self.conv.weight.squeeze(1), self.conv.bias
+            assert bias is not None
+            convolved = ops.conv_silu(x, weight, bias, offsets, inputs)  # line 4
         y, last = self.lru(convolved, z, offsets, start)  # lines 5, 6
         after = torch.cat([last.unsqueeze(1), ops.last_inputs(x, offsets, inputs)], 1)
         return self.out(y), after  # line 7
 
 
+class BDLRUOnly(nn.Module):
+    """A BD-LRU in the place of the gated recurrent layer, for the ablation of Table 3."""
+
+    def __init__(self, config: RecBLRConfig) -> None:
+        super().__init__()
+        self.lru = BDLRU(config.dim, config.custom_init)
+
+    def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """h (N, D), before (B, 1, D) → output (N, D), after (B, 1, D)."""
+        out, last = self.lru(h, torch.full_like(h, _OPEN), offsets, before[:, 0])
+        return out, last.unsqueeze(1)
+
+
 class BDLRU(nn.Module):
     """Behaviour-dependent linear recurrent unit (5)-(8), with the output gate of Algorithm 1."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, custom_init: bool) -> None:
         super().__init__()
         self.recurrence_gate = nn.Linear(channels, channels)  # (6)
         self.input_gate = nn.Linear(channels, channels)  # (7)
         self.lam = nn.Parameter(torch.empty(channels))  # Λ of (8)
-        self.initialise()
+        if custom_init:
+            self.initialise()
+        else:
+            nn.init.normal_(self.lam, std=0.02)
 
     @torch.no_grad()
     def initialise(self) -> None:
