@@ -105,7 +105,7 @@ def train(
     from recblr.presets import read_preset
     from recblr.recommender import Recommender
 
-    chosen = apply_settings(read_preset(config, log), settings)
+    chosen = apply_settings(read_preset(config, log, model), settings)
     keep_freed_memory()
     recommender = Recommender.configured(model, chosen, device)
     recommender.fit(

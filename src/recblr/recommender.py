@@ -21,7 +21,7 @@ from recblr.device import find_device
 from recblr.errors import InputError
 from recblr.evaluate import Evaluation, block_size, evaluate, expect_finite, hide
 from recblr.folders import check_absent
-from recblr.models import MODELS
+from recblr.models import find_model
 from recblr.models.model import Model
 from recblr.progress import progress
 from recblr.train import TrainConfig, Trained, train
@@ -57,10 +57,8 @@ class Recommender:
         training: TrainConfig | None = None,
         device: str = "auto",
     ) -> None:
-        if model not in MODELS:
-            raise InputError(f"unknown model {model!r}{near(model, MODELS)}")
         self.model = model
-        self.config = config or MODELS[model][1]()
+        self.config = config or find_model(model)[1]()
         self.training = training or TrainConfig()
         self.device = find_device(device)
         self.measured: list[dict[str, Any]] = []
@@ -74,7 +72,7 @@ class Recommender:
                     f"no such section of settings: {section}{near(section, ('model', 'train'))}"
                 )
         recommender = Recommender(model, device=device)
-        recommender.config = build(MODELS[model][1], settings.get("model", {}), "model")
+        recommender.config = build(find_model(model)[1], settings.get("model", {}), "model")
         recommender.training = build(TrainConfig, settings.get("train", {}), "train")
         return recommender
 
@@ -124,7 +122,7 @@ class Recommender:
         for index in ("_user_index", "_item_index"):  # of an earlier log
             self.__dict__.pop(index, None)
         torch.manual_seed(self.training.seed)
-        network = MODELS[self.model][0](
+        network = find_model(self.model)[0](
             len(data.item_ids), self.config, data.users, self.training.max_length
         )
         self.network = network.to(self.device)

@@ -1,15 +1,21 @@
 """Settings found to work for a data set, one TOML file each; how they were found: docs/log.md."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from recblr.config import near, read_toml
 from recblr.errors import InputError
+from recblr.models import find_model
 
 
-def read_preset(config: str | None, log: str) -> dict[str, Any]:
-    """Settings from a TOML file or a preset; without either, those of the data set ``log``."""
+def read_preset(config: str | None, log: str, model: str = "recblr") -> dict[str, Any]:
+    """Settings from a TOML file or a preset; without either, those of the data set ``log``.
+
+    A preset was found with RecBLR. For another ``model`` it is the recipe of training, and of the
+    model's shape what that model has too, such as the dropout.
+    """
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.toml"))
     if config is None:
@@ -21,4 +27,7 @@ def read_preset(config: str | None, log: str) -> dict[str, Any]:
         if not config.endswith(".toml"):
             raise InputError(f"--config {config}: no TOML file and no preset{near(config, names)}")
         return read_toml(Path(config))
-    return read_toml(folder / f"{config}.toml")
+    preset = read_toml(folder / f"{config}.toml")
+    known = {field.name for field in fields(find_model(model)[1])}
+    preset["model"] = {name: value for name, value in preset["model"].items() if name in known}
+    return preset

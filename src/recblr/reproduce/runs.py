@@ -1,0 +1,140 @@
+"""One training run of a study, kept in a file: the run is made once, whichever studies ask for it."""
+
+import base64
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recblr.bench.provenance import provenance
+from recblr.config import apply_settings
+from recblr.data import open_log
+from recblr.data.sequences import Sequences, prepare
+from recblr.data.simulate import Shop, simulate_shop
+from recblr.memory import keep_freed_memory
+from recblr.metrics import CUTOFFS
+from recblr.presets import read_preset
+from recblr.recommender import Recommender
+from recblr.train import settled
+
+SIMULATED = "simulated"  # the data set of a smoke run
+_SMOKE = {"train": {"epochs": 2, "batch_size": 512, "max_length": 32, "warmup_steps": 10}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model trained on a data set by its recipe with some settings changed, from one seed.
+
+    ``settings`` are written as on the command line, ``model.layers=1``. Those that the recipe has
+    anyway do not count: runs that come to the same are the same run.
+    """
+
+    dataset: str
+    model: str = "recblr"
+    settings: tuple[str, ...] = ()
+    seed: int = 0
+
+    def resolved(self, device: str = "auto") -> Recommender:
+        """The recommender that is to be trained."""
+        recipe = self._recipe()
+        table = apply_settings(recipe, [*self.settings, f"train.seed={self.seed}"])
+        return Recommender.configured(self.model, table, device)
+
+    def path(self, folder: Path) -> Path:
+        """The file of its result."""
+        plain = _settings(replace(self, settings=()).resolved("cpu"))
+        changes = [
+            setting
+            for setting in self.settings
+            if _settings(replace(self, settings=(setting,)).resolved("cpu")) != plain
+        ]
+        name = ",".join([self.model, *sorted(changes), f"seed={self.seed}"])
+        return folder / self.dataset / f"{name}.json"
+
+    def _recipe(self) -> dict[str, Any]:
+        return (
+            _SMOKE
+            if self.dataset == SIMULATED
+            else read_preset(self.dataset, self.dataset, self.model)
+        )
+
+
+def result(run: Run, folder: Path) -> dict[str, Any] | None:
+    """What is known of a run: None if it has not been made, or by other settings than today's."""
+    path = run.path(folder)
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found if found["settings"] == _settings(run.resolved("cpu")) else None
+
+
+def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str, Any]:
+    """The result of a run, made if it is not there; one that was interrupted goes on.
+
+    Args:
+        run: which.
+        folder: where results are kept; the model and its training lie in ``.models`` in it.
+        command: what to name as the command that made it.
+        device: where to train.
+    """
+    if (found := result(run, folder)) is not None:
+        return found
+    keep_freed_memory()
+    recommender, path = run.resolved(device), run.path(folder)
+    data = open_dataset(run.dataset)
+    model = folder / ".models" / run.dataset / path.stem
+    model.parent.mkdir(parents=True, exist_ok=True)
+    begun = model.with_name(f"{model.name}.training") / "checkpoint.safetensors"
+    recommender.fit(data, out=model, resume=begun.exists(), overwrite=not begun.exists())
+    evaluations = recommender.evaluate()
+    training, trained = recommender.training, recommender.trained
+    record = {
+        "dataset": run.dataset,
+        "model": run.model,
+        "seed": run.seed,
+        **provenance(command),
+        "settings": _settings(recommender),
+        "examples": settled(training, recommender.network).examples,
+        "parameters": sum(p.numel() for p in recommender.network.parameters()),
+        "epochs": trained.epoch,
+        "best_epoch": trained.best_epoch,
+        "ended": trained.ended,
+        "seconds": round(trained.seconds, 1),
+        "validation": trained.validation,
+        "test": [evaluation.to_json() for evaluation in evaluations],
+        "ranks": {e.protocol.seen: pack_ranks(e.ranks) for e in evaluations},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(new, path)
+    return record
+
+
+def pack_ranks(ranks: np.ndarray) -> str:
+    """Ranks (U,) as text; those behind the last cut-off, which no metric tells apart, as one."""
+    small = np.minimum(ranks, max(CUTOFFS) + 1).astype(np.uint8)
+    return base64.b64encode(zlib.compress(small.tobytes(), 9)).decode()
+
+
+def unpack_ranks(text: str) -> np.ndarray:
+    """(U,) of :func:`pack_ranks`."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(np.int64)
+
+
+@lru_cache(maxsize=1)
+def open_dataset(name: str) -> Sequences:
+    """A data set by its name, or the simulated shop of a smoke run."""
+    if name == SIMULATED:
+        shop = Shop(users=300, categories=6, items_per_category=8, mean_length=16)
+        return prepare(simulate_shop(shop).interactions)
+    return open_log(name)
+
+
+def _settings(recommender: Recommender) -> dict[str, Any]:
+    return {"model": asdict(recommender.config), "train": asdict(recommender.training)}
