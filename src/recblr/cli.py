@@ -1,6 +1,5 @@
 """The command line: parse, call one library function, print."""
 
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -10,21 +9,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from recblr.bench.commands import bench
 from recblr.errors import DivergedError, InputError
+from recblr.options import Device, Json, print_json
 
 app = typer.Typer(
     help="From a log of who did what when to recommendations, with numbers one can trust.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-bench = typer.Typer(help="Measure speed.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 
 Log = Annotated[
     str, typer.Argument(metavar="LOG", help="A log file, a prepared folder, or a data set's name.")
 ]
 Model = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Core = Annotated[
     int | None,
     typer.Option(help="Keep users and items with this many events. [data sets: 5, files: 1]"),
@@ -35,10 +34,6 @@ Columns = Annotated[
     typer.Option(metavar="OURS=THEIRS,…", help="Column names, such as user_id=userId."),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
-Device = Annotated[
-    str,
-    typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="[auto: a GPU if there is one]"),
-]
 Settings = Annotated[
     list[str],
     typer.Option(
@@ -54,7 +49,7 @@ def demo(as_json: Json = False) -> None:
 
     result = run_demo(Console(quiet=as_json))
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
 @app.command()
@@ -76,7 +71,7 @@ def prepare(
     data.save(out, overwrite)
     kept = data.summary["kept"]
     if as_json:
-        _print_json({**kept, **data.summary, "core": data.core, "split": data.split.name})
+        print_json({**kept, **data.summary, "core": data.core, "split": data.split.name})
     else:
         _print_summary(data.summary, data.core, data.split.name)
 
@@ -113,7 +108,7 @@ def train(
         overwrite=overwrite,
     )  # fmt: skip
     if as_json:
-        _print_json(recommender.measured)
+        print_json(recommender.measured)
         return
     trained = recommender.trained
     print(
@@ -141,7 +136,7 @@ def evaluate(
         for evaluation in recblr.load(folder, device).evaluate(log, columns=_columns(columns))
     ]
     if as_json:
-        _print_json(evaluations)
+        print_json(evaluations)
     else:
         _print_evaluations(evaluations)
 
@@ -190,7 +185,7 @@ def recommend(
     if out is not None:
         frame.write_parquet(out) if out.suffix == ".parquet" else frame.write_csv(out)
     if as_json:
-        _print_json(frame.to_dicts())
+        print_json(frame.to_dicts())
     elif out is None:
         table = Table("user_id", "rank", "item_id", "score", box=None)
         for row in frame.iter_rows(named=True):
@@ -207,7 +202,7 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json(findings)
+        print_json(findings)
     else:
         table = Table(box=None, show_header=False)
         for name, value in findings.items():
@@ -215,110 +210,6 @@ def doctor(as_json: Json = False) -> None:
         Console().print(table)
     if not findings["healthy"]:
         raise typer.Exit(1)
-
-
-@bench.command("ops")
-def bench_ops(device: Device = "auto", as_json: Json = False) -> None:
-    """Time the recurrence, fused and in every other form, after a check of its gradients."""
-    from recblr.bench.ops import time_ops
-    from recblr.device import find_device
-
-    result = time_ops(find_device(device).type)
-    if as_json:
-        _print_measured("ops", device, {"threads": 1, **result})
-        return
-    table = Table("recurrence", "gate", "forward ns", "both ns", "times slower", box=None)
-    for row in result["rows"]:
-        numbers = (row[name] for name in ("forward_ns", "both_ns", "times_slower"))
-        cells = ("" if number is None else f"{number:.2f}" for number in numbers)
-        table.add_row(row["name"], row["gate"], *cells)
-    Console().print(table)
-
-
-@bench.command("step")
-def bench_step(device: Device = "auto", as_json: Json = False) -> None:
-    """Time per event after 10, 1,000 and 100,000 events of history: flat, as the state is small."""
-    from recblr.bench.step import time_steps
-    from recblr.device import find_device
-
-    rows = time_steps(find_device(device))
-    if as_json:
-        _print_measured("step", device, {"threads": 1, "steps": rows})
-        return
-    table = Table("events before", "median µs", "fastest tenth µs", "slowest tenth µs", box=None)
-    for row in rows:
-        table.add_row(
-            f"{row['history']:,}", *(f"{row[name]:.0f}" for name in ("median", "p10", "p90"))
-        )
-    Console().print(table)
-
-
-@bench.command("length")
-def bench_length(
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE.png", help="Draw it, too.")
-    ] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """How cost grows with the length of a history: a RecBLR layer beside an attention layer."""
-    from recblr.bench.length import draw, time_lengths
-    from recblr.device import find_device
-
-    result = time_lengths(find_device(device))
-    if as_json:
-        _print_measured("length", device, result)
-    else:
-        _print_lengths(result)
-    if out is not None:
-        draw(result, out)
-
-
-def _print_lengths(result: dict[str, Any]) -> None:
-    names = ("recblr", "attention")
-    keys = [
-        key for key in ("event_ns", "peak_mib", "step_us") if key in result["rows"][0]["recblr"]
-    ]
-    heads = [f"{name}\n{key.replace('_', ' ')}" for key in keys for name in names]
-    table = Table("history", *heads, box=None)
-    for row in result["rows"]:
-        numbers = (row[name][key] for key in keys for name in names)
-        cells = ("" if number is None else f"{number:,.0f}" for number in numbers)
-        table.add_row(f"{row['length']:,}", *cells)
-    Console().print(table)
-
-
-@bench.command("train")
-def bench_train(
-    data: Annotated[
-        str | None,
-        typer.Argument(help="A log, as for recblr train. [ml-1m, or a simulated shop of its size]"),
-    ] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Time an epoch of training, beside its bare matrix products, and where the rest goes."""
-    from recblr.bench.train import default_log, time_training
-    from recblr.data import open_log
-    from recblr.device import find_device
-
-    where = find_device(device)
-    result = time_training(default_log() if data is None else open_log(data), where)
-    if as_json:
-        _print_measured("train" if data is None else f"train {data}", device, result)
-        return
-    table = Table(result["log"], "all positions", "prefix samples", box=None)
-    both = [result["all_positions"], result["prefixes"]]
-    for key, name, digits in (
-        ("epoch_seconds", "seconds an epoch", 2), ("events_per_second", "events a second", 0),
-        ("products_seconds", "bare products, seconds", 2), ("times_products", "times as long", 2),
-    ):  # fmt: skip
-        table.add_row(name, *(f"{kind[key]:,.{digits}f}" for kind in both))
-    for part in both[0]["parts"]:
-        table.add_row(f"  {part}", *(f"{kind['parts'][part]:.0%}" for kind in both))
-    Console().print(table)
-    if both[1]["estimated"]:
-        print("prefix samples: estimated from a few batches")
 
 
 def main() -> NoReturn:
@@ -357,16 +248,6 @@ def _lines(path: Path | None) -> list[str]:
         return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
-
-
-def _print_measured(command: str, device: str, result: dict[str, Any]) -> None:
-    from recblr.bench.provenance import provenance
-
-    _print_json({**provenance(f"recblr bench {command} --device {device} --json"), **result})
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def _print_summary(summary: dict[str, Any], core: int, split: str) -> None:

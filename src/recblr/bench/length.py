@@ -152,13 +152,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """The picture of what :func:`time_lengths` found.
 
     Raises:
-        InputError: matplotlib is missing, or cannot write this file.
+        InputError: matplotlib cannot write this file.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-    except ImportError as error:
-        raise InputError("a picture needs matplotlib: pip install 'recblr[figures]'") from error
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     rows = result["rows"]
     panels = {
         "event_ns": "Training: time an event, ns",
