@@ -16,6 +16,7 @@ from recblr.data.batches import (
     pack_each,
     prefixes,
     ranges,
+    rectangle,
     seen_pairs,
     sequence_padding,
     windows,
@@ -124,6 +125,20 @@ def test_histories_of_no_event_are_put_at_the_end() -> None:
     assert more.items is batch.items
     assert_same(with_empty(batch, 2), batch)
     assert with_empty(example([]), 2).offsets.tolist() == [0, 0, 0]
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(0, 9), max_size=5))
+def test_a_rectangle_is_a_plain_loop(lengths: list[int]) -> None:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    values = torch.arange(1.0, 2 * sum(lengths) + 1).reshape(-1, 2)
+    padded, inside = rectangle(values, offsets)
+    assert padded.shape == (len(lengths), max(lengths, default=0), 2)
+    for row, mask, (begin, end) in zip(padded, inside, pairwise(offsets.tolist()), strict=True):
+        assert row[: end - begin].equal(values[begin:end])
+        assert (row[end - begin :] == 0).all()
+        assert mask.tolist() == [True] * (end - begin) + [False] * (len(mask) - end + begin)
+    assert padded[inside].equal(values)
 
 
 @pytest.mark.parametrize("targets", ["all", "last"])

@@ -19,6 +19,9 @@ CONFIGS = [
     RecBLRConfig(dim=48, layers=1, expansion=1, conv_width=5),
     RecBLRConfig(dim=48, layers=3, expansion=3, conv_width=1),
     RecBLRConfig(dim=17, layers=2, expansion=1, conv_width=2),
+    RecBLRConfig(dim=5, gated=False),
+    RecBLRConfig(dim=5, convolution=False),
+    RecBLRConfig(dim=5, feed_forward=False),
 ]
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from recblr.errors import InputError
 from recblr.models.recblr import RecBLR, RecBLRConfig
 
+ABLATIONS = [  # the rows of Table 3
+    RecBLRConfig(layers=1),
+    RecBLRConfig(gated=False),
+    RecBLRConfig(convolution=False),
+    RecBLRConfig(feed_forward=False),
+    RecBLRConfig(custom_init=False),
+]
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
 
@@ -43,9 +50,22 @@ def bd_lru(xs: list[Array], w: Weights, name: str) -> list[Array]:
 
 
 def gated_recurrent_layer(inputs: list[Array], w: Weights, name: str) -> list[Array]:
-    """Algorithm 1; the convolution sees zeros before the first event."""
+    """Algorithm 1; the convolution sees zeros before the first event. Of the ablations one has no
+    convolution, and one nothing but the BD-LRU."""
+    if f"{name}.to_x.weight" not in w:
+        return bd_lru(inputs, w, f"{name}.lru")
     hx = [w[f"{name}.to_x.weight"] @ h for h in inputs]  # line 1
     hz = [w[f"{name}.to_z.weight"] @ h for h in inputs]  # line 2
+    convolved = [silu(x) for x in hx]
+    if f"{name}.conv.weight" in w:
+        convolved = convolution(hx, w, name)
+    hy = bd_lru(convolved, w, f"{name}.lru")  # line 5
+    merged = [y * silu(z) for y, z in zip(hy, hz, strict=True)]  # line 6
+    return [w[f"{name}.out.weight"] @ m for m in merged]  # line 7
+
+
+def convolution(hx: list[Array], w: Weights, name: str) -> list[Array]:
+    """Line 4."""
     kernel = w[f"{name}.conv.weight"][:, 0]  # (C, W), its last column for the present event
     convolved = []
     for t in range(len(hx)):
@@ -53,10 +73,8 @@ def gated_recurrent_layer(inputs: list[Array], w: Weights, name: str) -> list[Ar
         for lag in range(kernel.shape[1]):
             if t >= lag:
                 total += kernel[:, -1 - lag] * hx[t - lag]
-        convolved.append(silu(total))  # line 4
-    hy = bd_lru(convolved, w, f"{name}.lru")  # line 5
-    merged = [y * silu(z) for y, z in zip(hy, hz, strict=True)]  # line 6
-    return [w[f"{name}.out.weight"] @ m for m in merged]  # line 7
+        convolved.append(silu(total))
+    return convolved
 
 
 def pffn(h: Array, w: Weights, name: str) -> Array:
@@ -71,7 +89,8 @@ def recblr(items: list[int], w: Weights, layers: int) -> Array:
         name = f"layers.{layer}"
         out = gated_recurrent_layer(hs, w, f"{name}.recurrent")
         hs = [layer_norm(o + h, w, f"{name}.recurrent_norm") for o, h in zip(out, hs, strict=True)]
-        hs = [layer_norm(pffn(h, w, f"{name}.pffn") + h, w, f"{name}.pffn_norm") for h in hs]
+        if f"{name}.pffn.inner.weight" in w:
+            hs = [layer_norm(pffn(h, w, f"{name}.pffn") + h, w, f"{name}.pffn_norm") for h in hs]
     return np.stack(hs)
 
 
@@ -86,6 +105,7 @@ def model(config: RecBLRConfig, items: int = 50) -> RecBLR:
         RecBLRConfig(),
         RecBLRConfig(dim=12, layers=1, expansion=1, conv_width=1),
         RecBLRConfig(dim=7, layers=3, expansion=3, conv_width=6, dropout=0.0),
+        *ABLATIONS,
     ],
     ids=str,
 )
@@ -126,6 +146,38 @@ def test_decay_starts_between_0_9_and_0_999() -> None:
         assert decay[-1].item() == pytest.approx(0.999, abs=1e-6)
         steps = lam.diff()
         torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-4, atol=0)
+
+
+def test_without_custom_initialisation_lambda_starts_like_a_weight() -> None:
+    for layer in model(RecBLRConfig(custom_init=False)).layers:
+        lam = layer.recurrent.lru.lam.detach()
+        assert lam.abs().max() < 0.1
+        assert lam.std().item() == pytest.approx(0.02, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        *zip(
+            ABLATIONS,
+            [(3, 1, 4, 128), (3, 2, 1, 64), (3, 2, 1, 128), (3, 2, 4, 128), (3, 2, 4, 128)],
+            strict=True,
+        )
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_an_ablation_carries_its_state_on(config: RecBLRConfig, shape: tuple[int, ...]) -> None:
+    ours = model(config)
+    for parameter in ours.parameters():
+        parameter += 0.2 * torch.randn_like(parameter)
+    assert ours.initial_state(3).shape == shape
+    items = torch.randint(50, (21,))
+    whole, end = ours(items, torch.tensor([0, 21]))
+    first, state = ours(items[:9], torch.tensor([0, 9]))
+    second, after = ours(items[9:], torch.tensor([0, 12]), state)
+    torch.testing.assert_close(torch.cat([first, second]), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(after, end, rtol=0, atol=1e-5)
 
 
 def test_weights_start_normal_and_biases_at_zero() -> None:
