@@ -27,7 +27,11 @@ def read_preset(config: str | None, log: str, model: str = "recblr") -> dict[str
         if not config.endswith(".toml"):
             raise InputError(f"--config {config}: no TOML file and no preset{near(config, names)}")
         return read_toml(Path(config))
-    preset = read_toml(folder / f"{config}.toml")
+    return for_model(read_toml(folder / f"{config}.toml"), model)
+
+
+def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
+    """Of settings found with one model those that another one has."""
     known = {field.name for field in fields(find_model(model)[1])}
-    preset["model"] = {name: value for name, value in preset["model"].items() if name in known}
-    return preset
+    shape = {name: value for name, value in settings.get("model", {}).items() if name in known}
+    return {**settings, "model": shape}

@@ -5,7 +5,6 @@ import json
 import os
 import zlib
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,12 @@ import numpy as np
 
 from recblr.bench.provenance import provenance
 from recblr.config import apply_settings
-from recblr.data import open_log
-from recblr.data.sequences import Sequences, prepare
-from recblr.data.simulate import Shop, simulate_shop
+from recblr.errors import InputError
 from recblr.memory import keep_freed_memory
 from recblr.metrics import CUTOFFS
-from recblr.presets import read_preset
 from recblr.recommender import Recommender
+from recblr.reproduce.logs import open_dataset, recipe
 from recblr.train import settled
-
-SIMULATED = "simulated"  # the data set of a smoke run
-_SMOKE = {"train": {"epochs": 2, "batch_size": 512, "max_length": 32, "warmup_steps": 10}}
 
 
 @dataclass(frozen=True)
@@ -41,8 +35,9 @@ class Run:
 
     def resolved(self, device: str = "auto") -> Recommender:
         """The recommender that is to be trained."""
-        recipe = self._recipe()
-        table = apply_settings(recipe, [*self.settings, f"train.seed={self.seed}"])
+        table = apply_settings(
+            recipe(self.dataset, self.model), [*self.settings, f"train.seed={self.seed}"]
+        )
         return Recommender.configured(self.model, table, device)
 
     def path(self, folder: Path) -> Path:
@@ -56,13 +51,6 @@ class Run:
         name = ",".join([self.model, *sorted(changes), f"seed={self.seed}"])
         return folder / self.dataset / f"{name}.json"
 
-    def _recipe(self) -> dict[str, Any]:
-        return (
-            _SMOKE
-            if self.dataset == SIMULATED
-            else read_preset(self.dataset, self.dataset, self.model)
-        )
-
 
 def result(run: Run, folder: Path) -> dict[str, Any] | None:
     """What is known of a run: None if it has not been made, or by other settings than today's."""
@@ -70,7 +58,11 @@ def result(run: Run, folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found: dict[str, Any] = json.loads(path.read_text())
-    return found if found["settings"] == _settings(run.resolved("cpu")) else None
+    try:  # read as settings, so that one added since counts as its default
+        then = Recommender.configured(run.model, found["settings"], "cpu")
+    except InputError:
+        return None
+    return found if _settings(then) == _settings(run.resolved("cpu")) else None
 
 
 def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str, Any]:
@@ -125,15 +117,6 @@ def pack_ranks(ranks: np.ndarray) -> str:
 def unpack_ranks(text: str) -> np.ndarray:
     """(U,) of :func:`pack_ranks`."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(np.int64)
-
-
-@lru_cache(maxsize=1)
-def open_dataset(name: str) -> Sequences:
-    """A data set by its name, or the simulated shop of a smoke run."""
-    if name == SIMULATED:
-        shop = Shop(users=300, categories=6, items_per_category=8, mean_length=16)
-        return prepare(simulate_shop(shop).interactions)
-    return open_log(name)
 
 
 def _settings(recommender: Recommender) -> dict[str, Any]:
