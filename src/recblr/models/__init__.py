@@ -4,10 +4,28 @@ from typing import Any
 
 from recblr.config import near
 from recblr.errors import InputError
+from recblr.models.bert4rec import BERT4Rec, BERT4RecConfig
+from recblr.models.caser import Caser, CaserConfig
+from recblr.models.fmlprec import FMLPRec, FMLPRecConfig
+from recblr.models.fpmc import FPMC, FPMCConfig
+from recblr.models.gru4rec import GRU4Rec, GRU4RecConfig
+from recblr.models.lrurec import LRURec, LRURecConfig
 from recblr.models.model import Model
+from recblr.models.narm import NARM, NARMConfig
 from recblr.models.recblr import RecBLR, RecBLRConfig
+from recblr.models.sasrec import SASRec, SASRecConfig
 
-MODELS: dict[str, tuple[type[Model], type[Any]]] = {"recblr": (RecBLR, RecBLRConfig)}
+MODELS: dict[str, tuple[type[Model], type[Any]]] = {  # in the order of the paper's Table 1
+    "fpmc": (FPMC, FPMCConfig),
+    "caser": (Caser, CaserConfig),
+    "narm": (NARM, NARMConfig),
+    "gru4rec": (GRU4Rec, GRU4RecConfig),
+    "sasrec": (SASRec, SASRecConfig),
+    "bert4rec": (BERT4Rec, BERT4RecConfig),
+    "fmlprec": (FMLPRec, FMLPRecConfig),
+    "lrurec": (LRURec, LRURecConfig),
+    "recblr": (RecBLR, RecBLRConfig),
+}
 
 
 def find_model(name: str) -> tuple[type[Model], type[Any]]:

@@ -1,0 +1,90 @@
+"""Caser: "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding" (Tang
+and Wang, arXiv 1809.07426), equation numbers in brackets.
+
+Axes: M positions with a target, L events looked at, D the width of a vector, U users, V items.
+
+From the last L events of each position, zero vectors before a history begins, to the next one; the
+paper's T targets and three other items are one each here, as for all models. Its L2 is left out.
+RecBole takes the whole padded history for the L events, applies one more layer to (z, user) and
+scores by the embedding that items come in by; we follow the paper and the authors' code.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recblr import ops
+from recblr.data.batches import PackedBatch
+from recblr.errors import InputError
+from recblr.losses import binary_cross_entropy
+from recblr.models.fpmc import user_rows
+from recblr.models.model import Model
+
+
+@dataclass(frozen=True)
+class CaserConfig:
+    """The shape of the model; the defaults are those of the authors' code, but for D."""
+
+    dim: int = 64  # D
+    order: int = 5  # L
+    horizontal: int = 16  # filters of each height 1 .. L
+    vertical: int = 4  # filters
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "order", "horizontal", "vertical"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+
+
+class Caser(Model):
+    """Filters over the matrix of the last events, the user's vector, weights of their own to score."""
+
+    personal = True
+
+    def __init__(
+        self, items: int, config: CaserConfig, users: int = 0, max_length: int = 0
+    ) -> None:
+        super().__init__(items, config)
+        dim, order = config.dim, config.order
+        self.embedding = nn.Embedding(items + 1, dim, padding_idx=0)  # row 0: before the history
+        self.user = nn.Embedding(users + 1, dim, padding_idx=0)  # row 0: nobody of the log
+        self.horizontal = nn.ModuleList(
+            nn.Conv1d(dim, config.horizontal, height) for height in range(1, order + 1)
+        )
+        self.vertical = nn.Linear(order, config.vertical)
+        self.full = nn.Linear(order * config.horizontal + config.vertical * dim, dim)
+        self.out = nn.Embedding(items, 2 * dim)
+        self.bias = nn.Parameter(torch.zeros(items))
+        for table in (self.embedding, self.user, self.out):
+            nn.init.normal_(table.weight, std=1 / table.embedding_dim)
+        nn.init.zeros_(self.embedding.weight[0])
+        nn.init.zeros_(self.user.weight[0])
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """(V, 2 D + 1): W' and b' of (10)."""
+        return torch.cat([self.out.weight, self.bias.unsqueeze(1)], 1)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        e = self.embedding(self._last_items(batch)).transpose(1, 2)  # (M, D, L), (1)
+        horizontal = [F.relu(filters(e)).amax(2) for filters in self.horizontal]  # (3)-(5)
+        vertical = self.vertical(e).flatten(1)  # (6)-(8)
+        features = torch.cat([*horizontal, vertical], 1)
+        z = F.relu(self.full(ops.dropout(features, self.config.dropout, self.training)))  # (9)
+        return torch.cat([z, self.user(user_rows(batch)), torch.ones_like(z[:, :1])], 1)
+
+    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return binary_cross_entropy(hidden, self.item_embeddings, targets)
+
+    def _last_items(self, batch: PackedBatch) -> Tensor:
+        """(M, L) rows of the embedding, oldest first."""
+        history = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
+        back = torch.arange(self.config.order - 1, -1, -1, device=batch.items.device)
+        rows = batch.positions.unsqueeze(1) - back
+        inside = rows >= batch.offsets[history].unsqueeze(1)
+        return torch.where(inside, batch.items[rows.clamp(min=0)] + 1, 0)

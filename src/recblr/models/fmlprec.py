@@ -1,0 +1,115 @@
+"""FMLP-Rec: "Filter-enhanced MLP is All You Need for Sequential Recommendation" (WWW 2022,
+arXiv 2202.13556).
+
+Axes: N events of all histories laid end to end, M positions with a target, D the width of the model,
+T events of a history that the model looks at, F = T // 2 + 1 frequencies, V items.
+
+A filter is a circular convolution in which the earliest position sees the latest. The model can thus
+be trained on prefixes only, and only the vector of their last position is used. Histories are padded
+on the left to T events and pads take part as events do, both as in the authors' code. There a pad
+has an item embedding drawn like the others and then left alone; here it is zero. The authors' code
+has a binary cross entropy where the paper has a pairwise loss, as here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recblr import ops
+from recblr.data.batches import PackedBatch
+from recblr.errors import InputError
+from recblr.losses import bpr
+from recblr.models.model import Model
+from recblr.models.sasrec import EPS, FeedForward, initialise
+
+
+@dataclass(frozen=True)
+class FMLPRecConfig:
+    """The shape of the model; the defaults are the authors'."""
+
+    dim: int = 64  # D
+    layers: int = 2
+    inner: int = 256  # width within the feed-forward part
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "inner"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+
+
+class FMLPRec(Model):
+    """Items and positions, filters and feed-forward parts, prediction by the tied embedding."""
+
+    examples = ("prefixes",)
+
+    def __init__(
+        self, items: int, config: FMLPRecConfig, users: int = 0, max_length: int = 0
+    ) -> None:
+        super().__init__(items, config)
+        self.embedding = nn.Embedding(items, config.dim)
+        self.positions = nn.Embedding(max_length, config.dim)
+        self.norm = nn.LayerNorm(config.dim, EPS)
+        self.layers = nn.ModuleList(Layer(config, max_length) for _ in range(config.layers))
+        self.apply(initialise)
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """(V, D)."""
+        return self.embedding.weight
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Each position is the end of a history of its own: no vector sees the events after it."""
+        length = self.positions.num_embeddings
+        owner = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
+        rows = batch.positions.unsqueeze(1) + torch.arange(1 - length, 1, device=owner.device)
+        inside = rows >= batch.offsets[owner].unsqueeze(1)
+        items = batch.items[rows.clamp(min=0)].masked_fill(~inside, len(self.embedding.weight))
+        padded = F.pad(self.embedding.weight, (0, 0, 0, 1))  # a last row of zeros, for pads
+        h = self.norm(F.embedding(items, padded) + self.positions.weight)  # (M, T, D)
+        h = ops.dropout(h, self.config.dropout, self.training)
+        for number, layer in enumerate(self.layers, 1):
+            h = layer(h, last=number == len(self.layers))
+        return h
+
+    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The pairwise loss of section 3.2.3 of the paper."""
+        return bpr(hidden, self.item_embeddings, targets)
+
+
+class Layer(nn.Module):
+    """A filter and a feed-forward part."""
+
+    def __init__(self, config: FMLPRecConfig, length: int) -> None:
+        super().__init__()
+        self.filter = Filter(config.dim, length, config.dropout)
+        self.feed_forward = FeedForward(config.dim, config.inner, config.dropout)
+
+    def forward(self, h: Tensor, last: bool) -> Tensor:
+        """(M, T, D) → (M, T, D), or (M, D) of the last position alone."""
+        out: Tensor = self.feed_forward(self.filter(h, last))
+        return out
+
+
+class Filter(nn.Module):
+    """Multiplies each frequency of each channel by a trained number, with dropout, residual, norm."""
+
+    def __init__(self, dim: int, length: int, dropout: float) -> None:
+        super().__init__()
+        self.length, self.dropout = length, dropout
+        self.weight = nn.Parameter(0.02 * torch.randn(length // 2 + 1, dim, 2))  # (F, D, 2)
+        self.norm = nn.LayerNorm(dim, EPS)
+
+    def forward(self, h: Tensor, last: bool) -> Tensor:
+        """(M, T, D) → (M, T, D), or (M, D) of the last position alone."""
+        weight = torch.view_as_complex(self.weight)
+        if last:  # the same as a circular convolution, for one position without transforming h
+            kernel = torch.fft.irfft(weight, self.length, dim=0)  # (T, D)
+            h, y = h[:, -1], (h * kernel.flip(0)).sum(1)
+        else:
+            y = torch.fft.irfft(torch.fft.rfft(h, dim=1) * weight, self.length, dim=1)
+        return self.norm(h + ops.dropout(y, self.dropout, self.training))

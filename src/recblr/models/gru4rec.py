@@ -1,0 +1,121 @@
+"""GRU4Rec: "Session-based Recommendations with Recurrent Neural Networks" (arXiv 1511.06939).
+
+Axes: N events of all histories laid end to end, B histories, D the width of a vector, H that of the
+state, L layers, V items.
+
+State: (B, L, H), the hidden vector of each layer, zero before the first event.
+
+As in RecBole: items come in as vectors, dropout follows them, the gated recurrent units have no
+biases, and a linear layer leads back to the vectors of the items, which also score them. The paper
+takes items as one-hot vectors and scores them by weights of their own. Its batches go through
+sessions in parallel; ours are those of the trainer, and a history may go on in the next one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recblr import ops
+from recblr.errors import InputError
+from recblr.losses import top1
+from recblr.models.model import RecurrentModel
+
+
+@dataclass(frozen=True)
+class GRU4RecConfig:
+    """The shape of the model; the defaults are RecBole's."""
+
+    dim: int = 64  # D
+    hidden: int = 128  # H
+    layers: int = 1  # L
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+
+
+class GRU4Rec(RecurrentModel):
+    """Embedding, gated recurrent units, a linear layer, prediction by the tied embedding."""
+
+    static = False  # the host asks for the lengths of the histories
+
+    def __init__(
+        self, items: int, config: GRU4RecConfig, users: int = 0, max_length: int = 0
+    ) -> None:
+        super().__init__(items, config)
+        dim, hidden = config.dim, config.hidden
+        self.embedding = nn.Embedding(items, dim)
+        self.layers = nn.ModuleList(
+            nn.GRU(hidden if layer else dim, hidden, bias=False, batch_first=True)
+            for layer in range(config.layers)
+        )
+        self.out = nn.Linear(hidden, dim)
+        nn.init.xavier_normal_(self.embedding.weight)
+        for weight in self.layers.parameters():
+            nn.init.xavier_uniform_(weight)
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """(V, D)."""
+        return self.embedding.weight
+
+    def initial_state(self, n: int) -> Tensor:
+        """The state of ``n`` users without history, (n, L, H)."""
+        shape = (n, self.config.layers, self.config.hidden)
+        return torch.zeros(shape, device=self.embedding.weight.device)
+
+    def forward(
+        self, items: Tensor, offsets: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if state is None:
+            state = self.initial_state(len(offsets) - 1)
+        h = ops.dropout(self.embedding(items), self.config.dropout, self.training)
+        states = []
+        for gru, before in zip(self.layers, state.unbind(1), strict=True):
+            h, after = packed_gru(gru, h, offsets, before)
+            states.append(after)
+        return self.out(h), torch.stack(states, 1)
+
+    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return top1(hidden, self.item_embeddings, targets)
+
+
+def packed_gru(gru: nn.Module, x: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer of gated recurrent units over packed histories.
+
+    Rectangles of the events 0-3, 4-7, 8-15, 16-31, … of the histories that have them, each going on
+    from the one before: fewer than half of the places are padding. Of a PackedSequence, PyTorch's
+    gradient takes time quadratic in the longest history.
+
+    Args:
+        gru: nn.GRU of one layer, batch_first. x: (N, D). offsets: (B + 1,). start: (B, H).
+
+    Returns:
+        h (N, H) and the last state of each history (B, H); a history of no event keeps its start.
+    """
+    lengths, order = offsets.diff().sort(descending=True, stable=True)
+    begins, state = offsets[:-1][order], start[order]
+    outputs, places = [start[:0]], [offsets[:0]]
+    first, stop = 0, 4
+    # In float32: on a CPU the many small products in bfloat16 take longer.
+    with torch.autocast(x.device.type, enabled=False):
+        while active := int((lengths > first).sum()):
+            t = torch.arange(first, min(stop, int(lengths[0])), device=x.device)
+            rows = begins[:active, None] + t
+            place = torch.where(t < lengths[:active, None], rows, len(x)).flatten()
+            inputs = x.index_select(0, place.clamp(max=len(x) - 1)).view(*rows.shape, -1)
+            h, _ = gru(inputs, state[:active].unsqueeze(0))
+            outputs.append(h.flatten(0, 1))
+            places.append(place)
+            state = h[:, -1].contiguous()
+            first, stop = stop, 2 * stop
+    in_order = torch.cat(places).argsort()[: len(x)]  # the padding comes last
+    h = torch.cat(outputs).index_select(0, in_order)
+    empty = offsets.diff() == 0
+    last = torch.where(empty, len(x) + torch.arange(len(start), device=x.device), offsets[1:] - 1)
+    return h, torch.cat([h, start]).index_select(0, last)

@@ -1,0 +1,161 @@
+"""LRURec: "Linear Recurrent Units for Sequential Recommendation" (WSDM 2024, arXiv 2310.02367).
+
+Axes: N events of all histories laid end to end, B histories, D the width of the model, C = 2·D
+complex channels of the recurrence, L layers, V items.
+
+State: (B, L, C, 2) float32, real and imaginary parts of the recurrence, zero before the first event.
+
+The layer is the authors' code: the input is scaled by a trained γ, its bias with it; the residual is
+the input itself where the paper has a trained D; all weights and biases start truncated normal. The
+output needs the real part alone, so that both complex projections are real ones here: of the input
+to real and imaginary parts, and from them to the output, the imaginary ones with their sign turned.
+Where the code pads histories on the left to a power of two and masks the pads, histories are packed
+here and the recurrence is our own.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recblr import ops
+from recblr.errors import InputError
+from recblr.models.model import RecurrentModel
+
+_SMALLEST, _LARGEST = 0.8, 0.99  # |λ| at the start
+
+
+@dataclass(frozen=True)
+class LRURecConfig:
+    """The shape of the model; the defaults are the authors'."""
+
+    dim: int = 64  # D
+    layers: int = 2  # L
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+
+
+class LRURec(RecurrentModel):
+    """Embedding, recurrent layers, prediction by the tied embedding and a bias of each item."""
+
+    def __init__(
+        self, items: int, config: LRURecConfig, users: int = 0, max_length: int = 0
+    ) -> None:
+        super().__init__(items, config)
+        self.embedding = nn.Embedding(items, config.dim)
+        self.bias = nn.Parameter(torch.empty(items))
+        self.norm = nn.LayerNorm(config.dim)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        for name, parameter in self.named_parameters():
+            if "norm" not in name and "_log" not in name:
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """(V, D + 1), the bias last."""
+        return torch.cat([self.embedding.weight, self.bias.unsqueeze(1)], 1)
+
+    def initial_state(self, n: int) -> Tensor:
+        """The state of ``n`` users without history, (n, L, C, 2)."""
+        shape = (n, self.config.layers, 2 * self.config.dim, 2)
+        return torch.zeros(shape, device=self.bias.device)
+
+    def forward(
+        self, items: Tensor, offsets: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if state is None:
+            state = self.initial_state(len(offsets) - 1)
+        h = self.norm(ops.dropout(self.embedding(items), self.config.dropout, self.training))
+        states = []
+        for layer, before in zip(self.layers, state.unbind(1), strict=True):
+            h, after = layer(h, offsets, before)
+            states.append(after)
+        return F.pad(h, (0, 1), value=1.0), torch.stack(states, 1)
+
+
+class Layer(nn.Module):
+    """A linear recurrent unit and a feed-forward part."""
+
+    def __init__(self, config: LRURecConfig) -> None:
+        super().__init__()
+        self.recurrent = LRU(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        h, after = self.recurrent(h, offsets, before)
+        return self.feed_forward(h), after
+
+
+class LRU(nn.Module):
+    """h_t = λ ⊙ h_{t-1} + γ ⊙ (B x_t + b), y_t = Re(C h_t) + c, with dropout, residual and norm."""
+
+    def __init__(self, config: LRURecConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        channels = 2 * config.dim
+        radius_squared = torch.empty(channels).uniform_(_SMALLEST**2, _LARGEST**2)
+        self.nu_log = nn.Parameter(torch.log(-0.5 * torch.log(radius_squared)))
+        self.theta_log = nn.Parameter(torch.log(2 * math.pi * torch.rand(channels)))
+        self.gamma_log = nn.Parameter(0.5 * torch.log(1 - radius_squared))
+        self.input = nn.Linear(config.dim, 2 * channels)
+        self.output = nn.Linear(2 * channels, config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, D), before (B, C, 2) → output (N, D), after (B, C, 2)."""
+        h, after = self.recurrence(self.input(x).to(before.dtype), offsets, before)
+        y = ops.dropout(self.output(h), self.dropout, self.training)
+        return self.norm(y + x), after
+
+    def recurrence(self, x: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, 2·C), real and imaginary parts in turn, to h (N, 2·C); before and after (B, C, 2).
+
+        With λ = ρ e^{iθ} and t counted from ``before``, g_t = e^{-iθt} h_t is a recurrence with
+        the real factor ρ: g_t = ρ ⊙ g_{t-1} + e^{-iθt} ⊙ γ ⊙ x_t.
+        """
+        lengths = offsets.diff()
+        starts = torch.repeat_interleave(offsets[:-1], lengths, output_size=len(x))
+        turn = self.turn(torch.arange(1, len(x) + 1, device=x.device) - starts)
+        u = _complex(x) * self.gamma_log.exp() * turn.conj()
+        rho = torch.exp(-self.nu_log.exp()).repeat_interleave(2).expand_as(x)
+        g, last = ops.linear_scan(rho, _real(u), offsets, before.flatten(1))
+        return _real(_complex(g) * turn), _real(_complex(last) * self.turn(lengths)).view_as(before)
+
+    def turn(self, t: Tensor) -> Tensor:
+        """e^{iθt} (…, C) of t (…,). The angle is a large number whose remainder matters."""
+        angle = t.unsqueeze(-1) * self.theta_log.exp().double() % (2 * math.pi)
+        angle = angle.to(self.theta_log.dtype)
+        return torch.complex(angle.cos(), angle.sin())
+
+
+class FeedForward(nn.Module):
+    """Position-wise, with dropout, residual and norm."""
+
+    def __init__(self, config: LRURecConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.inner = nn.Linear(config.dim, 4 * config.dim)
+        self.outer = nn.Linear(4 * config.dim, config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, h: Tensor) -> Tensor:
+        y = ops.dropout(F.gelu(self.inner(h)), self.dropout, self.training)
+        return self.norm(ops.dropout(self.outer(y), self.dropout, self.training) + h)
+
+
+def _complex(x: Tensor) -> Tensor:
+    """(N, 2·C), real and imaginary parts in turn → (N, C) complex."""
+    return torch.view_as_complex(x.view(len(x), x.shape[1] // 2, 2))
+
+
+def _real(x: Tensor) -> Tensor:
+    """The inverse of :func:`_complex`."""
+    return torch.view_as_real(x).flatten(1)

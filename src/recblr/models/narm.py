@@ -1,0 +1,109 @@
+"""NARM: "Neural Attentive Session-based Recommendation" (Li et al., arXiv 1711.04725), equation
+numbers in brackets.
+
+Axes: N events of all histories laid end to end, B histories, M positions with a target, T events of
+a history up to a position, D the width of a vector, H that of the hidden states, V items.
+
+As in RecBole: the gated recurrent units have no biases. (The attention weights are no softmax, in the
+paper, the authors' code and here.)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from recblr import ops
+from recblr.data.batches import PackedBatch
+from recblr.errors import InputError
+from recblr.models.gru4rec import packed_gru
+from recblr.models.model import Model
+
+_CHUNK = 1 << 20  # numbers of the attention's hidden layer at once
+
+
+@dataclass(frozen=True)
+class NARMConfig:
+    """The shape of the model; the defaults are RecBole's."""
+
+    dim: int = 64  # D
+    hidden: int = 128  # H
+    embedding_dropout: float = 0.25
+    dropout: float = 0.5  # of what the decoder sees
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "hidden"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("embedding_dropout", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"model.{name} = {getattr(self, name)}: must be at least 0 and below 1"
+                )
+
+
+class NARM(Model):
+    """Global and local encoder over gated recurrent units, bilinear decoder."""
+
+    def __init__(self, items: int, config: NARMConfig, users: int = 0, max_length: int = 0) -> None:
+        super().__init__(items, config)
+        dim, hidden = config.dim, config.hidden
+        self.embedding = nn.Embedding(items, dim)
+        self.gru = nn.GRU(dim, hidden, bias=False, batch_first=True)
+        self.a1 = nn.Linear(hidden, hidden, bias=False)
+        self.a2 = nn.Linear(hidden, hidden, bias=False)
+        self.v = nn.Parameter(torch.empty(hidden))
+        self.decoder = nn.Linear(2 * hidden, dim, bias=False)
+        for layer in (self.embedding, self.a1, self.a2, self.decoder):
+            nn.init.xavier_normal_(layer.weight)
+        nn.init.xavier_normal_(self.v.unsqueeze(0))
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """(V, D)."""
+        return self.embedding.weight
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        dropout, config = ops.dropout, self.config
+        x = dropout(self.embedding(batch.items), config.embedding_dropout, self.training)
+        start = x.new_zeros(len(batch.offsets) - 1, config.hidden)
+        h, _ = packed_gru(self.gru, x, batch.offsets, start)
+        now = h[batch.positions]  # (5), the global encoder
+        c = torch.cat([self._local(h, now, batch), now], 1)  # (9)
+        return self.decoder(dropout(c, config.dropout, self.training))  # (10)
+
+    def _local(self, h: Tensor, now: Tensor, batch: PackedBatch) -> Tensor:
+        """(M, H), the local encoder (6)-(8): Σ_j v·σ(A1 h_t + A2 h_j) h_j over the events j up to t.
+
+        In chunks of positions of like lengths, whose hidden layers (chunk, T, H) are not kept but
+        computed again for the gradient: those of a batch would not fit into memory.
+        """
+        history = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
+        begins = batch.offsets[history]
+        lengths, order = (batch.positions - begins + 1).sort(descending=True)
+        query, keys = self.a1(now).float(), self.a2(h).float()
+        parts, done = [now[:0]], 0
+        with torch.autocast(h.device.type, enabled=False):
+            while done < len(order):
+                longest = int(lengths[done])
+                chunk = order[done : done + max(1, _CHUNK // (longest * h.shape[1]))]
+                rows = begins[chunk].unsqueeze(1) + torch.arange(longest, device=h.device)
+                outside = rows > batch.positions[chunk].unsqueeze(1)
+                rows = rows.clamp(max=len(h) - 1)
+                inputs = (query[chunk], keys, h, rows, outside, self.v)
+                parts.append(
+                    checkpoint(_attend, *inputs, use_reentrant=False, preserve_rng_state=False)
+                )
+                done += len(chunk)
+        return torch.cat(parts).index_select(0, order.argsort())
+
+
+def _attend(
+    query: Tensor, keys: Tensor, values: Tensor, rows: Tensor, outside: Tensor, v: Tensor
+) -> Tensor:
+    """query (m, H), keys and values (N, H), rows and outside (m, T), v (H,) → (m, H)."""
+    weights = torch.sigmoid(query.unsqueeze(1) + F.embedding(rows, keys)) @ v
+    weights = weights.masked_fill(outside, 0)
+    return F.embedding_bag(rows, values, per_sample_weights=weights, mode="sum")

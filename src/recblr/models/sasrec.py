@@ -1,0 +1,152 @@
+"""SASRec: "Self-Attentive Sequential Recommendation" (ICDM 2018, arXiv 1808.09781).
+
+Axes: N events of all histories laid end to end, B histories, D the width of the model, H heads, T
+events of a history that the model looks at, V items.
+
+The layers are RecBole's, of which Table 1 of arXiv 2406.12580 reports: two heads, a norm behind each
+residual, one behind the embeddings, GELU, a feed-forward part of 4·D. The authors' code has one head,
+normalises the queries and the input of the feed-forward part but not the keys and values, ends in
+a norm, and has ReLU within a feed-forward part of D. It also multiplies item embeddings by √D and
+numbers positions from the end of the history; RecBole and this file number them from its start.
+
+There is no padding here that attention could see: a position looks only at earlier ones of its
+history, and what follows the end of a history is thrown away.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recblr import ops
+from recblr.data.batches import PackedBatch, rectangle
+from recblr.errors import InputError
+from recblr.losses import binary_cross_entropy
+from recblr.models.model import Model
+
+EPS = 1e-12  # of the layer norms, as in RecBole
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """The shape of the model; the defaults are RecBole's."""
+
+    dim: int = 64  # D
+    layers: int = 2
+    heads: int = 2  # H
+    inner: int = 256  # width within the feed-forward part
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "inner"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if self.dim % self.heads:
+            raise InputError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+
+
+class SASRec(Model):
+    """Items and positions, causal Transformer layers, prediction by the tied embedding."""
+
+    def __init__(
+        self, items: int, config: SASRecConfig, users: int = 0, max_length: int = 0
+    ) -> None:
+        super().__init__(items, config)
+        self.embedding = nn.Embedding(items, config.dim)
+        self.encoder = Transformer(config, max_length, causal=True)
+        self.apply(initialise)
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """(V, D)."""
+        return self.embedding.weight
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        h: Tensor = self.encoder(self.embedding(batch.items), batch.offsets)
+        return h[batch.positions]
+
+    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross entropy, section 3.5 of the paper."""
+        return binary_cross_entropy(hidden, self.item_embeddings, targets)
+
+
+class Transformer(nn.Module):
+    """Position embeddings and the layers, on packed histories of at most ``length`` events."""
+
+    def __init__(self, config: SASRecConfig, length: int, causal: bool) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.positions = nn.Embedding(length, config.dim)
+        self.norm = nn.LayerNorm(config.dim, EPS)
+        self.layers = nn.ModuleList(Layer(config, causal) for _ in range(config.layers))
+
+    def forward(self, h: Tensor, offsets: Tensor) -> Tensor:
+        """Embedded items (N, D) → (N, D)."""
+        starts = torch.repeat_interleave(offsets[:-1], offsets.diff(), output_size=len(h))
+        h = self.norm(h + self.positions(torch.arange(len(h), device=h.device) - starts))
+        h = ops.dropout(h, self.dropout, self.training)
+        for layer in self.layers:
+            h = layer(h, offsets)
+        return h
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward part."""
+
+    def __init__(self, config: SASRecConfig, causal: bool) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config, causal)
+        self.feed_forward = FeedForward(config.dim, config.inner, config.dropout)
+
+    def forward(self, h: Tensor, offsets: Tensor) -> Tensor:
+        out: Tensor = self.feed_forward(self.attention(h, offsets))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention within each history, with dropout, residual and norm."""
+
+    def __init__(self, config: SASRecConfig, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.causal = config.heads, config.dropout, causal
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+        self.norm = nn.LayerNorm(config.dim, EPS)
+
+    def forward(self, h: Tensor, offsets: Tensor) -> Tensor:
+        """(N, D) → (N, D)."""
+        qkv, inside = rectangle(self.qkv(h), offsets)  # (B, T, 3·D)
+        shape = (*inside.shape, 3, self.heads, h.shape[1] // self.heads)
+        q, k, v = qkv.view(shape).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
+        seen = None if self.causal else inside[:, None, None]
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, seen, p, self.causal)
+        y = self.out(y.transpose(1, 2).flatten(2)[inside])
+        return self.norm(h + ops.dropout(y, self.dropout, self.training))
+
+
+class FeedForward(nn.Module):
+    """Position-wise, with dropout, residual and norm."""
+
+    def __init__(self, dim: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.inner = nn.Linear(dim, inner)
+        self.outer = nn.Linear(inner, dim)
+        self.norm = nn.LayerNorm(dim, EPS)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(…, D) → (…, D)."""
+        y = self.outer(F.gelu(self.inner(h)))
+        return self.norm(h + ops.dropout(y, self.dropout, self.training))
+
+
+def initialise(module: nn.Module) -> None:
+    """Normal with deviation 0.02, biases zero."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
