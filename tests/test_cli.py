@@ -7,24 +7,25 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from conftest import Tiny
+from conftest import TINY_MODEL, TINY_TRAINING, Tiny
 from recblr import cli
 from recblr.errors import DivergedError, InputError
+from recblr.recommender import Recommender
 
 FAST = [
     "--set", "model.dim=16", "--set", "model.layers=1", "--set", "train.epochs=1",
     "--set", "train.batch_size=256", "--set", "train.max_length=16",
 ]  # fmt: skip
 COMMANDS = [
-    [], ["demo"], ["prepare"], ["train"], ["evaluate"], ["recommend"], ["doctor"], ["bench"],
-    ["bench", "ops"], ["bench", "step"], ["bench", "length"], ["bench", "train"],
+    [], ["demo"], ["prepare"], ["train"], ["evaluate"], ["compare"], ["recommend"], ["doctor"],
+    ["bench"], ["bench", "ops"], ["bench", "step"], ["bench", "length"], ["bench", "train"],
 ]  # fmt: skip
 METRICS = {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (10, 20)}
 
@@ -70,7 +71,9 @@ def answer(result: Result) -> Any:
 def assert_evaluations(found: Any) -> None:
     assert [row["protocol"]["seen"] for row in found] == ["unmasked", "masked"]
     for row in found:
-        assert row["metrics"].keys() == row["popularity"].keys() == METRICS
+        assert row["metrics"].keys() == METRICS
+        assert list(row["floors"]) == ["popularity", "markov chain"]
+        assert all(floor.keys() == METRICS for floor in row["floors"].values())
         assert all(0 <= value <= 1 for value in row["metrics"].values())
         assert row["metrics"]["HR@10"] <= row["metrics"]["HR@20"]
         assert row["protocol"]["part"] == "test"
@@ -179,8 +182,8 @@ def test_what_a_person_reads(run: Run, tiny: Tiny) -> None:
     for evaluation in answer(run("evaluate", "model", "--json")):
         for name, value in evaluation["metrics"].items():
             low, high = evaluation["intervals"][name]
-            floor = evaluation["popularity"][name]
-            numbers = rf"{value:.4f} +{low:.4f}-{high:.4f} +{floor:.4f}"
+            floors = " +".join(f"{floor[name]:.4f}" for floor in evaluation["floors"].values())
+            numbers = rf"{value:.4f} +{low:.4f}-{high:.4f} +{floors}"
             seen = evaluation["protocol"]["seen"]
             assert re.search(rf"^ {seen} +{name} +{numbers} *$", evaluated.out, re.MULTILINE)
     assert "protocol: leave-one-out test, 1-core, full ranking of 24 items" in evaluated.out
@@ -206,6 +209,18 @@ def test_recommend_for_a_file_of_users(run: Run, tiny: Tiny) -> None:
         assert found["score"].to_list() == pytest.approx(expected["score"].to_list(), abs=1e-5)
     many = [option for user in users for option in ("--user", user)]
     assert answer(run("recommend", tiny.artifact, *many, "-k", 3, "--json")) == expected.to_dicts()
+
+
+def test_ids_are_printed_as_they_are(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    """Square brackets are markup to the library that prints tables."""
+    frame = tiny.frame.with_columns(pl.format("[red]{}[/x]", "item_id").alias("item_id"))
+    training = replace(TINY_TRAINING, epochs=1)
+    Recommender("recblr", TINY_MODEL, training).fit(frame).save(tmp_path / "odd")
+    result = run("recommend", tmp_path / "odd", "--history", frame["item_id"][0], "-k", 3)
+    assert result.code == 0
+    shown = [line.split(maxsplit=2)[2] for line in result.out.splitlines()[1:]]
+    assert len(shown) == 3
+    assert all(line.startswith("[red]") for line in shown)
 
 
 def test_recommend_for_a_history_among_some_items(run: Run, tiny: Tiny) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences
 from recblr.data.split import by_time, leave_one_out
 from recblr.errors import DivergedError, InputError
-from recblr.evaluate import Evaluation, Scorer, evaluate, popularity, rank_targets
+from recblr.evaluate import Evaluation, Scorer, evaluate, markov, popularity, rank_targets
 
 PARTS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 
@@ -250,6 +250,80 @@ def test_popularity_scores_by_training_count() -> None:
     assert rank_targets(popularity(data), data, "test", 1)["unmasked"].tolist() == [3, 3]
 
 
+def naive_markov(data: Sequences, last: int) -> list[tuple[int, int]]:
+    """How often each item followed ``last`` in training, and how often it occurs there."""
+    followed, occurs = [0] * len(data.item_ids), [0] * len(data.item_ids)
+    for begin, end in zip(data.offsets[:-1].tolist(), data.split.train_end.tolist(), strict=True):
+        for item in data.items[begin:end].tolist():
+            occurs[item] += 1
+        for before, after in pairwise(data.items[begin:end].tolist()):
+            followed[after] += before == last
+    return list(zip(followed, occurs, strict=True))
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "time"])
+def test_the_markov_chain_is_a_plain_loop(split: str) -> None:
+    data = random_data(60, 12, split)
+    histories = [[item, last] for item in (0, 7) for last in range(12)] + [[3]]
+    items, offsets = np.concatenate(histories), np.cumsum([0, *map(len, histories)])
+    batch = PackedBatch(*map(torch.tensor, (items, offsets, [], [])))
+    found = markov(data)(batch)
+    assert found.shape == (25, 12)
+    assert found.isfinite().all()
+    for history, scores in zip(histories, found.tolist(), strict=True):
+        truth = naive_markov(data, history[-1])
+        assert len(set(truth)) > 5
+        for one, other in product(range(12), repeat=2):
+            assert (scores[one] > scores[other]) == (truth[one] > truth[other])
+
+
+def test_the_markov_chain_by_hand() -> None:
+    """Never from one user to the next; nothing that validates or tests; ties by popularity."""
+    train = [[0, 1, 0, 1, 0, 2], [3, 3, 3], [2]]
+    data = sequences([[*items, 1, 4] for items in train], 5)
+    batch = PackedBatch(*map(torch.tensor, ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5], [], [])))
+    scores = markov(data)(batch)
+    assert [(-row).argsort(stable=True).tolist() for row in scores] == [
+        [1, 2, 0, 3, 4],  # 1 twice, 2 once, then by training count: 0 and 3 thrice, 4 never
+        [0, 3, 1, 2, 4],
+        [0, 3, 1, 2, 4],  # ends the training part of two users: nothing follows it
+        [3, 0, 1, 2, 4],
+        [0, 3, 1, 2, 4],
+    ]
+    assert scores[2].tolist() == [3, 2, 2, 3, 0]
+
+
+def test_one_transition_outweighs_any_popularity_and_no_more() -> None:
+    data = sequences([[0] * 50 + [1, 2, 0, 0], [1, 3, 1, 3, 0, 0]], 4)
+    batch = PackedBatch(*map(torch.tensor, ([1], [0, 1], [], [])))
+    assert (-markov(data)(batch)[0]).argsort().tolist() == [3, 2, 0, 1]
+
+
+@pytest.mark.parametrize("lists", [[[0]], [[0, 1, 2]], [[0, 1, 2], [2], [1, 2, 0]], [[]]])
+def test_a_log_without_transitions_leaves_popularity(lists: list[list[int]]) -> None:
+    data = sequences(lists, 3)
+    batch = PackedBatch(*map(torch.tensor, ([2, 0], [0, 1, 2], [], [])))
+    assert markov(data)(batch).tolist() == popularity(data)(batch).tolist()
+
+
+def test_the_markov_chain_of_a_large_catalogue() -> None:
+    """A dense table of it would take 80 GB."""
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(0, 100_000, 20).tolist() for _ in range(50)]
+    data = sequences(lists, 100_000)
+    ranks = rank_targets(markov(data), data, "test", 1)["unmasked"]
+    assert ranks.shape == (50,)
+    assert (ranks > 1).all()
+
+
+def test_the_chain_that_made_a_log_is_found() -> None:
+    rng = np.random.default_rng(0)
+    lists = [((start + np.arange(9)) % 30).tolist() for start in rng.integers(0, 30, 200)]
+    for evaluation in evaluate(constant(0, 30), sequences(lists, 30), 5):
+        assert evaluation.floors["markov chain"]["MRR@10"] == 1
+        assert evaluation.floors["popularity"]["MRR@10"] < 0.3
+
+
 @pytest.fixture(scope="module")
 def measured() -> list[Evaluation]:
     return evaluate(scorer_of(30), random_data(200, 30), 7)
@@ -273,13 +347,16 @@ def test_both_protocols_are_stated(measured: list[Evaluation]) -> None:
 def test_figures_are_those_of_the_ranks(measured: list[Evaluation]) -> None:
     data = random_data(200, 30)
     ours = rank_targets(scorer_of(30), data, "test", 7)
-    floor = rank_targets(popularity(data), data, "test", 7)
+    floors = {
+        name: rank_targets(floor(data), data, "test", 7)
+        for name, floor in (("popularity", popularity), ("markov chain", markov))
+    }
     for evaluation in measured:
         seen = evaluation.protocol.seen
         assert evaluation.ranks.tolist() == ours[seen].tolist()
         assert evaluation.metrics == metrics.means(ours[seen])
         assert evaluation.intervals == metrics.intervals(ours[seen])
-        assert evaluation.popularity == metrics.means(floor[seen])
+        assert evaluation.floors == {name: metrics.means(floors[name][seen]) for name in floors}
     assert measured[0].metrics != measured[1].metrics
 
 
@@ -352,7 +429,7 @@ def test_json_is_strict_and_whole(make: Callable[[], list[Evaluation]]) -> None:
         plain: dict[str, Any] = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
         assert plain["metrics"] == evaluation.metrics
         assert plain["protocol"]["users"] == len(evaluation.ranks)
-        assert plain["popularity"] == evaluation.popularity
+        assert plain["floors"] == evaluation.floors
         assert plain["slices"] == evaluation.slices
         for name, mean in evaluation.metrics.items():
             low, high = plain["intervals"][name]

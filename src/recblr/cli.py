@@ -1,17 +1,22 @@
 """The command line: parse, call one library function, print."""
 
 import sys
+import tempfile
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recblr.bench.commands import bench
 from recblr.errors import DivergedError, InputError
 from recblr.options import Device, Json, print_json
+
+if TYPE_CHECKING:
+    from recblr.compare import Comparison
 
 app = typer.Typer(
     help="From a log of who did what when to recommendations, with numbers one can trust.",
@@ -142,6 +147,39 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR", help="Folders of trained models, two or more.")
+    ],
+    log: Annotated[
+        str | None, typer.Option(metavar="LOG", help="A log; by default the one all trained on.")
+    ] = None,
+    columns: Columns = None,
+    device: Device = "auto",
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Write a report, too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure models beside one another: accuracy and cost."""
+    from recblr.compare import compare as measure
+    from recblr.compare_page import page
+
+    if html is not None and not html.parent.is_dir():
+        raise InputError(f"the folder {html.parent} does not exist; create it first")
+    comparison = measure(folders, log, _columns(columns), device)
+    if html is not None:
+        try:
+            html.write_text(page(comparison), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{html}: cannot be written ({error.strerror})") from error
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        _print_comparison(comparison)
+
+
+@app.command()
 def recommend(
     folder: Model,
     user: Annotated[list[str], typer.Option(help="A user of the log; repeatable.")] = [],  # noqa: B006
@@ -189,10 +227,58 @@ def recommend(
     elif out is None:
         table = Table("user_id", "rank", "item_id", "score", box=None)
         for row in frame.iter_rows(named=True):
-            table.add_row(
-                str(row["user_id"]), str(row["rank"]), str(row["item_id"]), f"{row['score']:.3f}"
-            )
+            of_user, item = (escape(str(row[name])) for name in ("user_id", "item_id"))
+            table.add_row(of_user, str(row["rank"]), item, f"{row['score']:.3f}")
         Console().print(table)
+
+
+@app.command()
+def reproduce(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="table1 … 5, figure4 … 6.")],
+    dataset: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Only this data set; repeatable. [all]")
+    ] = [],  # noqa: B006
+    rows: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Only this row; repeatable. [all]")
+    ] = [],  # noqa: B006
+    seeds: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="[0,1,2; with --quick 0]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER", help="[paper/results; with --quick one that goes]"
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="On a simulated shop, in seconds.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing, write the page anew.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make a table or a figure of the paper: what is missing of its runs, and its page."""
+    from recblr.reproduce.studies import RESULTS, SEEDS
+    from recblr.reproduce.studies import reproduce as run
+
+    with tempfile.TemporaryDirectory() as temporary:
+        page = run(
+            study,
+            out or (Path(temporary) if quick else RESULTS),
+            datasets=dataset,
+            rows=rows,
+            seeds=_seeds(seeds) or ((0,) if quick else SEEDS),
+            quick=quick,
+            device=device,
+            report_only=report_only,
+            console=Console(stderr=True, quiet=as_json),
+        )
+    if as_json:
+        print_json(page.content)
+    else:
+        print(page.text)
 
 
 @app.command()
@@ -242,6 +328,13 @@ def _columns(text: str | None) -> dict[str, str] | None:
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
+def _seeds(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(seed) for seed in text.split(",")) if text is not None else ()
+    except ValueError as error:
+        raise InputError(f"--seeds {text}: write whole numbers, such as 0,1,2") from error
+
+
 def _lines(path: Path | None) -> list[str]:
     assert path is not None
     try:
@@ -269,13 +362,14 @@ def _print_summary(summary: dict[str, Any], core: int, split: str) -> None:
 
 
 def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
-    table = Table("seen items", "metric", "model", "95% interval", "popularity", box=None)
+    floors = evaluations[0]["floors"]
+    table = Table("seen items", "metric", "model", "95% interval", *floors, box=None)
     for evaluation in evaluations:
         for name, value in evaluation["metrics"].items():
             low, high = evaluation["intervals"][name]
             table.add_row(
                 evaluation["protocol"]["seen"], name, f"{value:.4f}", f"{low:.4f}-{high:.4f}",
-                f"{evaluation['popularity'][name]:.4f}",
+                *(f"{evaluation['floors'][floor][name]:.4f}" for floor in floors),
             )  # fmt: skip
     Console().print(table)
     protocol = evaluations[0]["protocol"]
@@ -288,3 +382,50 @@ def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     for name, row in evaluations[1]["slices"].items():
         slices.add_row(name, f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
     Console().print(slices)
+
+
+def _print_comparison(comparison: "Comparison") -> None:
+    print(comparison.headline)
+    shown = ("HR@10", "NDCG@10")
+    for seen in comparison.protocols:
+        table = Table(seen, *shown, "from the best", "verdict", box=None)
+        for contender in comparison.ranking(seen):
+            evaluation, difference = contender.evaluations[seen], contender.differences[seen]
+            cells = [
+                _estimate(evaluation.metrics[name], evaluation.intervals[name], "-")
+                for name in shown
+            ]
+            verdict = contender.verdict(seen)
+            if difference is None:
+                cells += ["", verdict]
+            else:
+                cells.append(_estimate(difference.mean, difference.interval, " to "))
+                cells.append(f"{verdict}\np = {difference.p:.4f}")
+            table.add_row(escape(contender.label), *cells)
+        for name, floor in comparison.floors[seen].items():
+            table.add_row(f"({name})", *(f"{floor[metric]:.4f}" for metric in shown))
+        Console().print(table)
+    table = Table(
+        "", "model", "events\nlooked at", "para-\nmeters", "training\ns", "recommend\nms",
+        "event\nµs", "bytes\na user", box=None,
+    )  # fmt: skip
+    for contender in comparison.contenders:
+        cost = contender.cost
+        table.add_row(
+            escape(contender.label), contender.model, f"{cost.max_length:,}",
+            f"{cost.parameters:,}", f"{cost.training_seconds:,.1f}", f"{cost.recommend_ms:.2f}",
+            "" if cost.step_us is None else f"{cost.step_us:,.0f}", f"{cost.user_bytes:,}",
+        )  # fmt: skip
+    Console().print(table)
+    protocol = comparison.contenders[0].evaluations["unmasked"].protocol
+    print(
+        f"protocol: {protocol.split} {protocol.part}, {protocol.core}-core, full ranking of "
+        f"{protocol.candidates:,} items, ties {protocol.ties}, {protocol.users:,} users, data "
+        f"{protocol.data}; 95% intervals, p after Holm's correction. Training was timed where each "
+        f"was trained, the rest here on {comparison.provenance['threads']} thread(s)."
+    )
+
+
+def _estimate(value: float, interval: tuple[float, float], between: str) -> str:
+    low, high = interval
+    return f"{value:.4f}\n{low:.4f}{between}{high:.4f}"

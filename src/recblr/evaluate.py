@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from recblr import metrics
@@ -45,15 +46,14 @@ class Protocol:
 class Evaluation:
     """Metrics with the protocol they were measured by.
 
-    ``ranks`` (U,) of the targets and ``users`` (U,) whose they are; ``popularity`` the same metrics of
-    the items ordered by training count; ``slices`` the metrics by history length and by popularity
-    of the target.
+    ``ranks`` (U,) of the targets and ``users`` (U,) whose they are; ``floors`` the same metrics of
+    each of :data:`FLOORS`; ``slices`` the metrics by history length and by popularity of the target.
     """
 
     protocol: Protocol
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    popularity: dict[str, float]
+    floors: dict[str, dict[str, float]]
     slices: dict[str, dict[str, float]]
     ranks: np.ndarray = field(repr=False)
     users: np.ndarray = field(repr=False)
@@ -64,7 +64,7 @@ class Evaluation:
             "metrics": self.metrics,
             "protocol": asdict(self.protocol),
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "popularity": self.popularity,
+            "floors": self.floors,
             "slices": self.slices,
         }
 
@@ -140,15 +140,42 @@ def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> Tensor:
 
 
 def popularity(data: Sequences) -> Scorer:
-    """The floor: every user is offered the items in order of their training count."""
+    """A floor: every user is offered the items in order of their training count."""
     counts = torch.from_numpy(data.item_counts.astype(np.float32))
     return lambda batch: counts.repeat(len(batch.offsets) - 1, 1)
+
+
+def markov(data: Sequences) -> Scorer:
+    """A floor: a first-order Markov chain, the items by how often they followed the user's last one.
+
+    Only within the training part of one user's history. Items that followed equally often, or never,
+    stand in order of their training count. In memory are the pairs that occur, not all V x V.
+    """
+    starts, catalogue = data.offsets[:-1], len(data.item_ids)
+    rows = ranges(starts, np.maximum(data.split.train_end - starts - 1, 0))
+    pairs = (data.items[rows], data.items[rows + 1])
+    # Whole numbers, exact in float64: one more transition outweighs any training count.
+    weight = np.full(len(rows), 1.0 + data.item_counts.max(initial=0))
+    followed = sparse.csr_array((weight, pairs), (catalogue, catalogue))
+
+    def score(batch: PackedBatch) -> Tensor:
+        last = batch.items[batch.offsets[1:] - 1].numpy()
+        return torch.from_numpy(followed[last].toarray() + data.item_counts)
+
+    return score
+
+
+FLOORS: dict[str, Callable[[Sequences], Scorer]] = {
+    "popularity": popularity,
+    "markov chain": markov,
+}
+"""What a model has to beat to be worth its training, by name."""
 
 
 def evaluate(
     scorer: Scorer, data: Sequences, max_length: int, part: Part = "test"
 ) -> list[Evaluation]:
-    """Measure a scorer under both protocols, with popularity beside it.
+    """Measure a scorer under both protocols, with the floors beside it.
 
     Args:
         scorer: scores of histories.
@@ -157,7 +184,10 @@ def evaluate(
         part: which held-out events.
     """
     ours = rank_targets(scorer, data, part, max_length)
-    floor = rank_targets(popularity(data), data, part, 1, f"popularity ({part})")
+    floors = {
+        name: rank_targets(floor(data), data, part, 1, f"{name} ({part})")
+        for name, floor in FLOORS.items()
+    }
     users = ours["users"]
     rows = getattr(data.split, part)[users]
     slices = _slices(data, users, rows)
@@ -169,7 +199,7 @@ def evaluate(
             ),
             metrics.means(ours[seen]),
             metrics.intervals(ours[seen]),
-            metrics.means(floor[seen]),
+            {name: metrics.means(floor[seen]) for name, floor in floors.items()},
             {
                 name: {"users": int(mask.sum()), **metrics.means(ours[seen][mask])}
                 for name, mask in slices.items()
