@@ -15,18 +15,18 @@ def bpr(hidden: Tensor, items: Tensor, targets: Tensor) -> Tensor:
         hidden: (M, D). items: (V, D). targets: (M,) item indices.
     """
     right, wrong = _scores(hidden, items, targets)
-    return -F.logsigmoid(right - wrong).mean()
+    return -F.logsigmoid(right - wrong).sum() / max(1, len(targets))
 
 
 def binary_cross_entropy(hidden: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log σ(target) - log σ(-other), one random other item each (arXiv 1808.09781, eq. 7)."""
     right, wrong = _scores(hidden, items, targets)
-    return -(F.logsigmoid(right) + F.logsigmoid(-wrong)).mean()
+    return -(F.logsigmoid(right) + F.logsigmoid(-wrong)).sum() / max(1, len(targets))
 
 
 def top1(hidden: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """Mean of σ(other - target) + σ(other²) over the batch's targets as others (arXiv 1511.06939)."""
-    scores = hidden @ items[targets].t()  # (M, M)
+    scores = (hidden @ items[targets].t()).float()  # (M, M)
     right = scores.diagonal().unsqueeze(1)
     others = targets.unsqueeze(1) != targets
     each = torch.sigmoid(scores - right) + torch.sigmoid(scores**2)

@@ -1,12 +1,14 @@
 """Caser: "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding" (Tang
-and Wang, arXiv 1809.07426), equation numbers in brackets.
+and Wang, arXiv 1809.07426), section 3, in its symbols.
 
 Axes: M positions with a target, L events looked at, D the width of a vector, U users, V items.
 
-From the last L events of each position, zero vectors before a history begins, to the next one; the
-paper's T targets and three other items are one each here, as for all models. Its L2 is left out.
-RecBole takes the whole padded history for the L events, applies one more layer to (z, user) and
-scores by the embedding that items come in by; we follow the paper and the authors' code.
+The vector of a position looks at the last L events, zero vectors before a history begins. As for all
+models here, one item is predicted and compared with one other; the paper has T = 3 and three others
+each, and shrinks the weights (L2). Start as in the authors' code, but that rows for nothing are zero.
+
+RecBole takes the whole padded history for the L events, has another layer over (z, user) and scores
+by the embedding that items come in by; we follow the paper and the authors' code.
 """
 
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ class CaserConfig:
 
 
 class Caser(Model):
-    """Filters over the matrix of the last events, the user's vector, weights of their own to score."""
+    """Filters over the last events, the user's vector beside what they find, an output layer W', b'."""
 
     personal = True
 
@@ -67,15 +69,15 @@ class Caser(Model):
 
     @property
     def item_embeddings(self) -> Tensor:
-        """(V, 2 D + 1): W' and b' of (10)."""
+        """(V, 2 D + 1): W' and, for the last column of the hidden vectors, which is 1, b'."""
         return torch.cat([self.out.weight, self.bias.unsqueeze(1)], 1)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        e = self.embedding(self._last_items(batch)).transpose(1, 2)  # (M, D, L), (1)
-        horizontal = [F.relu(filters(e)).amax(2) for filters in self.horizontal]  # (3)-(5)
-        vertical = self.vertical(e).flatten(1)  # (6)-(8)
-        features = torch.cat([*horizontal, vertical], 1)
-        z = F.relu(self.full(ops.dropout(features, self.config.dropout, self.training)))  # (9)
+        e = self.embedding(self._last_items(batch)).transpose(1, 2)  # E, (M, D, L)
+        o = [F.relu(filters(e)).amax(2) for filters in self.horizontal]  # the greatest over time
+        o_tilde = self.vertical(e).flatten(1)
+        features = torch.cat([*o, o_tilde], 1)
+        z = F.relu(self.full(ops.dropout(features, self.config.dropout, self.training)))
         return torch.cat([z, self.user(user_rows(batch)), torch.ones_like(z[:, :1])], 1)
 
     def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ state, L layers, V items.
 State: (B, L, H), the hidden vector of each layer, zero before the first event.
 
 As in RecBole: items come in as vectors, dropout follows them, the gated recurrent units have no
-biases, and a linear layer leads back to the vectors of the items, which also score them. The paper
-takes items as one-hot vectors and scores them by weights of their own. Its batches go through
-sessions in parallel; ours are those of the trainer, and a history may go on in the next one.
+biases, their reset gate acts after the product with the state (PyTorch's form), and a linear layer
+leads back to the vectors of the items, which also score them. The paper takes items as one-hot
+vectors, resets before the product, and scores by weights of their own. Its batches go through sessions
+in parallel; ours are those of the trainer, and a history may go on in the next one.
 """
 
 from dataclasses import dataclass

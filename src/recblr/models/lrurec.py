@@ -131,7 +131,7 @@ class LRU(nn.Module):
 
     def turn(self, t: Tensor) -> Tensor:
         """e^{iθt} (…, C) of t (…,). The angle is a large number whose remainder matters."""
-        angle = t.unsqueeze(-1) * self.theta_log.exp().double() % (2 * math.pi)
+        angle = t.unsqueeze(-1) * self.theta_log.double().exp() % (2 * math.pi)
         angle = angle.to(self.theta_log.dtype)
         return torch.complex(angle.cos(), angle.sin())
 

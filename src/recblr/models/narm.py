@@ -1,11 +1,11 @@
-"""NARM: "Neural Attentive Session-based Recommendation" (Li et al., arXiv 1711.04725), equation
-numbers in brackets.
+"""NARM: "Neural Attentive Session-based Recommendation" (Li et al., arXiv 1711.04725), section 3, in
+its symbols.
 
 Axes: N events of all histories laid end to end, B histories, M positions with a target, T events of
 a history up to a position, D the width of a vector, H that of the hidden states, V items.
 
-As in RecBole: the gated recurrent units have no biases. (The attention weights are no softmax, in the
-paper, the authors' code and here.)
+As in RecBole, the gated recurrent units have no biases, and the weights of the attention, in the paper
+too, are no softmax: they need not add up to 1.
 """
 
 from dataclasses import dataclass
@@ -70,12 +70,12 @@ class NARM(Model):
         x = dropout(self.embedding(batch.items), config.embedding_dropout, self.training)
         start = x.new_zeros(len(batch.offsets) - 1, config.hidden)
         h, _ = packed_gru(self.gru, x, batch.offsets, start)
-        now = h[batch.positions]  # (5), the global encoder
-        c = torch.cat([self._local(h, now, batch), now], 1)  # (9)
-        return self.decoder(dropout(c, config.dropout, self.training))  # (10)
+        c_global = h[batch.positions]
+        c = torch.cat([c_global, self._local(h, batch)], 1)
+        return self.decoder(dropout(c, config.dropout, self.training))  # c Bᵀ
 
-    def _local(self, h: Tensor, now: Tensor, batch: PackedBatch) -> Tensor:
-        """(M, H), the local encoder (6)-(8): Σ_j v·σ(A1 h_t + A2 h_j) h_j over the events j up to t.
+    def _local(self, h: Tensor, batch: PackedBatch) -> Tensor:
+        """c^l (M, H): Σ_j α_tj h_j, α_tj = v · σ(A1 h_t + A2 h_j), over the events j up to t.
 
         In chunks of positions of like lengths, whose hidden layers (chunk, T, H) are not kept but
         computed again for the gradient: those of a batch would not fit into memory.
@@ -83,9 +83,9 @@ class NARM(Model):
         history = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
         begins = batch.offsets[history]
         lengths, order = (batch.positions - begins + 1).sort(descending=True)
-        query, keys = self.a1(now).float(), self.a2(h).float()
-        parts, done = [now[:0]], 0
-        with torch.autocast(h.device.type, enabled=False):
+        parts, done = [h[:0]], 0
+        with torch.autocast(h.device.type, enabled=False):  # sums of up to T terms
+            query, keys = self.a1(h[batch.positions]), self.a2(h)
             while done < len(order):
                 longest = int(lengths[done])
                 chunk = order[done : done + max(1, _CHUNK // (longest * h.shape[1]))]
@@ -104,6 +104,7 @@ def _attend(
     query: Tensor, keys: Tensor, values: Tensor, rows: Tensor, outside: Tensor, v: Tensor
 ) -> Tensor:
     """query (m, H), keys and values (N, H), rows and outside (m, T), v (H,) → (m, H)."""
+    # F.embedding is indexing with a quicker gradient.
     weights = torch.sigmoid(query.unsqueeze(1) + F.embedding(rows, keys)) @ v
     weights = weights.masked_fill(outside, 0)
     return F.embedding_bag(rows, values, per_sample_weights=weights, mode="sum")

@@ -13,6 +13,7 @@ There is no padding here that attention could see: a position looks only at earl
 history, and what follows the end of a history is thrown away.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -121,11 +122,22 @@ class SelfAttention(nn.Module):
         qkv, inside = rectangle(self.qkv(h), offsets)  # (B, T, 3·D)
         shape = (*inside.shape, 3, self.heads, h.shape[1] // self.heads)
         q, k, v = qkv.view(shape).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
-        seen = None if self.causal else inside[:, None, None]
+        y = self.attend(q, k, v, inside).transpose(1, 2).flatten(2)[inside]
+        return self.norm(h + ops.dropout(self.out(y), self.dropout, self.training))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, inside: Tensor) -> Tensor:
+        """Scaled dot products with dropout of the weights, (B, H, T, D / H)."""
+        keys = inside[:, None, None]
         p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, seen, p, self.causal)
-        y = self.out(y.transpose(1, 2).flatten(2)[inside])
-        return self.norm(h + ops.dropout(y, self.dropout, self.training))
+        if p == 0 or q.is_cuda:
+            seen = None if self.causal else keys
+            return F.scaled_dot_product_attention(q, k, v, seen, p, self.causal)
+        # The same by hand: on a CPU PyTorch's dropout takes most of the time of an attention.
+        length = q.shape[2]
+        seen = keys.new_ones(length, length).tril() if self.causal else keys
+        scores = q / math.sqrt(q.shape[3]) @ k.transpose(2, 3)
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(3)
+        return ops.dropout(weights, p, self.training) @ v
 
 
 class FeedForward(nn.Module):
