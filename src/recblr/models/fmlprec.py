@@ -77,7 +77,7 @@ class FMLPRec(Model):
         return h
 
     def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The pairwise loss of section 3.2.3 of the paper."""
+        """The pairwise loss of the paper."""
         return bpr(hidden, self.item_embeddings, targets)
 
 

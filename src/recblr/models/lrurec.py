@@ -5,12 +5,14 @@ complex channels of the recurrence, L layers, V items.
 
 State: (B, L, C, 2) float32, real and imaginary parts of the recurrence, zero before the first event.
 
-The layer is the authors' code: the input is scaled by a trained γ, its bias with it; the residual is
-the input itself where the paper has a trained D; all weights and biases start truncated normal. The
-output needs the real part alone, so that both complex projections are real ones here: of the input
-to real and imaginary parts, and from them to the output, the imaginary ones with their sign turned.
-Where the code pads histories on the left to a power of two and masks the pads, histories are packed
-here and the recurrence is our own.
+Equation numbers in brackets. Where they differ the layers are those of the authors' code: both
+projections of (5) have a bias, that of the input is scaled by γ as well, so is the first event, and
+the feed-forward part has one GELU where (8) has two. All but norms, λ and γ starts truncated normal.
+
+Only the real part of the output is needed, so that both complex projections are real ones here: of
+the input to real and imaginary parts, and from these to the output, the imaginary ones with their
+sign turned. Where the authors' code pads histories on the left to a power of two and masks the pads,
+histories are packed here; the recurrence in real numbers is ours.
 """
 
 import math
@@ -44,7 +46,7 @@ class LRURecConfig:
 
 
 class LRURec(RecurrentModel):
-    """Embedding, recurrent layers, prediction by the tied embedding and a bias of each item."""
+    """Embedding (7), recurrent layers, prediction by the tied embedding and a bias (10)."""
 
     def __init__(
         self, items: int, config: LRURecConfig, users: int = 0, max_length: int = 0
@@ -95,7 +97,7 @@ class Layer(nn.Module):
 
 
 class LRU(nn.Module):
-    """h_t = λ ⊙ h_{t-1} + γ ⊙ (B x_t + b), y_t = Re(C h_t) + c, with dropout, residual and norm."""
+    """h_t = λ ⊙ h_{t-1} + γ ⊙ (B x_t + b), Re(C h_t) + c + x_t (5), with dropout and norm."""
 
     def __init__(self, config: LRURecConfig) -> None:
         super().__init__()
@@ -137,7 +139,7 @@ class LRU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Position-wise, with dropout, residual and norm."""
+    """Position-wise (8), with dropout, residual and norm (9)."""
 
     def __init__(self, config: LRURecConfig) -> None:
         super().__init__()

@@ -70,7 +70,7 @@ class SASRec(Model):
         return h[batch.positions]
 
     def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross entropy, section 3.5 of the paper."""
+        """Binary cross entropy, as in the paper (section III-E)."""
         return binary_cross_entropy(hidden, self.item_embeddings, targets)
 
 

@@ -1,0 +1,201 @@
+"""SASRec against its layers written out in NumPy and float64, one position after another."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recblr import ops
+from recblr.data.batches import PackedBatch
+from recblr.errors import InputError
+from recblr.losses import binary_cross_entropy
+from recblr.models.sasrec import SASRec, SASRecConfig, SelfAttention
+
+Array = NDArray[np.float64]
+Weights = dict[str, Array]
+
+ITEMS, LENGTH = 31, 12
+CONFIGS = [
+    SASRecConfig(dim=8, inner=12),
+    SASRecConfig(dim=9, layers=3, heads=3, inner=5, dropout=0.0),
+    SASRecConfig(dim=5, layers=1, heads=1, inner=1),
+]
+
+
+def layer_norm(x: Array, w: Weights, name: str) -> Array:
+    centred = x - x.mean()
+    scaled = centred / np.sqrt((centred**2).mean() + 1e-12)
+    return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def linear(x: Array, w: Weights, name: str) -> Array:
+    return w[f"{name}.weight"] @ x + w[f"{name}.bias"]
+
+
+def gelu(x: Array) -> Array:
+    return x * np.array([1 + math.erf(value / math.sqrt(2)) for value in x]) / 2
+
+
+def attention(hs: list[Array], w: Weights, name: str, heads: int, causal: bool) -> list[Array]:
+    """Scaled dot products in several heads; causal: of keys up to the query's position."""
+    qkv = [np.split(linear(h, w, f"{name}.qkv"), 3) for h in hs]
+    found = []
+    for t, (queries, _, _) in enumerate(qkv):
+        seen = qkv[: t + 1] if causal else qkv
+        parts = []
+        for head in np.split(np.arange(len(queries)), heads):
+            scores = [queries[head] @ keys[head] / math.sqrt(len(head)) for _, keys, _ in seen]
+            weights = np.exp(scores) / np.exp(scores).sum()
+            parts.append(sum(a * v[head] for a, (_, _, v) in zip(weights, seen, strict=True)))
+        found.append(linear(np.concatenate(parts), w, f"{name}.out"))
+    return found
+
+
+def feed_forward(h: Array, w: Weights, name: str) -> Array:
+    """Two layers with GELU, residual and norm."""
+    out = linear(gelu(linear(h, w, f"{name}.inner")), w, f"{name}.outer")
+    return layer_norm(h + out, w, f"{name}.norm")
+
+
+def transformer(items: list[int], w: Weights, config: SASRecConfig, causal: bool) -> list[Array]:
+    hs = [w["embedding.weight"][item] for item in items]
+    places = w["encoder.positions.weight"]
+    hs = [layer_norm(h + place, w, "encoder.norm") for h, place in zip(hs, places, strict=False)]
+    for layer in range(config.layers):
+        name = f"encoder.layers.{layer}"
+        out = attention(hs, w, f"{name}.attention", config.heads, causal)
+        norm = f"{name}.attention.norm"
+        hs = [layer_norm(h + o, w, norm) for h, o in zip(hs, out, strict=True)]
+        hs = [feed_forward(h, w, f"{name}.feed_forward") for h in hs]
+    return hs
+
+
+def weights_of(model: torch.nn.Module) -> Weights:
+    return {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+
+
+def histories(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Random items, and where the histories lie."""
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return torch.randint(ITEMS, (int(offsets[-1]),)), offsets
+
+
+@torch.no_grad()
+def stirred(config: SASRecConfig) -> SASRec:
+    """A model with weights large enough that every part of it matters to the result."""
+    torch.manual_seed(0)
+    model = SASRec(ITEMS, config, max_length=LENGTH)
+    for parameter in model.parameters():
+        parameter += 0.3 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@torch.no_grad()
+def test_hidden_vectors_are_those_of_the_layers(config: SASRecConfig) -> None:
+    model = stirred(config)
+    items, offsets = histories([4, 1, LENGTH, 2, 9])
+    every = torch.arange(len(items))
+    hidden = model.hidden(PackedBatch(items, offsets, every, items))
+    for first, last in pairwise(offsets.tolist()):
+        truth = transformer(items[first:last].tolist(), weights_of(model), config, causal=True)
+        np.testing.assert_allclose(hidden[first:last].numpy(), truth, rtol=0, atol=1e-5)
+    some = torch.tensor([0, 4, 16, 27])
+    assert model.hidden(PackedBatch(items, offsets, some, items[some])).equal(hidden[some])
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 3, 0, 1]])
+def test_histories_of_no_event_are_passed_over(lengths: list[int]) -> None:
+    model = stirred(SASRecConfig(dim=8))
+    items, offsets = histories(lengths)
+    every = torch.arange(len(items))
+    hidden = model.hidden(PackedBatch(items, offsets, every, items))
+    packed = torch.tensor([0, *(length for length in lengths if length)]).cumsum(0)
+    assert hidden.equal(model.hidden(PackedBatch(items, packed, every, items)))
+    hidden.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_training_attends_like_evaluation(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form that drops weights is another than the one that does not: without dropping any, its
+    values and gradients are the same."""
+    monkeypatch.setattr(ops, "dropout", lambda x, p, training: x)
+    torch.manual_seed(0)
+    attention = SelfAttention(SASRecConfig(dim=6, heads=3), causal).double()
+    offsets = torch.tensor([0, 5, 6, 13])
+    h = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
+    found = []
+    for training in (True, False):
+        out = attention.train(training)(h, offsets)
+        leaves = (h, *attention.parameters())
+        found.append((out, *torch.autograd.grad((out * torch.arange(6)).sum(), leaves)))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+def test_attention_weights_are_dropped() -> None:
+    """A single event attends to itself: half of the time to nothing, else with twice the weight."""
+    torch.manual_seed(0)
+    attention = SelfAttention(SASRecConfig(dim=1, heads=1, dropout=0.5), causal=True)
+    one = torch.ones(4000, 1, 1, 1)
+    out = attention.attend(one, one, one, torch.ones(4000, 1, dtype=torch.bool))
+    assert set(out.flatten().tolist()) == {0.0, 2.0}
+    assert out.mean().item() == pytest.approx(1, abs=5 / math.sqrt(4000))
+
+
+def test_gradients_of_a_model_are_those_of_differences() -> None:
+    model = stirred(SASRecConfig(dim=4, heads=2, inner=3)).double()
+    items, offsets = histories([1, 4])
+    batch = PackedBatch(items, offsets, torch.arange(5), items)
+
+    def hidden(*_: Tensor) -> Tensor:  # gradcheck changes the parameters in place
+        return model.hidden(batch)
+
+    assert torch.autograd.gradcheck(hidden, tuple(model.parameters()))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = stirred(SASRecConfig(dim=8))
+    items, offsets = histories([7])
+    batch = PackedBatch(items, offsets, torch.arange(7), items)
+    still = model.hidden(batch)
+    assert still.equal(model.hidden(batch))
+    assert not model.train().hidden(batch).equal(still)
+
+
+def test_the_own_loss_is_binary_cross_entropy() -> None:
+    model = stirred(SASRecConfig(dim=8))
+    hidden, targets = torch.randn(7, 8), torch.arange(7)
+    torch.manual_seed(1)
+    ours = model.own_loss(hidden, targets)
+    torch.manual_seed(1)
+    assert ours.equal(binary_cross_entropy(hidden, model.embedding.weight, targets))
+
+
+def test_weights_start_normal_and_biases_at_zero() -> None:
+    for name, parameter in SASRec(1000, SASRecConfig(), max_length=50).named_parameters():
+        if "norm" in name:
+            assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            error = 0.02 / math.sqrt(parameter.numel())
+            assert parameter.mean().item() == pytest.approx(0, abs=5 * error), name
+            assert parameter.std().item() == pytest.approx(0.02, abs=5 * error), name
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"dim": 0}, {"layers": 0}, {"heads": 0}, {"heads": 3}, {"inner": 0}, {"dropout": 1.0},
+     {"dropout": -0.1}, {"dropout": float("nan")}],
+    ids=str,
+)  # fmt: skip
+def test_impossible_shapes_are_refused(values: dict[str, float]) -> None:
+    (name,) = values
+    with pytest.raises(InputError, match=rf"^model\.{name} = "):
+        SASRecConfig(**values)  # type: ignore[arg-type]
