@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from recblr import metrics
 
@@ -56,7 +57,8 @@ def test_intervals_hold_the_mean_shrink_and_repeat() -> None:
         ranks = rng.integers(1, 41, users)
         found = metrics.intervals(ranks)
         assert found == metrics.intervals(ranks)
-        assert found != metrics.intervals(ranks, seed=1)
+        hits = metrics.hit_rate(ranks, 10)
+        assert metrics.mean_interval(hits) != metrics.mean_interval(hits, seed=1)
         assert found.keys() == metrics.means(ranks).keys()
         for name, mean in metrics.means(ranks).items():
             low, high = found[name]
@@ -71,6 +73,16 @@ def test_an_interval_is_that_of_the_normal_law() -> None:
     spread = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
     assert low == pytest.approx(0.3 - spread, abs=0.005)
     assert high == pytest.approx(0.3 + spread, abs=0.005)
+
+
+@pytest.mark.parametrize("digits", [1, 15])  # many users of one value, and each of his own
+def test_an_interval_is_that_of_drawing_users(digits: int) -> None:
+    values = np.random.default_rng(0).exponential(size=400).round(digits)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=1
+    ).confidence_interval
+    found = np.mean([metrics.mean_interval(values, seed) for seed in range(20)], axis=0)
+    assert found == pytest.approx([theirs.low, theirs.high], abs=0.1 * values.std() / 20)
 
 
 @pytest.mark.parametrize("ranks", [[7], [7, 7, 7]])

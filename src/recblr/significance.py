@@ -6,7 +6,8 @@ seed.
 """
 
 import numpy as np
-from scipy import stats
+
+from recblr.metrics import mean_interval
 
 _BLOCK = 1 << 20  # signs in memory at once, so that they also stay in the cache
 _ROUNDING = 1e-12  # of a sum of floats, as a share of the sum of their sizes
@@ -60,7 +61,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def difference_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of ours - theirs over users (percentile, 1,000 resamples).
+    """95% bootstrap interval of the mean of ours - theirs, see :func:`recblr.metrics.mean_interval`.
 
     Raises:
         ValueError: not one value for each user of both, no user, or a value is not finite.
@@ -68,12 +69,7 @@ def difference_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> 
     differences = _differences(ours, theirs)
     if not len(differences):
         raise ValueError("a mean needs at least one user")
-    if len(differences) == 1:  # scipy refuses; every resample is the one value
-        return float(differences[0]), float(differences[0])
-    interval = stats.bootstrap(
-        (differences,), np.mean, n_resamples=1000, batch=50, method="percentile", rng=seed
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return mean_interval(differences, seed)
 
 
 def _differences(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
