@@ -8,7 +8,6 @@ as it is.
 
 import json
 import re
-import runpy
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
@@ -20,32 +19,55 @@ from recblr.bench.length import draw
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-ACCURACY = runpy.run_path(str(ROOT / "paper" / "accuracy.py"))
+TABLE_1 = ROOT / "paper" / "results" / "table1.json"
+METRICS = [f"{name}@{k}" for k in (10, 20) for name in ("HR", "NDCG", "MRR")]
 NAMES = {"cpu": "CPU", "cuda": "GPU"}
 Result = dict[str, Any]
 
 
 def write(text: str) -> str:
-    """``text`` with every section made anew."""
+    """``text`` with every section made anew but those that nothing has been measured for."""
 
     def section(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{SECTIONS[found[2]]()}\n{found[3]}"
+        made = SECTIONS[found[2]]()
+        return found[1] + (f"{made}\n" if made else found[3]) + found[4]
 
-    pattern = r"(<!-- generated: (\w+) -->)\n.*?(<!-- end -->)"
+    pattern = r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)"
     return re.sub(pattern, section, text, flags=re.DOTALL)
 
 
 def accuracy() -> str:
-    """What training reaches, beside the published figures."""
-    runs: dict[str, list[Result]] = ACCURACY["read_runs"]()
-    minutes = ", ".join(
-        f"{mean(run['seconds'] for run in some) / 60:.0f} minutes a seed on {dataset}"
-        for dataset, some in runs.items()
-    )
-    datasets = "|".join(runs)
-    about = measured(run for some in runs.values() for run in some)
-    text = f"`python paper/accuracy.py run {datasets}`; {about}; {minutes}."
-    return blocks(ACCURACY["markdown"](runs), paragraph(text))
+    """RecBLR and the best baseline beside the published figures; nothing before table 1 is there."""
+    if not TABLE_1.exists():
+        return ""
+    found = json.loads(TABLE_1.read_text())
+    lines, minutes = [], []
+    for dataset, of_data in found["datasets"].items():
+        rows = {name: row for name, row in of_data["rows"].items() if "unmasked" in row}
+        if not rows:
+            continue
+        if ours := rows.pop("RecBLR", None):
+            took = mean(run["seconds"] for run in ours["runs"]) / 60
+            minutes.append(f"{took:.0f} minutes a seed on {dataset}")
+        for seen in ("unmasked", "masked"):
+            shown = {"RecBLR": ours} if ours else {}
+            if rows:
+                best = max(rows, key=lambda name: rows[name][seen]["NDCG@10"]["mean"])
+                shown[f"best baseline, {best}"] = rows[best]
+            for name, row in shown.items():
+                run = f"{name}, {seeds(len(row['runs']))}"
+                lines.append([dataset, seen, run, *map(spread, row[seen].values())])
+            for name, floor in of_data["floors"].items():
+                lines.append([dataset, seen, name, *(f"{it:.4f}" for it in floor[seen].values())])
+            published = of_data["rows"]["RecBLR"]["published"]
+            if published and seen == "unmasked":
+                figures = [f"{it:.4f}" for it in published.values()]
+                lines.append([dataset, seen, "RecBLR as published", *figures])
+    head = ["data", "seen items", "run", *METRICS]
+    about = f"`{found['command']}`; {found['measured']}"
+    about += f" RecBLR took {', '.join(minutes)}." if minutes else ""
+    more = f"Every model and verdict: [table 1]({TABLE_1.with_suffix('.md').relative_to(ROOT)})."
+    return blocks(table(head, lines), paragraph(f"{about} {more}"))
 
 
 def speed() -> str:
@@ -202,6 +224,16 @@ def measured(results: Iterable[Result]) -> str:
 
 def picture(device: str) -> Path:
     return RESULTS / f"length-{device}.png"
+
+
+def seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def spread(cell: Result) -> str:
+    """Mean ± deviation over seeds."""
+    deviation = "" if cell["deviation"] is None else f" ± {cell['deviation']:.4f}"
+    return f"{cell['mean']:.4f}{deviation}"
 
 
 def threads(result: Result) -> str:

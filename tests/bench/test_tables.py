@@ -22,6 +22,7 @@ def tables(tmp_path: Path) -> Any:
     script = runpy.run_path(str(TABLES))
     names = script["write"].__globals__
     names["ROOT"], names["RESULTS"] = tmp_path, tmp_path / "results"
+    names["TABLE_1"] = tmp_path / "results" / "table1.json"
     (tmp_path / "results").mkdir()
     return script
 
@@ -39,6 +40,59 @@ def test_only_what_lies_between_markers_is_written_and_that_for_good(tables: Any
     assert tables["write"](new) == new
     with pytest.raises(KeyError, match="nonsense"):
         tables["write"]("<!-- generated: nonsense -->\n<!-- end -->")
+
+
+METRICS = ("HR@10", "NDCG@10", "MRR@10", "HR@20", "NDCG@20", "MRR@20")
+
+
+def row(value: float, *seconds: float, deviation: float | None = None, paper: float = 0) -> Any:
+    """A row of table 1; a metric more is 0.01 more, masked 0.1 more."""
+    known = {
+        seen: {
+            name: {"mean": value + more + 0.01 * place, "deviation": deviation}
+            for place, name in enumerate(METRICS)
+        }
+        for seen, more in (("unmasked", 0.0), ("masked", 0.1))
+    }
+    published = {name: paper + 0.01 * place for place, name in enumerate(METRICS)} if paper else {}
+    return {**known, "published": published, "runs": [{"seconds": it} for it in seconds]}
+
+
+def test_accuracy(tables: Any, tmp_path: Path) -> None:
+    nothing = {"published": {"HR@10": 0.5}, "not_measured": "no data"}
+    floor = dict(zip(METRICS, (0.01, 0.02, 0.03, 0.04, 0.05, 0.06), strict=True))
+    beauty = {
+        "FPMC": row(0.2, 1.0), "SASRec": row(0.3, 1.0), "GRU4Rec": nothing,
+        "RecBLR": row(0.25, 540.0, 660.0, deviation=0.0123, paper=0.4),
+    }  # fmt: skip
+    datasets = {
+        "beauty": {"rows": beauty, "floors": {"popularity": {"unmasked": floor, "masked": floor}}},
+        "steam": {"rows": {"RecBLR": nothing}, "floors": {}},
+    }
+    keep(tmp_path, "table1", command="recblr reproduce table1", measured="2026, AMD.",
+         datasets=datasets)  # fmt: skip
+    lines = tables["accuracy"]().splitlines()
+    assert lines[0] == f"| data | seen items | run | {' | '.join(METRICS)} |"
+    assert [line.split(" | ")[1:5] for line in lines[2:9]] == [
+        ["unmasked", "RecBLR, 2 seeds", "0.2500 ± 0.0123", "0.2600 ± 0.0123"],
+        ["unmasked", "best baseline, SASRec, 1 seed", "0.3000", "0.3100"],
+        ["unmasked", "popularity", "0.0100", "0.0200"],
+        ["unmasked", "RecBLR as published", "0.4000", "0.4100"],
+        ["masked", "RecBLR, 2 seeds", "0.3500 ± 0.0123", "0.3600 ± 0.0123"],
+        ["masked", "best baseline, SASRec, 1 seed", "0.4000", "0.4100"],
+        ["masked", "popularity", "0.0100", "0.0200"],
+    ]
+    assert " ".join(lines[10:]) == (
+        "`recblr reproduce table1`; 2026, AMD. RecBLR took 10 minutes a seed on beauty. Every model "
+        "and verdict: [table 1](results/table1.md)."
+    )
+
+
+def test_accuracy_stays_as_it_is_until_table_1_is_there(tables: Any, tmp_path: Path) -> None:
+    text = "<!-- generated: accuracy -->\nold\nfigures\n<!-- end -->\n"
+    assert tables["write"](text) == text
+    keep(tmp_path, "table1", command="recblr reproduce table1", measured="", datasets={})
+    assert "old" not in tables["write"](text)
 
 
 def test_what_is_missing_is_named_with_its_command(tables: Any, tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ class BDLRU(nn.Module):
         self, x: Tensor, z: Tensor, offsets: Tensor, start: Tensor
     ) -> tuple[Tensor, Tensor]:
         r, i = self.recurrence_gate(x), self.input_gate(x)
+        x, z = x.to(r.dtype), z.to(r.dtype)  # under autocast they may not come from a product
         return ops.bd_lru(x, r, i, z, F.softplus(self.lam), offsets, start)
 
 

@@ -15,6 +15,7 @@ from recblr.data.simulate import Shop, simulate_shop
 from recblr.presets import for_model, read_preset
 
 SIMULATED = "simulated"  # the log of a smoke run
+XLONG_LIKE = "xlong-like"  # a shop with XLong's lengths: 300 users, about 800 events each
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ _SHOP_RECIPE = {
     },
 }  # fmt: skip
 MADE: dict[str, Made] = {
+    XLONG_LIKE: Made(
+        partial(
+            _shop,
+            users=300,
+            categories=200,
+            items_per_category=100,
+            mean_length=1200,
+            max_length=1000,
+        ),
+        "xlong",
+    ),
     SIMULATED: Made(
         partial(_shop, users=300, categories=6, items_per_category=8, mean_length=16),
         {"train": {"epochs": 2, "batch_size": 512, "max_length": 32, "warmup_steps": 10}},

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from recblr.memory import keep_freed_memory
 from recblr.metrics import CUTOFFS
 from recblr.recommender import Recommender
 from recblr.reproduce.logs import open_dataset, recipe
+from recblr.reproduce.report import replace_file
 from recblr.train import settled
 
 
@@ -83,6 +83,8 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str
     model.parent.mkdir(parents=True, exist_ok=True)
     begun = model.with_name(f"{model.name}.training") / "checkpoint.safetensors"
     recommender.fit(data, out=model, resume=begun.exists(), overwrite=not begun.exists())
+    if recommender.trained.ended == "interrupted":  # a model, but no result: it goes on next time
+        raise KeyboardInterrupt
     evaluations = recommender.evaluate()
     training, trained = recommender.training, recommender.trained
     record = {
@@ -101,10 +103,7 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str
         "test": [evaluation.to_json() for evaluation in evaluations],
         "ranks": {e.protocol.seen: pack_ranks(e.ranks) for e in evaluations},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(new, path)
+    replace_file(path, json.dumps(record, indent=1) + "\n")
     return record
 
 

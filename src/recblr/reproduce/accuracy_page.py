@@ -1,0 +1,231 @@
+"""A study of accuracy in words and tables, from what :meth:`Accuracy.report` keeps as JSON."""
+
+from collections.abc import Iterable, Mapping
+from statistics import mean
+from typing import Any
+
+from recblr.reproduce.logs import SIMULATED
+from recblr.reproduce.report import p_value, table
+from recblr.reproduce.verdict import MAIN
+
+SHOWN = (MAIN, "HR@10")  # in the compact table
+VERDICTS = ("reproduced", "better", "worse", "not measured")
+
+Data = Mapping[str, Any]
+"""By data set."""
+
+
+def headline(data: Data, reference: str, axis: str) -> str:
+    """What the reference row reaches, or where the best of a line lies."""
+    found = []
+    for dataset, of_data in data.items():
+        row = of_data["rows"].get(reference, {})
+        if axis and of_data["optimum"]:
+            found.append(f"{of_data['optimum']['best']} on {dataset}")
+        elif "unmasked" in row:
+            cell = row["unmasked"][MAIN]
+            paper = f" (paper {cell['published']:.4f})" if "published" in cell else ""
+            found.append(f"{cell['mean']:.4f}{paper} on {dataset}")
+    what = f"best {axis}" if axis else f"{MAIN} of {reference}"
+    return f"{what}: {', '.join(found)}" if found else ""
+
+
+def verdict(data: Data) -> str:
+    """What our figures say of the paper's, of who is ahead, of the order, of the optimum."""
+    sentences = [_figures(data), _ahead(data), _order(data), _optimum(data)]
+    if SIMULATED in data:
+        sentences = ["Smoke run: no published value."]
+    return " ".join(filter(None, sentences)) or "Nothing is measured yet."
+
+
+def _figures(data: Data) -> str:
+    verdicts = [
+        row["unmasked"][metric]["verdict"] if "unmasked" in row else "not measured"
+        for of_data in data.values()
+        for row in of_data["rows"].values()
+        for metric in row["published"]
+    ]
+    counts = [f"{verdicts.count(it)} {it}" for it in VERDICTS if it in verdicts]
+    return f"Of {len(verdicts)} published figures: {', '.join(counts)}." if verdicts else ""
+
+
+def _ahead(data: Data) -> str:
+    found = []
+    for dataset, of_data in data.items():
+        if star := of_data["stars"].get(MAIN):
+            theirs = of_data["rows"][star["against"]]["unmasked"][MAIN]["mean"]
+            share = f"{star['difference'] / theirs:+.1%}" if theirs else "ahead"
+            found.append(f"{share} on {star['against']} on {dataset} ({p_value(star['p'])})")
+    return f"Against the best of the others in {MAIN}: {'; '.join(found)}." if found else ""
+
+
+def _order(data: Data) -> str:
+    found = [
+        f"{order['tau']:.2f} on {dataset} ({order['rows']} rows, "
+        f"{len(order['other_way'])} pairs clearly the other way)"
+        for dataset, of_data in data.items()
+        if (order := of_data["order"])
+    ]
+    return f"Agreement with the published order, Kendall's tau: {'; '.join(found)}." * bool(found)
+
+
+def _optimum(data: Data) -> str:
+    found = [
+        f"{optimum['verdict']} on {dataset} (paper {optimum['claimed']}, here {optimum['best']})"
+        for dataset, of_data in data.items()
+        if (optimum := of_data["optimum"]) and "claimed" in optimum
+    ]
+    return f"The best value: {'; '.join(found)}." if found else ""
+
+
+def summary(data: Data) -> str:
+    """A compact table a data set, and why what is not in it is not."""
+    parts = []
+    for dataset, of_data in data.items():
+        rows = of_data["rows"]
+        reasons = {name: row["not_measured"] for name, row in rows.items() if "not_measured" in row}
+        parts += [f"## {dataset}", of_data["remark"]]
+        if len(reasons) < len(rows):
+            parts.append(_compact(of_data))
+            parts.append("\n".join(f"- {row}: not measured: {it}" for row, it in reasons.items()))
+        else:
+            parts += [f"Not measured: {it}" for it in dict.fromkeys(reasons.values())]
+    return "\n\n".join(filter(None, parts))
+
+
+def _compact(of_data: Mapping[str, Any]) -> str:
+    rows = of_data["rows"]
+    compared = any(row["published"] for row in rows.values())
+    head = ["seen items unmasked"]
+    for metric in SHOWN:
+        head += [metric, *(["published", "difference", "verdict"] if compared else [])]
+    lines = []
+    for name, row in rows.items():
+        lines.append([name])
+        for metric in SHOWN:
+            cell = row["unmasked"][metric] if "unmasked" in row else {"verdict": "not measured"}
+            star = "*" * (name == of_data["reference"] and _starred(of_data, metric))
+            lines[-1].append(f"{_mean(cell)}{star}" if "mean" in cell else "")
+            if compared:
+                lines[-1] += [
+                    f"{row['published'][metric]:.4f}" if metric in row["published"] else "",
+                    f"{cell['percent']:+.1f}%" if "percent" in cell else "",
+                    cell.get("verdict", ""),
+                ]
+    for name, floor in of_data["floors"].items():
+        lines.append([name])
+        for metric in SHOWN:
+            lines[-1] += [f"{floor['unmasked'][metric]:.4f}", *([""] * 3 if compared else [])]
+    return table(head, lines)
+
+
+def details(data: Data) -> str:
+    """All metrics under both protocols, the comparisons, and what the figures rest on."""
+    parts = []
+    for dataset, of_data in data.items():
+        measured = {name: row for name, row in of_data["rows"].items() if "unmasked" in row}
+        if not measured:
+            continue
+        parts += [f"## {dataset} in full", _in_full(measured, of_data["floors"])]
+        if of_data["against"]:
+            parts += [
+                f"{of_data['reference']} less each of the others, {MAIN}, seen items unmasked; p of a "
+                "paired randomisation test over users, after Holm over all of this page:",
+                _against(of_data["against"]),
+                "A star (p < 0.01) against the best of the others:",
+                _stars(of_data["stars"]),
+            ]
+        parts += [_other_way(of_data["order"]), "The runs:", _runs(measured)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _in_full(measured: Mapping[str, Any], floors: Mapping[str, Any]) -> str:
+    head = ["row", "metric", "unmasked", "95% interval", "published", "difference", "verdict",
+            "masked", "95% interval"]  # fmt: skip
+    lines = []
+    for name, row in measured.items():
+        for metric, cell in row["unmasked"].items():
+            paper = ["", "", ""]
+            if "published" in cell:
+                difference = f"{cell['difference']:+.4f} ({cell['percent']:+.1f}%)"
+                paper = [f"{cell['published']:.4f}", difference, cell["verdict"]]
+            masked = row["masked"][metric]
+            lines.append(
+                [
+                    name,
+                    metric,
+                    _mean(cell),
+                    _interval(cell),
+                    *paper,
+                    _mean(masked),
+                    _interval(masked),
+                ]
+            )
+    for name, floor in floors.items():
+        for metric, value in floor["unmasked"].items():
+            masked = f"{floor['masked'][metric]:.4f}"
+            lines.append([name, metric, f"{value:.4f}", "", "", "", "", masked, ""])
+    return table(head, lines)
+
+
+def _against(against: Mapping[str, Any]) -> str:
+    lines = [
+        [row, f"{it['difference']:+.4f}", _interval(it), p_value(it["p"])]
+        for row, it in against.items()
+    ]
+    return table(["against", "difference", "95% interval", "p"], lines)
+
+
+def _stars(stars: Mapping[str, Any]) -> str:
+    lines = [
+        [metric, it["against"], f"{it['difference']:+.4f}", p_value(it["p"]), "*" * it["earned"]]
+        for metric, it in stars.items()
+    ]
+    return table(["metric", "best of the others", "difference", "p", "star"], lines)
+
+
+def _other_way(order: Mapping[str, Any] | None) -> str:
+    pairs = [f"{it['better']} before {it['worse']}" for it in order["other_way"]] if order else []
+    return f"Clearly the other way than published (p < 0.01): {', '.join(pairs)}." if pairs else ""
+
+
+def _runs(measured: Mapping[str, Any]) -> str:
+    head = ["row", "examples", "parameters", "seeds", "epochs, the best", "seconds a seed",
+            "hardware", "date", "commit"]  # fmt: skip
+    lines = []
+    for name, row in measured.items():
+        runs = row["runs"]
+        lines.append(
+            [
+                name,
+                _each(run["examples"] for run in runs),
+                _each(f"{run['parameters']:,}" for run in runs),
+                _each(str(run["seed"]) for run in runs),
+                _each(f"{run['epochs']}, {run['best_epoch']}" for run in runs),
+                f"{mean(run['seconds'] for run in runs):,.0f}",
+                _each(
+                    run.get("gpu", f"{run['hardware']}, {run['threads']} threads") for run in runs
+                ),
+                _each(run["date"][:10] for run in runs),
+                _each(run["commit"] or "unknown" for run in runs),
+            ]
+        )
+    return table(head, lines)
+
+
+def _each(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _starred(of_data: Mapping[str, Any], metric: str) -> bool:
+    return metric in of_data["stars"] and bool(of_data["stars"][metric]["earned"])
+
+
+def _mean(cell: Mapping[str, Any]) -> str:
+    spread = "" if cell["deviation"] is None else f" ± {cell['deviation']:.4f}"
+    return f"{cell['mean']:.4f}{spread}"
+
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{low:.4f} to {high:.4f}"

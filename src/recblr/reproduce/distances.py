@@ -1,0 +1,236 @@
+"""How far back an event may depend on another: who finds it (an open question of the paper).
+
+A model is trained where answers lie up to 1,000 events behind their keys (data/recall.py), then asked
+in histories ten and a hundred times as long as well. A model with a state can read those as they are;
+one without sees the last events it was built for.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from recblr.bench.provenance import provenance
+from recblr.config import apply_settings
+from recblr.data.batches import pack
+from recblr.data.recall import Recall, simulate_recall
+from recblr.data.sequences import Sequences
+from recblr.memory import keep_freed_memory
+from recblr.models.model import Model, RecurrentModel
+from recblr.recommender import Recommender
+from recblr.reproduce import figures
+from recblr.reproduce.report import Cell, Record, Report, Why, replace_file, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOG = "recall"
+ABOUT = """A history begins with keys; long after each, behind a question that names it, comes its
+answer, one of {brands} by its kind; nothing nearer gives it away (`data/recall.py`). Users are
+trained on, validated or tested, not two of these. Trained on {users} histories of {length:,} events;
+shown are the shares of answers of the test users that rank first of all items. A guess is right in 1
+of {brands}. Histories ten and a hundred times as long keep the keys where they are and put the
+questions later; of these the farthest are shown."""
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The study.
+
+    Attributes:
+        title: how its page is headed.
+        rows: models by their label.
+        recall: what is trained on.
+        stretches: how many times as far the answers lie when they are asked for.
+        settings: of training, as on the command line.
+    """
+
+    title: str
+    rows: dict[str, str]
+    recall: Recall
+    stretches: tuple[int, ...]
+    settings: tuple[str, ...]
+
+    def open(self, name: str) -> Sequences:
+        """The log that is trained on."""
+        return simulate_recall(self.recall)[0]
+
+    def smoke(self) -> "Distances":
+        """The same, much smaller."""
+        recall = Recall(distances=(4, 8), brands=2, others=2, users=(60, 10, 10))
+        settings = ("train.epochs=2", "train.batch_size=256", "model.dim=16")
+        return replace(self, recall=recall, stretches=(1, 10), settings=settings)
+
+    def cells(self, seeds: Sequence[int], device: str) -> list[Cell]:
+        """A run of every model and seed."""
+        return [
+            Cell(LOG, row, f"{row} seed {seed}", partial(self._find, model, seed),
+                 partial(self._make, model, seed))
+            for seed in seeds
+            for row, model in self.rows.items()
+        ]  # fmt: skip
+
+    def report(self, folder: Path, seeds: Sequence[int], why: Why) -> Report:
+        """What the runs in ``folder`` come to."""
+        found = {
+            row: [it for seed in seeds if (it := self._find(model, seed, folder)) is not None]
+            for row, model in self.rows.items()
+        }
+        found = {row: records for row, records in found.items() if records}
+        distances = self._distances()
+        data: dict[str, Any] = {
+            row: {
+                "right": [
+                    float(np.mean([it["right"][str(d)] for it in records]))
+                    if str(d) in records[0]["right"]
+                    else None
+                    for d in distances
+                ],
+                "seconds": float(np.mean([it["seconds"] for it in records])),
+                "seeds": len(records),
+            }
+            for row, records in found.items()
+        }
+        lines = [
+            [row, *("cannot" if share is None else f"{share:.0%}" for share in it["right"]),
+             f"{it['seconds']:,.0f}", str(it["seeds"])]
+            for row, it in data.items()
+        ]  # fmt: skip
+        lines += [
+            [row, f"not measured: {reason}", *[""] * (len(distances) + 1)]
+            for (_, row), reason in why.items()
+        ]
+        head = ["answers right", *(f"{d:,} events back" for d in distances), "seconds", "seeds"]
+        farthest = {row: self._farthest(it["right"], distances) for row, it in data.items()}
+        headline = "; ".join(
+            f"{row} finds it {d:,} events back" if d else f"{row} does not find it"
+            for row, d in farthest.items()
+        )
+        about = ABOUT.format(
+            brands=self.recall.brands, users=self.recall.users[0], length=self.recall.length
+        )
+        return Report(
+            headline=headline,
+            verdict=f"{headline}." if headline else "",
+            summary=table(head, lines),
+            details=about,
+            data={"distances": distances, "rows": data},
+            records=[record for records in found.values() for record in records],
+            draw=partial(_draw, distances, data, 1 / self.recall.brands) if data else None,
+        )
+
+    def _distances(self) -> list[int]:
+        longest = self.recall.distances[-1]
+        return [*self.recall.distances, *(longest * times for times in self.stretches[1:])]
+
+    def _farthest(self, right: Sequence[float | None], distances: Sequence[int]) -> int:
+        """The greatest distance up to which at least nine of ten answers are right; 0 if none is."""
+        farthest = 0
+        for share, distance in zip(right, distances, strict=True):
+            if share is None or share < 0.9:
+                break
+            farthest = distance
+        return farthest
+
+    def _recommender(self, model: str, seed: int, device: str) -> Recommender:
+        length = self.recall.length
+        fixed = [f"train.max_length={length}", f"train.window={length}", f"train.seed={seed}"]
+        dropout = [] if model == "fpmc" else ["model.dropout=0.0"]
+        settings = apply_settings({}, [*fixed, *dropout, *self.settings])
+        return Recommender.configured(model, settings, device)
+
+    def _path(self, model: str, seed: int, folder: Path) -> Path:
+        return folder / LOG / f"{model},seed={seed}.json"
+
+    def _settings(self, recommender: Recommender) -> dict[str, Any]:
+        return {
+            "model": asdict(recommender.config),
+            "train": asdict(recommender.training),
+            "recall": json.loads(json.dumps(asdict(self.recall))),
+            "stretches": list(self.stretches),
+        }
+
+    def _find(self, model: str, seed: int, folder: Path) -> Record | None:
+        path = self._path(model, seed, folder)
+        if not path.exists():
+            return None
+        found: Record = json.loads(path.read_text())
+        ours = self._settings(self._recommender(model, seed, "cpu"))
+        return found if found["settings"] == ours else None
+
+    def _make(self, model: str, seed: int, folder: Path, command: str, device: str) -> Record:
+        keep_freed_memory()
+        recommender = self._recommender(model, seed, device)
+        trained = recommender.fit(self.open(LOG)).trained
+        if trained.ended == "interrupted":
+            raise KeyboardInterrupt
+        record = {
+            "dataset": LOG,
+            "model": model,
+            "seed": seed,
+            **provenance(command),
+            "settings": self._settings(recommender),
+            "epochs": trained.epoch,
+            "best_epoch": trained.best_epoch,
+            "seconds": round(trained.seconds, 1),
+            "right": self._right(recommender.network),
+        }
+        replace_file(self._path(model, seed, folder), json.dumps(record, indent=1) + "\n")
+        return record
+
+    @torch.no_grad()
+    def _right(self, model: Model) -> dict[str, float]:
+        """By distance, the share of the test users' answers that rank first."""
+        found: dict[str, float] = {}
+        for times in self.stretches:
+            if times > 1 and not isinstance(model, RecurrentModel):
+                continue
+            distances = tuple(times * d for d in self.recall.distances)
+            users = max(10, self.recall.users[2] // times)
+            asked = replace(
+                self.recall, distances=distances, users=(1, 1, users), seed=self.recall.seed + 1
+            )
+            shares = answers_right(model, asked)
+            shown = range(len(distances)) if times == 1 else [len(distances) - 1]
+            found |= {str(distances[place]): shares[place] for place in shown}
+        return found
+
+
+def answers_right(model: Model, recall: Recall) -> list[float]:
+    """By distance, the share of answers of the test users that score higher than all other items."""
+    data, rows = simulate_recall(recall)
+    device = model.item_embeddings.device
+    right = []
+    for user, of_user in enumerate(rows, len(data.offsets) - 1 - len(rows)):
+        begin, end = data.offsets[user : user + 1], data.offsets[user + 1 : user + 2]
+        batch = pack(data.items, begin, end - 1, "all")
+        asked = torch.from_numpy(of_user - begin - 1)
+        batch = replace(batch, positions=asked, targets=batch.targets[asked]).to(device)
+        scores = model.hidden(batch) @ model.item_embeddings.t()
+        own = scores.gather(1, batch.targets.unsqueeze(1))
+        right.append(((scores >= own).sum(1) == 1).float().cpu().numpy())
+    return [float(share) for share in np.stack(right).mean(0)]
+
+
+def _draw(distances: Sequence[int], data: dict[str, Any], chance: float, figure: "Figure") -> None:
+    """Shares by distance, a line a model; dashed what a guess gives."""
+    figure.set_size_inches(6, 3.4)
+    axes = figure.subplots()
+    for number, (row, it) in enumerate(data.items()):
+        points = [(d, s) for d, s in zip(distances, it["right"], strict=True) if s is not None]
+        axes.semilogx(
+            *zip(*points, strict=True), color=figures.COLOURS[number], label=row,
+            marker=figures.MARKERS[number],
+        )  # fmt: skip
+    axes.axhline(chance, color=figures.GREY, ls="--", lw=1)
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("events between a key and its answer")
+    axes.set_ylabel("answers right")
+    axes.set_xticks(distances, [f"{d:,}" for d in distances])
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)

@@ -1,0 +1,237 @@
+"""The paper's tables and figures by name, and how one is made."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+
+from recblr.config import near
+from recblr.data.sequences import Sequences
+from recblr.device import find_device
+from recblr.errors import DivergedError, InputError
+from recblr.reproduce import published
+from recblr.reproduce.accuracy import Accuracy, Row
+from recblr.reproduce.counts import Counts
+from recblr.reproduce.efficiency import BASE, SERIAL, Lengths, Scans
+from recblr.reproduce.logs import XLONG_LIKE
+from recblr.reproduce.report import Cell, Page, Report, Why, first_line, write, write_index
+
+RESULTS = Path("paper") / "results"
+SEEDS = (0, 1, 2)
+
+
+class Study(Protocol):
+    """A table or a figure: its measurements, and what they come to."""
+
+    @property
+    def title(self) -> str:
+        """How its page is headed."""
+
+    def open(self, name: str) -> Sequences:
+        """A data set of the study; InputError if it cannot be had here."""
+
+    def smoke(self) -> "Study":
+        """The same study of a simulated shop, a matter of seconds."""
+
+    def cells(self, seeds: Sequence[int], device: str) -> list[Cell]:
+        """All its measurements; ``device`` is "cpu" or "cuda"."""
+
+    def report(self, folder: Path, seeds: Sequence[int], why: Why) -> Report:
+        """What those in ``folder`` come to; ``why`` a row of a data set has none."""
+
+
+FIVE: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("ml-1m", "gowalla", "steam", "beauty", "sports"), ()
+)
+OTHER_GOWALLA = {"gowalla-10core": "Not the paper's Gowalla: no verdict."}
+
+STUDIES: dict[str, Study] = {
+    "table1": Accuracy(
+        "Table 1: nine models",
+        rows=tuple(Row(name, name.lower().replace("-", "")) for name in published.MODELS),
+        datasets=dict.fromkeys(
+            ("ml-1m", "gowalla", "gowalla-10core", "steam", "beauty", "sports"), ()
+        ),
+        published=published.TABLE_1,
+        remarks=OTHER_GOWALLA,
+        reference="RecBLR",
+    ),
+    "table2": Counts(
+        "Table 2: the data sets",
+        datasets=tuple(published.TABLE_2),
+        published=published.TABLE_2,
+        remarks={
+            "xlong": "the paper's 66,822,348 interactions are not of 5,000 users with 785.9 each, "
+            "but of the data before they were sampled"
+        },
+    ),
+    "table3": Accuracy(
+        "Table 3: RecBLR without its parts",
+        rows=(
+            Row("Default"),
+            Row("Single recurrent layer", settings=("model.layers=1",)),
+            Row("BD-LRU only", settings=("model.gated=false",)),
+            Row("w/o Conv1D", settings=("model.convolution=false",)),
+            Row("w/o PFFN", settings=("model.feed_forward=false",)),
+            Row("w/o custom initialization", settings=("model.custom_init=false",)),
+        ),
+        datasets=FIVE,
+        published=published.TABLE_3,
+        reference="Default",
+    ),
+    "table4": Accuracy(
+        "Table 4: long histories",
+        rows=tuple(Row(name, name.lower()) for name in published.LONG_MODELS),
+        datasets={"xlong": (), "ml-1m": ("train.max_length=3000", "train.window=3000")},
+        published=published.TABLE_4,
+        remarks={
+            "ml-1m": "Whole histories of MovieLens-1M, which the paper does not have: no verdict."
+        },
+        reference="RecBLR",
+    ),
+    "table5": Scans(
+        "Table 5: seconds an epoch by scan and padding",
+        rows={
+            SERIAL: ("recblr", "train.scan=serial"),
+            "sequence padding": ("recblr", "train.scan=sequence-padding"),
+            BASE: ("recblr", "train.scan=embedding-padding"),
+            "packed, no padding": ("recblr", "train.scan=packed"),
+        },
+        logs={"ml-1m": ((200,), 2048), "gowalla-10core": ((100,), 2048), XLONG_LIKE: ((257,), 512)},
+        published={
+            log: dict(zip((SERIAL, "sequence padding", BASE), published.TABLE_5[name], strict=True))
+            for log, name in (
+                ("ml-1m", "ml-1m"),
+                ("gowalla-10core", "gowalla"),
+                (XLONG_LIKE, "xlong"),
+            )
+        },
+    ),
+    "figure4": Lengths(
+        "Figure 4: cost by length of history",
+        rows={
+            "SASRec": ("sasrec", ""),
+            "LRURec": ("lrurec", ""),
+            "LRURec, sequence padding": ("lrurec", "train.scan=sequence-padding"),
+            "RecBLR": ("recblr", ""),
+        },
+        logs={XLONG_LIKE: (tuple(range(100, 1001, 100)), 512)},
+    ),
+    "figure5": Accuracy(
+        "Figure 5: the expansion factor",
+        rows=tuple(Row(f"{n}", settings=(f"model.expansion={n}",)) for n in (1, 2, 3, 4)),
+        datasets=FIVE,
+        axis="expansion factor",
+        optimum=dict.fromkeys(FIVE, "2"),
+    ),
+    "figure6": Accuracy(
+        "Figure 6: the dropout",
+        rows=tuple(
+            Row(f"{p}", settings=(f"model.dropout={p}",)) for p in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+        ),
+        datasets=FIVE,
+        axis="dropout",
+        optimum={
+            "ml-1m": "0.2",
+            "gowalla": "0.4",
+            "steam": "0.4",
+            "beauty": "0.5",
+            "sports": "0.5",
+        },
+    ),
+}
+
+
+def reproduce(
+    name: str,
+    folder: Path = RESULTS,
+    *,
+    datasets: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    seeds: Sequence[int] = SEEDS,
+    quick: bool = False,
+    device: str = "auto",
+    report_only: bool = False,
+    console: Console,
+) -> Page:
+    """Make what is missing of a study, and its page: <name>.md, .json and .png in ``folder``.
+
+    The page is of all that ``folder`` holds, whichever part of it is made now: parts may be made side
+    by side. A data set that cannot be had, and a run that diverges, are named with the reason.
+
+    Args:
+        name: in :data:`STUDIES`.
+        folder: where results are kept.
+        datasets, rows: make only these, by default all.
+        seeds: make these; the page is of these and of the default ones.
+        quick: the study of a simulated shop.
+        device: where to train.
+        report_only: make nothing.
+        console: told which run is under way.
+
+    Raises:
+        InputError: no such study, data set, row or device.
+    """
+    if name not in STUDIES:
+        raise InputError(f"unknown study {name!r}{near(name, STUDIES)}")
+    kind = find_device(device).type
+    study = STUDIES[name].smoke() if quick else STUDIES[name]
+    chosen = _chosen(study.cells(seeds, kind), datasets, rows)
+    absent: dict[str, str] = {}  # data sets, and why
+    failed: dict[tuple[str, str], str] = {}
+    for number, cell in enumerate([] if report_only else chosen, 1):
+        if cell.dataset in absent or cell.find(folder) is not None:
+            continue
+        console.print(f"{number} of {len(chosen)}: {cell.name}", highlight=False)
+        try:
+            study.open(cell.dataset)
+        except InputError as error:
+            absent[cell.dataset] = first_line(error)
+            console.print(f"{cell.dataset}: not measured: {error}", highlight=False)
+            continue
+        try:
+            cell.make(folder, f"recblr reproduce {name}", device)
+        except (InputError, DivergedError) as error:
+            failed[cell.dataset, cell.row] = first_line(error)
+            console.print(f"{cell.name}: not measured: {error}", highlight=False)
+
+    seeds = sorted({*seeds, *([] if quick else SEEDS)})
+    why = _reasons(study.cells(seeds, kind), name, folder, absent, failed)
+    page = write(name, study.title, study.report(folder, seeds, why), why, folder)
+    beside = folder.parent if folder == RESULTS else folder
+    write_index(STUDIES, folder, beside / "README.md")
+    return page
+
+
+def _chosen(cells: Sequence[Cell], datasets: Sequence[str], rows: Sequence[str]) -> list[Cell]:
+    """Those of the data sets and the rows asked for, all where none are; upper case counts as lower."""
+    chosen = list(cells)
+    for kind, names in (("dataset", datasets), ("row", rows)):
+        known = {getattr(cell, kind).lower(): getattr(cell, kind) for cell in cells}
+        for name in names:
+            if name.lower() not in known:
+                what = {"dataset": "data set", "row": "row"}[kind]
+                raise InputError(f"this study has no {what} {name!r}{near(name.lower(), known)}")
+        if names:
+            wanted = {known[name.lower()] for name in names}
+            chosen = [cell for cell in chosen if getattr(cell, kind) in wanted]
+    return chosen
+
+
+def _reasons(
+    cells: Sequence[Cell], name: str, folder: Path, absent: Mapping[str, str],
+    failed: Mapping[tuple[str, str], str],
+) -> Why:  # fmt: skip
+    """Why each row that has no result has none: what went wrong now, or when the page was last made."""
+    path = folder / f"{name}.json"
+    before = json.loads(path.read_text())["not_measured"] if path.exists() else []
+    known = {(it["dataset"], it["row"]): it["why"] for it in before}
+    known |= failed
+    done = {(cell.dataset, cell.row) for cell in cells if cell.find(folder) is not None}
+    return {
+        key: absent.get(key[0]) or known.get(key) or f"no run; `recblr reproduce {name}`"
+        for key in dict.fromkeys((cell.dataset, cell.row) for cell in cells)
+        if key not in done
+    }

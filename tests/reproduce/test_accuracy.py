@@ -1,0 +1,214 @@
+"""Studies of accuracy on hand-made runs: verdicts, stars, orders, and what is missing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recblr.errors import InputError
+from recblr.reproduce import runs
+from recblr.reproduce.accuracy import Accuracy, Row
+from recblr.reproduce.report import write
+from recblr.reproduce.runs import Run
+
+USERS = 400
+FLOOR = {"HR@10": 0.01, "NDCG@10": 0.004, "MRR@10": 0.003, "HR@20": 0.02, "NDCG@20": 0.006,
+         "MRR@20": 0.004}  # fmt: skip
+ROWS = (Row("SASRec", "sasrec"), Row("GRU4Rec", "gru4rec"), Row("RecBLR"))
+STUDY = Accuracy(
+    "A table",
+    rows=ROWS,
+    datasets={"beauty": ()},
+    published={
+        "beauty": {
+            "SASRec": {"NDCG@10": 0.5}, "GRU4Rec": {"NDCG@10": 0.4}, "RecBLR": {"NDCG@10": 0.6},
+        }
+    },
+    reference="RecBLR",
+)  # fmt: skip
+
+
+def keep(folder: Path, run: Run, ranks: np.ndarray, data: str = "d1f6", **changes: Any) -> None:
+    """Write the file of a run with these ranks (U,), masked they are one better."""
+    packed = {"unmasked": runs.pack_ranks(ranks), "masked": runs.pack_ranks(ranks.clip(2) - 1)}
+    record = {
+        "dataset": run.dataset, "model": run.model, "seed": run.seed, "command": "recblr",
+        "date": "2026-11-21T01:02+00:00", "commit": "abc", "hardware": "AMD", "threads": 1,
+        "versions": {"torch": "2.13.0"}, "settings": runs._settings(run.resolved("cpu")),
+        "examples": "all-positions", "parameters": 12_345, "epochs": 20, "best_epoch": 17,
+        "ended": "epochs", "seconds": 60.0 + run.seed,
+        "test": [{"protocol": {"data": data, "seen": seen},
+                  "floors": {"popularity": FLOOR}} for seen in packed],
+        "ranks": packed, **changes,
+    }  # fmt: skip
+    path = run.path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+
+
+def hits(share: float, seed: int = 0) -> np.ndarray:
+    """Ranks (U,): 1 for a share of the users, none of the others has a hit."""
+    return np.where(np.random.default_rng(seed).permutation(USERS) < share * USERS, 1, 21)
+
+
+def report(folder: Path, study: Accuracy = STUDY, seeds: tuple[int, ...] = (0, 1, 2)) -> Any:
+    why = {(dataset, row.name): "no run" for dataset in study.datasets for row in study.rows}
+    return study.report(folder, seeds, why)
+
+
+def test_figures_and_verdicts(tmp_path: Path) -> None:
+    for seed in range(3):
+        keep(tmp_path, Run("beauty", "sasrec", seed=seed), hits(0.5 + 0.02 * seed))
+    keep(tmp_path, Run("beauty", "gru4rec"), hits(0.7))
+    keep(tmp_path, Run("beauty"), hits(0.3))
+    found = report(tmp_path)
+    rows = found.data["datasets"]["beauty"]["rows"]
+    ours = rows["SASRec"]["unmasked"]["NDCG@10"]
+    assert ours["mean"] == pytest.approx(0.52)
+    assert ours["deviation"] == pytest.approx(0.02)
+    assert ours["verdict"] == "reproduced"
+    assert rows["GRU4Rec"]["unmasked"]["NDCG@10"]["verdict"] == "better"
+    assert rows["RecBLR"]["unmasked"]["NDCG@10"]["verdict"] == "worse"
+    assert "verdict" not in rows["RecBLR"]["masked"]["NDCG@10"]
+    assert "Of 3 published figures: 1 reproduced, 1 better, 1 worse." in found.verdict
+    assert found.headline == "NDCG@10 of RecBLR: 0.3000 (paper 0.6000) on beauty"
+    assert (
+        "| SASRec              | 0.5200 ± 0.0200 | 0.5000    | +4.0%      | reproduced |"
+        in found.summary
+    )
+    assert (
+        "| RecBLR              | 0.3000          | 0.6000    | -50.0%     | worse      |"
+        in found.summary
+    )
+    assert "popularity          | 0.0040" in found.summary
+    assert "| SASRec  | all-positions | 12,345     | 0; 1; 2 | 20, 17 " in found.details
+    assert len(found.records) == 5
+
+
+def test_a_star_is_earned_by_more_than_chance(tmp_path: Path) -> None:
+    def star(ours: np.ndarray, theirs: np.ndarray) -> Any:
+        keep(tmp_path, Run("beauty"), ours)
+        keep(tmp_path, Run("beauty", "sasrec"), theirs)
+        keep(tmp_path, Run("beauty", "gru4rec"), hits(0.1))
+        return report(tmp_path).data["datasets"]["beauty"]["stars"]["NDCG@10"]
+
+    found = star(hits(0.6), hits(0.4))
+    assert (found["against"], found["earned"]) == ("SASRec", True)
+    assert found["difference"] == pytest.approx(0.2)
+    # 12 metrics are one family of six: the smallest p of 10,000 flips, six times.
+    assert found["p"] == pytest.approx(6 / 10_001)
+    assert not star(hits(0.4), hits(0.6))["earned"]  # as sure, but the other way
+    assert not star(hits(0.5), hits(0.49, seed=1))["earned"]
+    assert star(hits(0.5), hits(0.5))["p"] == 1
+
+
+def test_against_every_row(tmp_path: Path) -> None:
+    keep(tmp_path, Run("beauty", "sasrec"), hits(0.4))
+    keep(tmp_path, Run("beauty", "gru4rec"), hits(0.61))
+    keep(tmp_path, Run("beauty"), hits(0.6))
+    found = report(tmp_path)
+    against = found.data["datasets"]["beauty"]["against"]
+    assert against.keys() == {"SASRec", "GRU4Rec"}
+    assert against["SASRec"]["difference"] == pytest.approx(0.2)
+    assert against["SASRec"]["p"] == pytest.approx(2 / 10_001)
+    low, high = against["SASRec"]["interval"]
+    assert 0.15 < low < 0.2 < high < 0.25
+    assert against["GRU4Rec"]["difference"] == pytest.approx(-0.01)
+    assert found.verdict.startswith("Of 3 published figures: 1 reproduced, 1 better, 1 worse. ")
+    # Four users differ: of 16 flips 2 are as extreme, and there are six metrics.
+    assert "-1.6% on GRU4Rec on beauty (p = 0.750)" in found.verdict
+
+
+def test_the_published_order(tmp_path: Path) -> None:
+    keep(tmp_path, Run("beauty", "gru4rec"), hits(0.7))
+    keep(tmp_path, Run("beauty", "sasrec"), hits(0.5))
+    keep(tmp_path, Run("beauty"), hits(0.51))
+    order = report(tmp_path).data["datasets"]["beauty"]["order"]
+    assert order["tau"] == pytest.approx(-1 / 3)  # published: GRU4Rec < SASRec < RecBLR
+    pairs = {(it["better"], it["worse"]) for it in order["other_way"]}
+    assert pairs == {("GRU4Rec", "SASRec"), ("GRU4Rec", "RecBLR")}
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    keep(tmp_path, Run("beauty"), hits(0.6))
+    found = report(tmp_path, STUDY)
+    assert "Of 3 published figures: 1 reproduced, 2 not measured." in found.verdict
+    assert "- SASRec: not measured: no run\n- GRU4Rec: not measured: no run" in found.summary
+    row = next(line for line in found.summary.splitlines() if line.startswith("| GRU4Rec"))
+    assert row.replace(" ", "").startswith("|GRU4Rec||0.4000||notmeasured|")
+    beauty = found.data["datasets"]["beauty"]
+    assert beauty["rows"]["GRU4Rec"]["not_measured"] == "no run"
+    assert (beauty["stars"], beauty["against"], beauty["order"]) == ({}, {}, None)
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    found = report(tmp_path)
+    assert found.draw is None
+    assert found.summary == "## beauty\n\nNot measured: no run"
+    assert "3 not measured" in found.verdict
+    assert (found.headline, found.details) == ("", "")
+
+
+def test_runs_of_unlike_data_are_refused(tmp_path: Path) -> None:
+    keep(tmp_path, Run("beauty"), hits(0.6))
+    keep(tmp_path, Run("beauty", "sasrec"), hits(0.6), data="other")
+    with pytest.raises(InputError, match=r"runs on unlike data, other \(SASRec\), d1f6 \(RecBLR\)"):
+        report(tmp_path)
+
+
+def test_records_of_the_first_format_have_one_floor(tmp_path: Path) -> None:
+    old = [{"protocol": {"data": "d1f6"}, "popularity": FLOOR} for _ in range(2)]
+    keep(tmp_path, Run("beauty"), hits(0.6), test=old)
+    floors = report(tmp_path).data["datasets"]["beauty"]["floors"]
+    assert floors == {"popularity": {"unmasked": FLOOR, "masked": FLOOR}}
+
+
+LINE = Accuracy(
+    "A line",
+    rows=tuple(Row(f"{n}", settings=(f"model.expansion={n}",)) for n in (1, 2, 3)),
+    datasets={"beauty": (), "sports": ()},
+    axis="expansion factor",
+    optimum={"beauty": "2", "sports": "2"},
+)
+
+
+def test_the_optimum_within_the_interval(tmp_path: Path) -> None:
+    shares = {"beauty": (0.4, 0.5, 0.51), "sports": (0.4, 0.5, 0.7)}
+    for dataset, of_data in shares.items():
+        for row, share in zip(LINE.rows, of_data, strict=True):
+            keep(tmp_path, Run(dataset, settings=row.settings), hits(share, int(share * 100)))
+    found = report(tmp_path, LINE)
+    beauty, sports = (found.data["datasets"][name]["optimum"] for name in shares)
+    assert (beauty["best"], beauty["verdict"]) == ("3", "reproduced")
+    assert (sports["best"], sports["verdict"]) == ("3", "not reproduced")
+    assert sports["interval"][0] > 0
+    assert found.headline == "best expansion factor: 3 on beauty, 3 on sports"
+    assert "reproduced on beauty (paper 2, here 3); not reproduced on sports" in found.verdict
+
+
+def test_no_optimum_of_a_line_with_a_gap(tmp_path: Path) -> None:
+    keep(tmp_path, Run("beauty", settings=LINE.rows[0].settings), hits(0.5))
+    keep(tmp_path, Run("beauty", settings=LINE.rows[1].settings), hits(0.6))
+    found = report(tmp_path, LINE)
+    assert found.data["datasets"]["beauty"]["optimum"] is None
+    assert found.verdict == "Nothing is measured yet."
+
+
+@pytest.mark.parametrize("study", [STUDY, LINE], ids=["dots", "lines"])
+def test_the_page(tmp_path: Path, study: Accuracy) -> None:
+    for seed, share in ((0, 0.6), (1, 0.62)):
+        for row in study.rows[1:]:
+            keep(tmp_path, Run("beauty", row.model, row.settings, seed), hits(share))
+    page = write("study", study.title, report(tmp_path, study), {("beauty", "x"): "why"}, tmp_path)
+    assert (tmp_path / "study.png").read_bytes()[:4] == b"\x89PNG"
+    kept = json.loads((tmp_path / "study.json").read_text())
+    assert kept == json.loads(json.dumps(page.content))
+    assert kept["not_measured"] == [{"dataset": "beauty", "row": "x", "why": "why"}]
+    assert kept["measured"] == "2026-11-21, AMD, torch 2.13.0; commit abc."
+    text = (tmp_path / "study.md").read_text()
+    assert text.startswith(f"# {study.title}\n\n")
+    assert "(study.png)" in text
+    assert "Made by `recblr reproduce study`. 2026-11-21, AMD" in text
+    assert page.text.splitlines()[0] == study.title

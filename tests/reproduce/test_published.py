@@ -1,0 +1,68 @@
+"""The paper's figures, against sums and shares that were taken from its text on their own."""
+
+import pytest
+
+from recblr.reproduce.published import (
+    LONG_MODELS,
+    MODELS,
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4,
+    VARIANTS,
+    Published,
+)
+from recblr.reproduce.studies import STUDIES
+
+
+def column(table: Published, row: str) -> float:
+    return round(sum(value for rows in table.values() for value in rows[row].values()), 4)
+
+
+def test_table_1_sums_up() -> None:
+    sums = (2.0140, 2.4170, 2.7084, 2.7464, 2.9930, 2.8884, 2.8027, 3.0191, 3.2202)
+    assert tuple(column(TABLE_1, row) for row in MODELS) == sums
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metric", "percent"),  # the column "Improv."
+    [
+        ("ml-1m", "HR@10", 7.46), ("ml-1m", "MRR@20", 6.62), ("gowalla", "NDCG@10", 4.70),
+        ("gowalla", "HR@20", 2.91), ("steam", "NDCG@20", 5.37), ("steam", "MRR@10", 6.46),
+        ("beauty", "NDCG@10", 9.05), ("beauty", "HR@20", 6.88), ("sports", "MRR@10", 1.26),
+        ("sports", "HR@10", 4.82),
+    ],
+)  # fmt: skip
+def test_table_1_improves_as_it_says(dataset: str, metric: str, percent: float) -> None:
+    *baselines, ours = (TABLE_1[dataset][row][metric] for row in MODELS)
+    assert 100 * (ours / max(baselines) - 1) == pytest.approx(percent, abs=0.006)
+
+
+def test_table_2_has_one_cell_that_cannot_be() -> None:
+    right = {
+        name
+        for name, (users, _, interactions, length) in TABLE_2.items()
+        if abs(interactions / users - length) <= 0.051
+    }
+    assert TABLE_2.keys() - right == {"xlong"}
+
+
+def test_table_3_sums_up_and_begins_with_table_1() -> None:
+    sums = (2.6203, 2.5401, 2.4637, 2.5869, 2.5188, 2.5664)
+    assert tuple(column(TABLE_3, row) for row in VARIANTS) == sums
+    for dataset, rows in TABLE_3.items():
+        assert rows["Default"].items() <= TABLE_1[dataset]["RecBLR"].items()
+
+
+def test_table_4() -> None:
+    assert [TABLE_4["xlong"][row]["NDCG@20"] for row in LONG_MODELS] == [0.1538, 0.2573, 0.2678]
+    assert column(TABLE_4, "SASRec") == 0.7057
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table4"])
+def test_a_study_has_the_papers_rows_and_data_sets(name: str) -> None:
+    study = STUDIES[name]
+    rows = {row.name for row in study.rows}
+    assert study.reference in rows
+    assert study.published.keys() <= study.datasets.keys()
+    assert all(of_data.keys() == rows for of_data in study.published.values())

@@ -1,0 +1,260 @@
+"""`recblr reproduce` as a person meets it: every study in small, what is kept, what goes wrong."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recblr import cli
+from recblr.errors import DivergedError, InputError
+from recblr.reproduce import accuracy, studies
+from recblr.reproduce.runs import Run
+from recblr.reproduce.studies import STUDIES
+
+METRICS = {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (10, 20)}
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Reproduce = Callable[..., Result]
+
+
+@pytest.fixture
+def reproduce(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Reproduce:
+    """Run the command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def main(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["recblr", "reproduce", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Result(end.value.code, captured.out, captured.err)
+
+    return main
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models of the runs that are made from now on."""
+    models: list[str] = []
+
+    def make(run: Run, *arguments: Any) -> dict[str, Any]:
+        models.append(run.model)
+        return real(run, *arguments)
+
+    real = accuracy.make
+    monkeypatch.setattr(accuracy, "make", make)
+    return models
+
+
+# ---- every study ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of results: what one study has run, another does not run again."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_in_small(reproduce: Reproduce, shared: Path, name: str) -> None:
+    found = reproduce(name, "--quick", "-o", shared, "--device", "cpu")
+    assert found.code == 0
+    title = STUDIES[name].title
+    assert found.out.startswith(f"{title}\n\nSmoke run: no published value.\n\n")
+    assert "not measured" not in found.out
+    content = json.loads((shared / f"{name}.json").read_text())
+    assert content["verdict"] == "Smoke run: no published value."
+    assert (content["not_measured"], content["title"]) == ([], title)
+    assert (shared / f"{name}.md").read_text().startswith(f"# {title}\n")
+    assert (shared / f"{name}.png").exists() == (name != "table2")
+    index = (shared / "README.md").read_text()
+    assert f"[{title}]({name}.md) |" in index
+    assert all(f"| `recblr reproduce {other}` |" in index for other in STUDIES)
+
+    again = reproduce(name, "--quick", "-o", shared, "--device", "cpu", "--json")
+    assert (again.code, again.err) == (0, "")
+    assert json.loads(again.out) == content
+
+
+def test_a_table_of_models(reproduce: Reproduce, shared: Path) -> None:
+    found = reproduce("table1", "--quick", "-o", shared, "--json")
+    (rows,) = (it["rows"] for it in json.loads(found.out)["datasets"].values())
+    assert list(rows) == [row.name for row in STUDIES["table1"].rows]
+    for row in rows.values():
+        assert row["unmasked"].keys() == row["masked"].keys() == METRICS
+        (run,) = row["runs"]
+        assert (run["seed"], run["epochs"]) == (0, 2)
+    examples = {name: row["runs"][0]["examples"] for name, row in rows.items()}
+    assert examples["RecBLR"] == examples["SASRec"] == "all-positions"
+    assert (examples["BERT4Rec"], examples["FMLP-Rec"]) == ("cloze", "prefixes")
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+SMALL = ("table4", "--quick", "-o", "results", "--rows", "recblr")
+
+
+def test_without_a_folder_a_smoke_run_leaves_nothing(reproduce: Reproduce, tmp_path: Path) -> None:
+    assert reproduce("table2", "--quick").code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_runs_are_not_made_again(reproduce: Reproduce, made: list[str]) -> None:
+    first = reproduce(*SMALL)
+    assert (first.code, first.err) == (0, "1 of 1: simulated RecBLR seed 0\n")
+    second = reproduce(*SMALL)
+    assert (second.out, second.err) == (first.out, "")
+    more = reproduce("table4", "--quick", "-o", "results", "--rows", "SASRec", "--seeds", "0,1")
+    assert made == ["recblr", "sasrec", "sasrec"]
+    assert re.search(r"\| SASRec +\| 0\.\d{4} ± 0\.\d{4} \|", more.out)
+    assert re.search(r"\| RecBLR +\| 0\.\d{4}\*? +\|", more.out)  # it stays on the page
+    assert "- LRURec: not measured: no run; `recblr reproduce table4`" in more.out
+
+
+def test_a_run_by_other_settings_is_made_again(reproduce: Reproduce, made: list[str]) -> None:
+    reproduce(*SMALL)
+    (path,) = Path("results/simulated").glob("*.json")
+    record = json.loads(path.read_text())
+    record["settings"]["train"]["lr"] = 0.123
+    path.write_text(json.dumps(record))
+    assert "## simulated\n\nNot measured: no run" in reproduce(*SMALL, "--report-only").out
+    assert reproduce(*SMALL).code == 0
+    assert made == ["recblr", "recblr"]
+    assert json.loads(path.read_text())["settings"]["train"]["lr"] != 0.123
+
+
+def test_an_interrupted_run_goes_on(reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recblr.train import validate
+
+    calls = 0
+
+    def once(*arguments: Any) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return validate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recblr.train.validate", once)
+        stopped = reproduce(*SMALL)
+    assert (stopped.code, stopped.err.splitlines()[-1]) == (130, "recblr: interrupted")
+    assert list(Path("results").glob("simulated/*.json")) == []
+    assert reproduce(*SMALL).code == 0
+    (log,) = Path("results/.models").glob("simulated/recblr*/run.jsonl")
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert "resume" in events
+    assert events.count("epoch") == 2
+
+    whole = reproduce("table4", "--quick", "-o", "other", "--rows", "recblr")
+    assert _figures("results") == _figures("other")
+    assert whole.code == 0
+
+
+def _figures(folder: str) -> Any:
+    rows = json.loads(Path(folder, "table4.json").read_text())["datasets"]["simulated"]["rows"]
+    return rows["RecBLR"]["unmasked"]
+
+
+def test_report_only_makes_nothing(reproduce: Reproduce, made: list[str]) -> None:
+    found = reproduce("table3", "-o", "results", "--report-only")
+    assert (found.code, found.err, made) == (0, "", [])
+    assert "Of 120 published figures: 120 not measured." in found.out
+    assert found.out.count("Not measured: no run; `recblr reproduce table3`") == 5
+    assert sorted(path.name for path in Path("results").iterdir()) == [
+        "README.md", "table3.json", "table3.md",
+    ]  # fmt: skip
+
+
+def test_the_index_stands_beside_the_default_folder(reproduce: Reproduce) -> None:
+    assert reproduce("table2", "--report-only").code == 0
+    assert Path("paper/results/table2.md").exists()
+    assert "[Table 2: the data sets](results/table2.md)" in Path("paper/README.md").read_text()
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_data_that_cannot_be_had(
+    reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch, made: list[str]
+) -> None:
+    asked = []
+
+    def nowhere(name: str) -> None:
+        asked.append(name)
+        raise InputError(f"{name} needs a login: get it somewhere\nand more")
+
+    monkeypatch.setattr(accuracy.Accuracy, "open", staticmethod(nowhere))
+    arguments = ("table4", "-o", "results", "--dataset", "xlong")
+    found = reproduce(*arguments)
+    assert (found.code, asked, made) == (0, ["xlong"], [])  # asked for once, not for every run
+    reason = "Not measured: xlong needs a login: get it somewhere"
+    assert f"## xlong\n\n{reason}\n" in found.out
+    # The reason outlives the attempt.
+    assert reason in reproduce("table4", "-o", "results", "--report-only").out
+    assert asked == ["xlong"]
+
+
+def test_a_run_that_diverges_does_not_end_the_study(
+    reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = accuracy.make
+
+    def diverges(run: Run, *arguments: Any) -> dict[str, Any]:
+        if run.model == "sasrec":
+            raise DivergedError("the loss is nan")
+        return real(run, *arguments)
+
+    monkeypatch.setattr(accuracy, "make", diverges)
+    found = reproduce("table4", "--quick", "-o", "results")
+    assert found.code == 0
+    assert "- SASRec: not measured: the loss is nan" in found.out
+    assert re.search(r"\| RecBLR +\| 0\.\d{4}", found.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tabel1"], "unknown study 'tabel1'; did you mean table1?"),
+        (["table4", "--dataset", "ml-2m"], "no data set 'ml-2m'; did you mean ml-1m?"),
+        (["table4", "--rows", "sasrek"], "no row 'sasrek'; did you mean sasrec?"),
+        (["table4", "--seeds", "0,one"], "--seeds 0,one: write whole numbers, such as 0,1,2"),
+        (["table4", "--seeds", "-1"], "train.seed = -1: must be at least 0"),
+        (["table4", "--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_mistakes_are_one_line(reproduce: Reproduce, arguments: list[str], message: str) -> None:
+    found = reproduce(*arguments, "-o", "results")
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith("recblr: ")
+    assert message in found.err
+    assert found.err.count("\n") == 1
+    assert not Path("results").exists()
+
+
+def test_help_fits_a_screen(reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = reproduce("--help").out.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 100
+
+
+def test_names_of_studies_are_those_of_the_paper() -> None:
+    assert list(studies.STUDIES)[:8] == [
+        "table1", "table2", "table3", "table4", "table5", "figure4", "figure5", "figure6",
+    ]  # fmt: skip
