@@ -1,8 +1,7 @@
 """How far back an event may depend on another: who finds it (an open question of the paper).
 
-A model is trained where answers lie up to 1,000 events behind their keys (data/recall.py), then asked
-in histories ten and a hundred times as long as well. A model with a state can read those as they are;
-one without sees the last events it was built for.
+A model is trained on short distances (data/recall.py), then asked at many times as far as well. A
+model with a state reads a longer history as it is; one without sees the last events it was built for.
 """
 
 import json
@@ -30,12 +29,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOG = "recall"
-ABOUT = """A history begins with keys; long after each, behind a question that names it, comes its
-answer, one of {brands} by its kind; nothing nearer gives it away (`data/recall.py`). Users are
-trained on, validated or tested, not two of these. Trained on {users} histories of {length:,} events;
-shown are the shares of answers of the test users that rank first of all items. A guess is right in 1
-of {brands}. Histories ten and a hundred times as long keep the keys where they are and put the
-questions later; of these the farthest are shown."""
+ABOUT = """Now and again a user buys the same brand again, one of {brands}; in between come things that
+tell nothing (`data/recall.py`). Users are trained on, validated or tested, not two of these. Trained on
+{users:,} histories of {length:,} events, asked in as long ones and in longer ones, where the same
+purchases lie farther apart. Shown are the shares of purchases of the test users that rank first of all
+items; a guess is right in 1 of {brands}. A model finds it where nine of ten are right."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,8 @@ class Distances:
         )
 
     def _distances(self) -> list[int]:
-        longest = self.recall.distances[-1]
-        return [*self.recall.distances, *(longest * times for times in self.stretches[1:])]
+        near = sorted(set(self.recall.distances))
+        return [*near, *(near[-1] * times for times in self.stretches[1:])]
 
     def _farthest(self, right: Sequence[float | None], distances: Sequence[int]) -> int:
         """The greatest distance up to which at least nine of ten answers are right; 0 if none is."""
@@ -196,12 +194,12 @@ class Distances:
                 self.recall, distances=distances, users=(1, 1, users), seed=self.recall.seed + 1
             )
             shares = answers_right(model, asked)
-            shown = range(len(distances)) if times == 1 else [len(distances) - 1]
-            found |= {str(distances[place]): shares[place] for place in shown}
+            shown = shares if times == 1 else [max(shares)]
+            found |= {str(distance): shares[distance] for distance in shown}
         return found
 
 
-def answers_right(model: Model, recall: Recall) -> list[float]:
+def answers_right(model: Model, recall: Recall) -> dict[int, float]:
     """By distance, the share of answers of the test users that score higher than all other items."""
     data, rows = simulate_recall(recall)
     device = model.item_embeddings.device
@@ -214,7 +212,8 @@ def answers_right(model: Model, recall: Recall) -> list[float]:
         scores = model.hidden(batch) @ model.item_embeddings.t()
         own = scores.gather(1, batch.targets.unsqueeze(1))
         right.append(((scores >= own).sum(1) == 1).float().cpu().numpy())
-    return [float(share) for share in np.stack(right).mean(0)]
+    shares, distances = np.stack(right).mean(0), np.array(recall.distances)
+    return {int(d): float(shares[distances == d].mean()) for d in np.unique(distances)}
 
 
 def _draw(distances: Sequence[int], data: dict[str, Any], chance: float, figure: "Figure") -> None:

@@ -8,12 +8,14 @@ from typing import Protocol
 from rich.console import Console
 
 from recblr.config import near
+from recblr.data.recall import Recall
 from recblr.data.sequences import Sequences
 from recblr.device import find_device
 from recblr.errors import DivergedError, InputError
 from recblr.reproduce import published
 from recblr.reproduce.accuracy import Accuracy, Row
 from recblr.reproduce.counts import Counts
+from recblr.reproduce.distances import Distances
 from recblr.reproduce.efficiency import BASE, SERIAL, Lengths, Scans
 from recblr.reproduce.logs import XLONG_LIKE
 from recblr.reproduce.report import Cell, Page, Report, Why, first_line, write, write_index
@@ -46,6 +48,8 @@ FIVE: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("ml-1m", "gowalla", "steam", "beauty", "sports"), ()
 )
 OTHER_GOWALLA = {"gowalla-10core": "Not the paper's Gowalla: no verdict."}
+
+OPEN = tuple(Row(name, name.lower()) for name in ("GRU4Rec", "SASRec", "LRURec", "RecBLR"))
 
 STUDIES: dict[str, Study] = {
     "table1": Accuracy(
@@ -140,6 +144,35 @@ STUDIES: dict[str, Study] = {
             "beauty": "0.5",
             "sports": "0.5",
         },
+    ),
+    # What the paper leaves open.
+    "examples": Accuracy(
+        "Prefix samples beside all positions",
+        rows=(
+            Row("all positions"),
+            Row("prefix samples", settings=("train.examples=prefixes",)),
+        ),
+        datasets=dict.fromkeys(("ml-1m", "beauty", "sports"), ()),
+        reference="all positions",
+    ),
+    "lengths": Distances(
+        "Lengths: an event that depends on one far back",
+        rows={name: name.lower() for name in ("GRU4Rec", "SASRec", "LRURec", "RecBLR")},
+        recall=Recall(),
+        stretches=(1, 10, 100, 1000),
+        settings=("train.epochs=40", "train.batch_size=1024", "train.lr=0.003"),
+    ),
+    "sparsity": Accuracy(
+        "Sparsity: MovieLens-1M with some of its events",
+        rows=OPEN,
+        datasets=dict.fromkeys(("ml-1m-10%", "ml-1m-25%", "ml-1m-50%", "ml-1m"), ()),
+        reference="RecBLR",
+    ),
+    "diversity": Accuracy(
+        "Diversity: simulated shops whose customers have one, three or eight interests",
+        rows=OPEN,
+        datasets=dict.fromkeys(("shop-1-interests", "shop-3-interests", "shop-8-interests"), ()),
+        reference="RecBLR",
     ),
 }
 
