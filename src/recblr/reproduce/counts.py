@@ -70,12 +70,11 @@ class Counts:
             lines.append([name, *both, "; ".join(filter(None, [said, data[name]["remark"]]))])
         kinds = ("equal", "unlike", "not measured")
         counted = ", ".join(f"{verdicts.count(it)} {it}" for it in kinds if it in verdicts)
-        smoke = "Smoke run: no published value."
         return Report(
             headline=", ".join(
                 f"{name} {data[name]['verdict']}" for name in data if data[name].get("verdict")
             ),
-            verdict=f"Of {len(verdicts)} data sets of the paper: {counted}." if verdicts else smoke,
+            verdict=f"Of {len(verdicts)} data sets of the paper: {counted}.",
             summary=table(["data set, ours / paper", *COUNTS, "verdict"], lines),
             details="",
             data={"datasets": data},

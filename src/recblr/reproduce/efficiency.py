@@ -115,7 +115,7 @@ class Efficiency:
         first = next(iter(parts.values()), None)
         return Report(
             headline=first.headline if first else "",
-            verdict="Smoke run: no published value." if SIMULATED in self.logs else verdict,
+            verdict=verdict,
             summary="\n\n".join(filter(None, summary)),
             details=ABOUT,
             data={"devices": {kind: part.data for kind, part in parts.items()}},
