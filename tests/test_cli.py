@@ -24,7 +24,8 @@ FAST = [
     "--set", "train.batch_size=256", "--set", "train.max_length=16",
 ]  # fmt: skip
 COMMANDS = [
-    [], ["demo"], ["prepare"], ["train"], ["evaluate"], ["compare"], ["recommend"], ["doctor"],
+    [], ["demo"], ["prepare"], ["train"], ["evaluate"], ["compare"], ["recommend"], ["reproduce"],
+    ["doctor"],
     ["bench"], ["bench", "ops"], ["bench", "step"], ["bench", "length"], ["bench", "train"],
 ]  # fmt: skip
 METRICS = {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (10, 20)}

@@ -234,7 +234,13 @@ def recommend(
 
 @app.command()
 def reproduce(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="table1 … 5, figure4 … 6.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="table1 to table5, figure4 to figure6, examples, lengths, sparsity or diversity.",
+        ),
+    ],
     dataset: Annotated[
         list[str], typer.Option(metavar="NAME", help="Only this data set; repeatable. [all]")
     ] = [],  # noqa: B006
@@ -259,7 +265,7 @@ def reproduce(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make a table or a figure of the paper: what is missing of its runs, and its page."""
+    """Make a table or figure of the paper anew: the runs that are missing, and a verdict."""
     from recblr.reproduce.studies import RESULTS, SEEDS
     from recblr.reproduce.studies import reproduce as run
 
