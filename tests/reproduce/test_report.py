@@ -8,7 +8,7 @@ import pytest
 
 from recblr.reproduce import counts
 from recblr.reproduce.counts import Counts
-from recblr.reproduce.report import first_line, measured_on, number, p_value, table, write_index
+from recblr.reproduce.report import reason, measured_on, number, p_value, table, write_index
 
 ABOUT: dict[str, Any] = {
     "date": "2026-11-21T01:02+00:00", "commit": "abc", "hardware": "AMD", "threads": 1,
@@ -28,8 +28,8 @@ def test_numbers() -> None:
         "", "0.0123", "1", "100", "100", "12,346",
     ]  # fmt: skip
     assert [p_value(p) for p in (0.0009, 0.01, 1.0)] == ["p < 0.001", "p = 0.010", "p = 1.000"]
-    assert first_line(ValueError("one\ntwo")) == "one"
-    assert first_line(ValueError()) == "ValueError"
+    assert reason(ValueError("one\ntwo")) == "one"
+    assert reason(ValueError()) == "ValueError"
 
 
 def test_when_and_on_what() -> None:

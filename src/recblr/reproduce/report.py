@@ -156,9 +156,10 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def first_line(error: Exception) -> str:
-    """What a message says, without its end."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def reason(error: Exception) -> str:
+    """What a message says is wrong, without what to do about it."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return first.split("; ")[0]
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from recblr.reproduce.counts import Counts
 from recblr.reproduce.distances import Distances
 from recblr.reproduce.efficiency import BASE, SERIAL, Lengths, Scans
 from recblr.reproduce.logs import XLONG_LIKE
-from recblr.reproduce.report import Cell, Page, Report, Why, first_line, write, write_index
+from recblr.reproduce.report import Cell, Page, Report, Why, reason, write, write_index
 
 RESULTS = Path("paper") / "results"
 SEEDS = (0, 1, 2)
@@ -222,13 +222,13 @@ def reproduce(
         try:
             study.open(cell.dataset)
         except InputError as error:
-            absent[cell.dataset] = first_line(error)
+            absent[cell.dataset] = reason(error)
             console.print(f"{cell.dataset}: not measured: {error}", highlight=False)
             continue
         try:
             cell.make(folder, f"recblr reproduce {name}", device)
         except (InputError, DivergedError) as error:
-            failed[cell.dataset, cell.row] = first_line(error)
+            failed[cell.dataset, cell.row] = reason(error)
             console.print(f"{cell.name}: not measured: {error}", highlight=False)
 
     seeds = sorted({*seeds, *([] if quick else SEEDS)})
