@@ -8,7 +8,7 @@ import pytest
 
 from recblr.reproduce import counts
 from recblr.reproduce.counts import Counts
-from recblr.reproduce.report import reason, measured_on, number, p_value, table, write_index
+from recblr.reproduce.report import measured_on, number, p_value, reason, table, write_index
 
 ABOUT: dict[str, Any] = {
     "date": "2026-11-21T01:02+00:00", "commit": "abc", "hardware": "AMD", "threads": 1,
