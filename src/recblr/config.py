@@ -58,6 +58,22 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**checked)
 
 
+def expect_sizes(config: object, where: str, *names: str) -> None:
+    """InputError unless each of these settings is at least 1; ``where`` as in :func:`build`."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise InputError(f"{where}.{name} = {getattr(config, name)}: must be at least 1")
+
+
+def expect_dropouts(config: object, where: str, *names: str) -> None:
+    """InputError unless each of these settings is in [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(
+                f"{where}.{name} = {getattr(config, name)}: must be at least 0 and below 1"
+            )
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """A hint for a message: the nearest of ``names``, else all of them."""
     names = list(names)

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,11 @@ class Recommender:
         recommender.config = build(find_model(model)[1], settings.get("model", {}), "model")
         recommender.training = build(TrainConfig, settings.get("train", {}), "train")
         return recommender
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plain values that :meth:`configured` makes it from."""
+        return {"model": asdict(self.config), "train": asdict(self.training)}
 
     def fit(
         self, log: Any, *, core: int | None = None, split: str | None = None,

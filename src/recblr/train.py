@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recblr import metrics, ops
+from recblr.config import expect_sizes
 from recblr.cuda_graph import Graphed
 from recblr.data.batches import (
     PackedBatch,
@@ -85,9 +86,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "window", "batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 1")
+        expect_sizes(self, "train", "max_length", "window", "batch_size", "epochs", "patience")
         for name in ("warmup_steps", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 0")

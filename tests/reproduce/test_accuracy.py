@@ -36,7 +36,7 @@ def keep(folder: Path, run: Run, ranks: np.ndarray, data: str = "d1f6", **change
     record = {
         "dataset": run.dataset, "model": run.model, "seed": run.seed, "command": "recblr",
         "date": "2026-11-21T01:02+00:00", "commit": "abc", "hardware": "AMD", "threads": 1,
-        "versions": {"torch": "2.13.0"}, "settings": runs._settings(run.resolved("cpu")),
+        "versions": {"torch": "2.13.0"}, "settings": run.resolved("cpu").settings,
         "examples": "all-positions", "parameters": 12_345, "epochs": 20, "best_epoch": 17,
         "ended": "epochs", "seconds": 60.0 + run.seed,
         "test": [{"protocol": {"data": data, "seen": seen},

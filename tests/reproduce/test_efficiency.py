@@ -29,7 +29,7 @@ def keep(
     """Write the files of all measurements for which ``cost(log, row, length)`` gives something."""
     for key, timing in study.timings(kind).items():
         if found := cost(*key):
-            settings = timings._settings(timing.resolved("cpu"))
+            settings = timing.resolved("cpu").settings
             path = timing.path(folder, kind)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({**ABOUT, "settings": settings, "peak_mib": 100.0, **found}))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
+from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
-from recblr.errors import InputError
 from recblr.losses import binary_cross_entropy
 from recblr.models.fpmc import user_rows
 from recblr.models.model import Model
@@ -36,11 +36,8 @@ class CaserConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("dim", "order", "horizontal", "vertical"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+        expect_sizes(self, "model", "dim", "order", "horizontal", "vertical")
+        expect_dropouts(self, "model", "dropout")
 
 
 class Caser(Model):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
+from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
-from recblr.errors import InputError
 from recblr.losses import bpr
 from recblr.models.model import Model
 from recblr.models.sasrec import EPS, FeedForward, initialise
@@ -35,11 +35,8 @@ class FMLPRecConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "inner"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+        expect_sizes(self, "model", "dim", "layers", "inner")
+        expect_dropouts(self, "model", "dropout")
 
 
 class FMLPRec(Model):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recblr.config import expect_sizes
 from recblr.data.batches import PackedBatch
-from recblr.errors import InputError
 from recblr.losses import bpr
 from recblr.models.model import Model
 
@@ -26,8 +26,7 @@ class FPMCConfig:
     dim: int = 64  # D
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise InputError(f"model.dim = {self.dim}: must be at least 1")
+        expect_sizes(self, "model", "dim")
 
 
 class FPMC(Model):

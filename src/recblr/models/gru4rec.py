@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recblr import ops
-from recblr.errors import InputError
+from recblr.config import expect_dropouts, expect_sizes
 from recblr.losses import top1
 from recblr.models.model import RecurrentModel
 
@@ -33,11 +33,8 @@ class GRU4RecConfig:
     dropout: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("dim", "hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+        expect_sizes(self, "model", "dim", "hidden", "layers")
+        expect_dropouts(self, "model", "dropout")
 
 
 class GRU4Rec(RecurrentModel):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.errors import InputError
+from recblr.config import expect_dropouts, expect_sizes
 from recblr.models.model import RecurrentModel
 
 _SMALLEST, _LARGEST = 0.8, 0.99  # |λ| at the start
@@ -38,11 +38,8 @@ class LRURecConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+        expect_sizes(self, "model", "dim", "layers")
+        expect_dropouts(self, "model", "dropout")
 
 
 class LRURec(RecurrentModel):

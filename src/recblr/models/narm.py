@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from recblr import ops
+from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
-from recblr.errors import InputError
 from recblr.models.gru4rec import packed_gru
 from recblr.models.model import Model
 
@@ -34,14 +34,8 @@ class NARMConfig:
     dropout: float = 0.5  # of what the decoder sees
 
     def __post_init__(self) -> None:
-        for name in ("dim", "hidden"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("embedding_dropout", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"model.{name} = {getattr(self, name)}: must be at least 0 and below 1"
-                )
+        expect_sizes(self, "model", "dim", "hidden")
+        expect_dropouts(self, "model", "embedding_dropout", "dropout")
 
 
 class NARM(Model):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.errors import InputError
+from recblr.config import expect_dropouts, expect_sizes
 from recblr.models.model import RecurrentModel
 
 _EPS = 1e-12  # of the layer norms, as in the authors' code
@@ -52,11 +52,8 @@ class RecBLRConfig:
         return self.conv_width if self.gated and self.convolution else 1
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "expansion", "conv_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+        expect_sizes(self, "model", "dim", "layers", "expansion", "conv_width")
+        expect_dropouts(self, "model", "dropout")
 
 
 class RecBLR(RecurrentModel):

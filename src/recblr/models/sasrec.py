@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
+from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch, rectangle
 from recblr.errors import InputError
 from recblr.losses import binary_cross_entropy
@@ -40,13 +41,10 @@ class SASRecConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "inner"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        expect_sizes(self, "model", "dim", "layers", "heads", "inner")
         if self.dim % self.heads:
             raise InputError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout = {self.dropout}: must be at least 0 and below 1")
+        expect_dropouts(self, "model", "dropout")
 
 
 class SASRec(Model):

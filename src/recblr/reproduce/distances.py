@@ -21,6 +21,7 @@ from recblr.data.recall import Recall, simulate_recall
 from recblr.data.sequences import Sequences
 from recblr.memory import keep_freed_memory
 from recblr.models.model import Model, RecurrentModel
+from recblr.presets import for_model
 from recblr.recommender import Recommender
 from recblr.reproduce import figures
 from recblr.reproduce.report import Cell, Record, Report, Why, replace_file, table
@@ -138,8 +139,8 @@ class Distances:
     def _recommender(self, model: str, seed: int, device: str) -> Recommender:
         length = self.recall.length
         fixed = [f"train.max_length={length}", f"train.window={length}", f"train.seed={seed}"]
-        dropout = [] if model == "fpmc" else ["model.dropout=0.0"]
-        settings = apply_settings({}, [*fixed, *dropout, *self.settings])
+        still = for_model({"model": {"dropout": 0.0}}, model)
+        settings = apply_settings(still, [*fixed, *self.settings])
         return Recommender.configured(model, settings, device)
 
     def _path(self, model: str, seed: int, folder: Path) -> Path:
@@ -147,8 +148,7 @@ class Distances:
 
     def _settings(self, recommender: Recommender) -> dict[str, Any]:
         return {
-            "model": asdict(recommender.config),
-            "train": asdict(recommender.training),
+            **recommender.settings,
             "recall": json.loads(json.dumps(asdict(self.recall))),
             "stretches": list(self.stretches),
         }

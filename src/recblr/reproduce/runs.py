@@ -3,7 +3,7 @@
 import base64
 import json
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ class Run:
 
     def path(self, folder: Path) -> Path:
         """The file of its result."""
-        plain = _settings(replace(self, settings=()).resolved("cpu"))
+        plain = replace(self, settings=()).resolved("cpu").settings
         changes = [
             setting
             for setting in self.settings
-            if _settings(replace(self, settings=(setting,)).resolved("cpu")) != plain
+            if replace(self, settings=(setting,)).resolved("cpu").settings != plain
         ]
         name = ",".join([self.model, *sorted(changes), f"seed={self.seed}"])
         return folder / self.dataset / f"{name}.json"
@@ -62,7 +62,7 @@ def result(run: Run, folder: Path) -> dict[str, Any] | None:
         then = Recommender.configured(run.model, found["settings"], "cpu")
     except InputError:
         return None
-    return found if _settings(then) == _settings(run.resolved("cpu")) else None
+    return found if then.settings == run.resolved("cpu").settings else None
 
 
 def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str, Any]:
@@ -92,7 +92,7 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str
         "model": run.model,
         "seed": run.seed,
         **provenance(command),
-        "settings": _settings(recommender),
+        "settings": recommender.settings,
         "examples": settled(training, recommender.network).examples,
         "parameters": sum(p.numel() for p in recommender.network.parameters()),
         "epochs": trained.epoch,
@@ -116,7 +116,3 @@ def pack_ranks(ranks: np.ndarray) -> str:
 def unpack_ranks(text: str) -> np.ndarray:
     """(U,) of :func:`pack_ranks`."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(np.int64)
-
-
-def _settings(recommender: Recommender) -> dict[str, Any]:
-    return {"model": asdict(recommender.config), "train": asdict(recommender.training)}

@@ -6,7 +6,7 @@ import json
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def find(timing: Timing, device: str, folder: Path) -> Record | None:
     if not path.exists():
         return None
     found: Record = json.loads(path.read_text())
-    return found if found["settings"] == _settings(timing.resolved("cpu")) else None
+    return found if found["settings"] == timing.resolved("cpu").settings else None
 
 
 def make(timing: Timing, folder: Path, command: str, device: str) -> Record:
@@ -63,7 +63,7 @@ def make(timing: Timing, folder: Path, command: str, device: str) -> Record:
         "dataset": timing.dataset,
         "model": timing.model,
         **provenance(command),
-        "settings": _settings(recommender),
+        "settings": recommender.settings,
         **measure(recommender, open_dataset(timing.dataset), timing.inference),
     }
     path = timing.path(folder, recommender.device.type)
@@ -145,7 +145,3 @@ def _peak_mib(work: Callable[[], object]) -> float | None:
     before = mib("VmRSS")
     work()
     return mib("VmHWM") - before
-
-
-def _settings(recommender: Recommender) -> dict[str, Any]:
-    return {"model": asdict(recommender.config), "train": asdict(recommender.training)}
