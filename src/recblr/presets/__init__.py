@@ -8,13 +8,15 @@ from typing import Any
 from recblr.config import near, read_toml
 from recblr.errors import InputError
 from recblr.models import find_model
+from recblr.train import TrainConfig
+
+CLOZE_EPOCHS = 5  # an epoch has a cloze model find a fifth of the items, or fewer
 
 
 def read_preset(config: str | None, log: str, model: str = "recblr") -> dict[str, Any]:
     """Settings from a TOML file or a preset; without either, those of the data set ``log``.
 
-    A preset was found with RecBLR. For another ``model`` it is the recipe of training, and of the
-    model's shape what that model has too, such as the dropout.
+    A preset was found with RecBLR; :func:`for_model` makes it another ``model``'s.
     """
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.toml"))
@@ -31,7 +33,18 @@ def read_preset(config: str | None, log: str, model: str = "recblr") -> dict[str
 
 
 def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
-    """Of settings found with one model those that another one has."""
-    known = {field.name for field in fields(find_model(model)[1])}
+    """Settings found with RecBLR as those of another model.
+
+    It keeps the recipe of training, and of the model's shape what that model has too, such as the
+    dropout. A model that can only be trained by cloze has :data:`CLOZE_EPOCHS` times the epochs and the
+    patience, to find about as many items; fewer leave BERT4Rec unfinished (arXiv 2207.07483).
+    """
+    cls, config = find_model(model)
+    known = {field.name for field in fields(config)}
     shape = {name: value for name, value in settings.get("model", {}).items() if name in known}
-    return {**settings, "model": shape}
+    training = settings.get("train", {})
+    if cls.examples == ("cloze",):
+        plain = {"epochs": TrainConfig.epochs, "patience": TrainConfig.patience, **training}
+        longer = {name: CLOZE_EPOCHS * plain[name] for name in ("epochs", "patience")}
+        training = {**training, **longer}
+    return {"model": shape, "train": training}

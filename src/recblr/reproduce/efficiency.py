@@ -18,8 +18,9 @@ DEVICES = {"cuda": "GPU", "cpu": "CPU"}
 SERIAL, BASE = "serial scan", "embedding padding"
 LONG = 700  # events of a history from which on the paper calls it long
 ABOUT = """An epoch has a sample of every prefix of every history, the paper's way. It is timed by some
-of its batches, after others to warm up, and scaled by their events. The paper's batches are of 2,048
-samples, 512 on XLong; on a CPU a quarter of that, to fit its memory. The paper's GPU is an A100.
+of its batches, after others to warm up, and scaled by their events; inference is the median of five.
+The paper's batches are of 2,048 samples, 512 on XLong; on a CPU a quarter of that, to fit its memory.
+The paper's GPU is an A100.
 Memory is what training takes at its peak beyond the log and the weights. `xlong-like` is a simulated
 shop with histories as long as those of XLong, of 300 users and far fewer items."""
 

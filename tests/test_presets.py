@@ -1,0 +1,26 @@
+import pytest
+
+from recblr.config import build
+from recblr.models import MODELS, find_model
+from recblr.presets import for_model, read_preset
+from recblr.train import TrainConfig
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_model_is_configured_from_every_preset(model):
+    for log in ("ml-1m", "beauty", "sports", "gowalla", "gowalla-10core", "steam", "xlong"):
+        settings = read_preset(None, log, model)
+        build(find_model(model)[1], settings["model"], "model")
+        assert build(TrainConfig, settings["train"], "train").max_length >= 50
+
+
+def test_a_model_keeps_of_the_shape_what_it_has():
+    settings = {"model": {"dropout": 0.5, "expansion": 3}, "train": {"lr": 0.1}}
+    assert for_model(settings, "recblr") == settings
+    assert for_model(settings, "sasrec") == {"model": {"dropout": 0.5}, "train": {"lr": 0.1}}
+    assert for_model(settings, "fpmc") == {"model": {}, "train": {"lr": 0.1}}
+
+
+def test_a_model_of_hidden_items_trains_five_times_as_long():
+    found = for_model({"train": {"epochs": 50}}, "bert4rec")["train"]
+    assert found == {"epochs": 250, "patience": 5 * TrainConfig.patience}
