@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from recblr.bench import timing
-from recblr.reproduce import timings
 from recblr.reproduce.efficiency import Efficiency, Key
 from recblr.reproduce.logs import SIMULATED, XLONG_LIKE, open_dataset
 from recblr.reproduce.report import Report
@@ -163,8 +161,8 @@ TIMING = Timing(
 
 def test_an_epoch_is_scaled_from_some_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = 6.0
-    for clock in (timings, timing):
-        monkeypatch.setattr(clock, "seconds", lambda work, device: (work(), ticks)[1])
+    for clock in ("recblr.reproduce.timings.seconds", "recblr.bench.timing.seconds"):
+        monkeypatch.setattr(clock, lambda work, device: (work(), ticks)[1])
     found = measure(TIMING.resolved("cpu"), open_dataset(SIMULATED), True)
     data = open_dataset(SIMULATED)
     samples = int((data.split.train_end - data.offsets[:-1] - 1).sum())
