@@ -1,11 +1,11 @@
-# make demo | test | test-gpu | check | bench. Everything is installed into .venv; set PYTHON to choose an
+# make demo | test | test-gpu | check | bench | soak. Everything is installed into .venv; set PYTHON to choose an
 # interpreter, and DEVICE=cuda to measure a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE ?= cpu
 MEASURED := benchmarks/results
 
-.PHONY: demo test test-gpu check bench
+.PHONY: demo test test-gpu check bench soak
 .venv/.installed: pyproject.toml constraints.txt src/recblr/ops/kernels.c src/recblr/ops/kernels.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "recblr needs Python 3.11 or newer; run make PYTHON=python3.11"; exit 1; }
@@ -38,3 +38,9 @@ bench: .venv/.installed
 		mv $(MEASURED)/new $(MEASURED)/$$name-$(DEVICE).json || { rm -f $(MEASURED)/new; exit 1; }; \
 	done
 	$(BIN)/python benchmarks/tables.py
+
+# The promises of docs/serving.md at full length.
+soak: .venv/.installed
+	rm -f $(MEASURED)/new
+	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/serving
+	mv $(MEASURED)/new $(MEASURED)/soak.json

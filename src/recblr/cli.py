@@ -14,6 +14,7 @@ from rich.table import Table
 from recblr.bench.commands import bench
 from recblr.errors import DivergedError, InputError
 from recblr.options import Device, Json, print_json
+from recblr.serving.commands import add_commands
 
 if TYPE_CHECKING:
     from recblr.compare import Comparison
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 app.add_typer(bench, name="bench")
+add_commands(app)
 
 Log = Annotated[
     str, typer.Argument(metavar="LOG", help="A log file, a prepared folder, or a data set's name.")
@@ -189,6 +191,9 @@ def recommend(
     users: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Users, one id a line.")
     ] = None,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="Every user of the log; goes on if killed.")
+    ] = False,
     k: Annotated[int, typer.Option("-k", help="How many items each.")] = 10,
     allow: Annotated[str | None, typer.Option(metavar="A,B", help="Only these items.")] = None,
     deny: Annotated[str | None, typer.Option(metavar="A,B", help="Not these items.")] = None,
@@ -204,21 +209,30 @@ def recommend(
     """Recommend to users of the log or to any history."""
     import recblr
 
-    if (len(user) > 0) + (history is not None) + (users is not None) != 1:
-        raise InputError("give --user, --history or --users, one of the three")
+    if (len(user) > 0) + (history is not None) + (users is not None) + everyone != 1:
+        raise InputError("give --user, --history or --users, or --all; one of the four")
+    if everyone and (out is None or out.suffix != ".parquet" or as_json):
+        raise InputError("--all writes Parquet: give -o FILE.parquet and no --json")
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"{out}: the file must end in .parquet or .csv")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} does not exist; create it first")
     recommender = recblr.load(folder, device)
+    options: dict[str, Any] = {
+        "k": k,
+        "allow": None if allow is None else recommender.item_ids(allow.split(",")),
+        "deny": None if deny is None else recommender.item_ids(deny.split(",")),
+        "hide_seen": hide_seen,
+    }
+    if everyone:
+        assert out is not None
+        recommender.recommend_all(out, **options)
+        return
     names = user or _lines(users) if history is None else None
     frame = recommender.recommend(
         users=None if names is None else recommender.user_ids(names),
         histories=None if history is None else [recommender.item_ids(history.split(","))],
-        k=k,
-        allow=None if allow is None else recommender.item_ids(allow.split(",")),
-        deny=None if deny is None else recommender.item_ids(deny.split(",")),
-        hide_seen=hide_seen,
+        **options,
     )
     if out is not None:
         frame.write_parquet(out) if out.suffix == ".parquet" else frame.write_csv(out)
@@ -230,6 +244,25 @@ def recommend(
             of_user, item = (escape(str(row[name])) for name in ("user_id", "item_id"))
             table.add_row(of_user, str(row["rank"]), item, f"{row['score']:.3f}")
         Console().print(table)
+
+
+@app.command()
+def export(
+    folder: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a recurrent model as ONNX, to serve without PyTorch."""
+    from recblr.export import export as write
+
+    manifest = write(folder, out, overwrite)
+    if as_json:
+        print_json(manifest)
+    else:
+        print(
+            f"{manifest['model']['name']} in {out}, within {manifest['difference']:.1e} of PyTorch"
+        )
 
 
 @app.command()

@@ -1,9 +1,11 @@
 """Recommender: model, vocabulary and histories together; fit, recommend, evaluate, save, load."""
 
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +25,23 @@ from recblr.evaluate import Evaluation, block_size, evaluate, expect_finite, hid
 from recblr.folders import check_absent
 from recblr.models import find_model
 from recblr.models.model import Model
-from recblr.progress import progress
+from recblr.parts import Parts
+from recblr.progress import Advance, progress
 from recblr.train import TrainConfig, Trained, train
 
 if TYPE_CHECKING:
     import polars as pl
+
+_PART = 4096  # users, about, whose recommendations a kill can cost
+
+
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """What is recommended: ``k`` items, not those in ``hidden`` (V,), nor those of the history."""
+
+    k: int
+    hidden: np.ndarray
+    hide_seen: bool
 
 
 class Recommender:
@@ -188,46 +202,51 @@ class Recommender:
 
         if (users is None) == (histories is None):
             raise InputError("give users or histories, one of the two")
-        if k < 1:
-            raise InputError(f"k must be at least 1, found {k}")
+        offer = self._offer(k, allow, deny, hide_seen)
         if users is not None:
             users = list(users)
             rows = np.array([self._user(name) for name in users], np.int64)
-            lists = [self.data.items[self.data.offsets[u] : self.data.offsets[u + 1]] for u in rows]
-            ids = pa.array(users, self.data.user_ids.type)
+            ids, lists = pa.array(users, self.data.user_ids.type), self._events(rows)
         else:
             assert histories is not None
             lists = [self._history(number, items) for number, items in enumerate(histories)]
             rows = np.full(len(lists), -1)
             ids = pa.array(range(len(lists)), pa.int64())
-
-        hidden = torch.from_numpy(self._hidden(allow, deny)).to(self.device)
-        block = block_size(len(hidden), self.training.max_length)
-        names = ("user_id", "item_id", "score", "rank")
-        kinds = (ids.type, self.data.item_ids.type, pa.float32(), pa.int64())
-        tables = [pa.schema(zip(names, kinds, strict=True)).empty_table()]
         with progress("recommending", len(lists)) as advance:
-            for first in range(0, len(lists), block):
-                some = lists[first : first + block]
-                scores = self._scores(some, rows[first : first + block])
-                expect_finite(scores.isfinite())
-                scores.masked_fill_(hidden, -torch.inf)
-                if hide_seen:
-                    hide(scores, np.concatenate(some), np.array([len(items) for items in some]))
-                found = scores.topk(min(k, scores.shape[1]), dim=1)
-                best, items = (tensor.cpu().numpy() for tensor in found)
-                row, place = np.nonzero(best > -np.inf)
-                columns = (
-                    ids.take(pa.array(first + row)),
-                    self.data.item_ids.take(pa.array(items[row, place])),
-                    pa.array(best[row, place]),
-                    pa.array(place + 1),
-                )
-                tables.append(pa.table(dict(zip(names, columns, strict=True))))
-                advance(len(some))
-        frame = pl.from_arrow(pa.concat_tables(tables))
+            frame = pl.from_arrow(self._recommend(ids, rows, lists, offer, advance))
         assert isinstance(frame, pl.DataFrame)
         return frame
+
+    def recommend_all(
+        self,
+        out: str | Path,
+        k: int = 10,
+        *,
+        allow: Iterable[str | int] | None = None,
+        deny: Iterable[str | int] | None = None,
+        hide_seen: bool = True,
+    ) -> None:
+        """:meth:`recommend` for every user of the log into a Parquet file, row for row the same.
+
+        Memory does not grow with the users. What was killed goes on when called again: finished
+        parts lie in ``<out>.parts`` and are used if model, log and arguments are the same.
+
+        Raises:
+            InputError: as in :meth:`recommend`, or ``out`` cannot be written.
+        """
+        offer = self._offer(k, allow, deny, hide_seen)
+        parts = Parts(Path(out), self._key(offer))
+        size = max(1, _PART // self._block) * self._block
+        firsts = range(0, self.data.users, size)
+        with progress("recommending", self.data.users) as advance:
+            for number, first in enumerate(firsts):
+                rows = np.arange(first, min(first + size, self.data.users))
+                if number in parts:
+                    advance(len(rows))
+                    continue
+                ids, lists = self.data.user_ids.slice(first, size), self._events(rows)
+                parts.add(number, self._recommend(ids, rows, lists, offer, advance))
+        parts.join(len(firsts))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the artifact: safetensors, JSON and Parquet, hashed; the folder appears whole.
@@ -247,6 +266,45 @@ class Recommender:
     def item_ids(self, texts: Iterable[str]) -> list[str | int]:
         """Item ids written as text, in the type the log has."""
         return _as_ids(texts, self.data.item_ids.type)
+
+    def _recommend(
+        self, ids: pa.Array, users: np.ndarray, histories: list[np.ndarray], offer: _Offer,
+        advance: Advance,
+    ) -> pa.Table:  # fmt: skip
+        """The table of :meth:`recommend` for B histories of at least one event, in blocks.
+
+        Args:
+            ids: (B,) what to call them. users: (B,) rows of the log, -1 for anybody's.
+        """
+        hidden = torch.from_numpy(offer.hidden).to(self.device)
+        k = min(offer.k, len(hidden))
+        # Filled in place: of small arrays kept of each block the heap would be left in pieces.
+        best, items = np.empty((len(ids), k), np.float32), np.empty((len(ids), k), np.int64)
+        for first in range(0, len(ids), self._block):
+            some = slice(first, first + self._block)
+            block = histories[some]
+            scores = self._scores(block, users[some])
+            expect_finite(scores.isfinite())
+            scores.masked_fill_(hidden, -torch.inf)
+            if offer.hide_seen:
+                hide(scores, np.concatenate(block), np.array([len(history) for history in block]))
+            found = scores.topk(k, dim=1)
+            best[some], items[some] = (tensor.cpu().numpy() for tensor in found)
+            advance(len(block))
+        row, place = np.nonzero(best > -np.inf)
+        return pa.table(
+            {
+                "user_id": ids.take(pa.array(row)),
+                "item_id": self.data.item_ids.take(pa.array(items[row, place])),
+                "score": pa.array(best[row, place]),
+                "rank": pa.array(place + 1),
+            }
+        )
+
+    @property
+    def _block(self) -> int:
+        """How many users to score at a time."""
+        return block_size(len(self.data.item_ids), self.training.max_length)
 
     def _scores(self, histories: list[np.ndarray], users: np.ndarray) -> torch.Tensor:
         latest = [items[-self.training.max_length :] for items in histories]
@@ -276,6 +334,11 @@ class Recommender:
             )
         return row
 
+    def _events(self, users: np.ndarray) -> list[np.ndarray]:
+        """The history of each of these rows of the log."""
+        offsets = self.data.offsets
+        return [self.data.items[offsets[user] : offsets[user + 1]] for user in users]
+
     def _known_items(self, names: Iterable[str | int]) -> np.ndarray:
         index = self._item_index
         return np.array([index[name] for name in names if name in index], dtype=np.int64)
@@ -288,10 +351,12 @@ class Recommender:
             )
         return items
 
-    def _hidden(
-        self, allow: Iterable[str | int] | None, deny: Iterable[str | int] | None
-    ) -> np.ndarray:
-        """Mask (V,) of the items that may not be recommended to anybody."""
+    def _offer(
+        self, k: int, allow: Iterable[str | int] | None, deny: Iterable[str | int] | None,
+        hide_seen: bool,
+    ) -> _Offer:  # fmt: skip
+        if k < 1:
+            raise InputError(f"k must be at least 1, found {k}")
         hidden = np.zeros(len(self.data.item_ids), bool)
         if allow is not None:
             hidden[:] = True
@@ -300,7 +365,18 @@ class Recommender:
             hidden[self._known_items(deny)] = True
         if hidden.all():
             raise InputError("allow and deny leave no item that the model knows")
-        return hidden
+        return _Offer(k, hidden, hide_seen)
+
+    def _key(self, offer: _Offer) -> str:
+        """A hash of all that recommendations to the users of the log depend on."""
+        plain = (
+            self.model, self.settings, self.data.fingerprint, self._block, offer.k, offer.hide_seen,
+        )  # fmt: skip
+        digest = hashlib.sha256(json.dumps(plain).encode())
+        digest.update(offer.hidden.tobytes())
+        for weight in self.network.state_dict().values():
+            digest.update(weight.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load(folder: str | Path, device: str = "auto") -> Recommender:

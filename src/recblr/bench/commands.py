@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recblr.options import Device, Json, print_json
+from recblr.options import Device, Json, from_extra, print_json
 
 bench = typer.Typer(help="Measure speed.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -114,6 +114,30 @@ def bench_train(
     Console().print(table)
     if both[1]["estimated"]:
         print("prefix samples: estimated from a few batches")
+
+
+@bench.command("serve")
+def bench_serve(as_json: Json = False) -> None:
+    """Load a server from another process: requests a second, latency, cost by history, memory."""
+    with from_extra("serve"):
+        from recblr.bench.serve import time_serving
+    result = time_serving()
+    if as_json:
+        _print_measured("serve", "cpu", result)
+        return
+    table = Table("items", "load", "a second", "p50 ms", "p90 ms", "p99 ms", box=None)
+    for row in result["catalogues"]:
+        for name in ("recommend", "event_and_recommend", "event"):
+            it = row[name]
+            cells = (f"{it[q]:.1f}" for q in ("p50", "p90", "p99"))
+            table.add_row(
+                f"{row['items']:,}", name.replace("_", " "), f"{it['per_second']:,}", *cells
+            )
+    Console().print(table)
+    events = ", ".join(f"{it['median']:.0f} after {it['history']:,}" for it in result["histories"])
+    print(f"a durable event, µs: {events}")
+    print(f"a user at hand: {result['user_bytes']:,} bytes")
+    print(f"the machine's own gaps: {result['gaps']['longest']} ms at most")
 
 
 def _print_measured(command: str, device: str, result: dict[str, Any]) -> None:

@@ -1,0 +1,35 @@
+"""Ten recommendations for a history by an exported model, with onnxruntime, numpy and pyarrow alone.
+
+python examples/serve_onnx.py FOLDER ITEM ITEM …
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
+
+folder, names = Path(sys.argv[1]), sys.argv[2:]
+manifest = json.loads((folder / "manifest.json").read_text())
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1  # one user's step is too small to share out
+step, score = (
+    onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("step", "score")
+)
+
+ids = pq.read_table(folder / "vocabulary.parquet")["item_id"].to_pylist()
+row_of = {str(item): row for row, item in enumerate(ids)}
+history = [row_of[name] for name in names if name in row_of]
+if not history:
+    sys.exit("no item that the model knows")
+
+state = np.zeros([1, *manifest["step"]["inputs"]["state"]["shape"][1:]], np.float32)
+for row in history[-manifest["model"]["max_length"] :]:  # as recblr recommend
+    hidden, state = step.run(None, {"items": np.array([row]), "state": state})
+scores = score.run(None, {"hidden": hidden})[0][0]
+scores[history] = -np.inf  # what was seen
+for row in np.argsort(-scores)[:10]:
+    if np.isfinite(scores[row]):
+        print(f"{scores[row]:.4f}\t{ids[row]}")

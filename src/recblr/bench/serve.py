@@ -1,0 +1,233 @@
+"""What a server does under load that comes from another process over HTTP.
+
+Clients ask in a closed loop: each sends its next request when the last is answered. How long the
+machine itself kept a busy loop waiting is measured beside it.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from recblr import artifact
+from recblr.data.sequences import Sequences
+from recblr.data.split import Split
+from recblr.models.recblr import RecBLR, RecBLRConfig
+from recblr.progress import Advance, progress
+from recblr.serving.cache import LocalCache
+from recblr.serving.engine import Engine
+from recblr.serving.events import Event
+from recblr.serving.model import ServedModel
+from recblr.serving.server import listen, run
+from recblr.serving.sqlite import SQLiteLog
+from recblr.serving.store import State
+from recblr.train import TrainConfig, Trained
+
+CATALOGUES = (3_416, 100_000, 1_000_000)
+HISTORIES = (10, 1_000, 100_000)
+CLIENTS = 8
+USERS = 1_000
+HISTORY = 20  # events of a user before the load comes
+
+
+def time_serving(
+    catalogues: tuple[int, ...] = CATALOGUES,
+    histories: tuple[int, ...] = HISTORIES,
+    seconds: float = 5,
+) -> dict[str, Any]:
+    """Requests a second and their latency, cost of an event by history, memory of a user.
+
+    Returns:
+        ``catalogues``: for each size and load the rate and quantiles in ms; ``histories``: median µs
+        of a durable event after so many; ``user_bytes``: of a user at hand; ``gaps``: quantiles in ms
+        of what the machine kept a busy loop waiting while nothing else ran.
+    """
+    found: dict[str, Any] = {"clients": CLIENTS, "users": USERS, "gaps": _gaps(), "catalogues": []}
+    total = len(catalogues) * 3 * seconds
+    with tempfile.TemporaryDirectory() as folder, progress("load", total) as advance:
+        for items in catalogues:
+            model = Path(folder) / f"model{items}"
+            _save_untrained(model, items)
+            with _serving(model, Path(folder) / f"{items}.sqlite") as port:
+                rows = asyncio.run(_loads(port, items, seconds, advance))
+            found["catalogues"].append({"items": items, **rows})
+        smallest = Path(folder) / f"model{catalogues[0]}"
+        served = ServedModel(smallest)
+        found["index"] = served.index.kind
+        found["histories"] = _by_history(served, Path(folder) / "events.sqlite", histories)
+        found["user_bytes"] = _user_bytes(served)
+    return found
+
+
+def _save_untrained(folder: Path, items: int) -> None:
+    """An artifact of random weights, as quick as a trained one."""
+    split = Split("leave-one-out", np.array([1]), np.array([-1]), np.array([-1]))
+    data = Sequences(
+        np.zeros(1, np.int32), np.array([0, 1]), pa.array(["nobody"]),
+        pa.array([str(item) for item in range(items)]), split, 1, {"source": "none"},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network, trained = RecBLR(items, RecBLRConfig()), Trained(0, 0, {}, 0.0, "epochs")
+    contents = artifact.Artifact(
+        "recblr", network.config, TrainConfig(), data, network, trained, []
+    )  # fmt: skip
+    artifact.save(contents, folder)
+
+
+@contextmanager
+def _serving(model: Path, store: Path) -> Iterator[int]:
+    """The port of a server in a process of its own."""
+    with listen("127.0.0.1", 0) as bound:
+        port: int = bound.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=run, args=(model, store, "127.0.0.1", port, None))
+    process.start()
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.join()
+
+
+async def _loads(port: int, items: int, seconds: float, advance: Advance) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    clients = [await _connect(port) for _ in range(CLIENTS)]
+    number = iter(range(1 << 60))
+
+    def event(user: int | None = None) -> dict[str, Any]:
+        at = next(number)
+        user = int(draw.integers(USERS)) if user is None else user
+        item = str(draw.integers(items))
+        return {"event_id": str(at), "user_id": f"u{user}", "item_id": item, "timestamp": at}
+
+    for user in range(USERS):
+        await clients[0].ask("/v1/events", {"events": [event(user) for _ in range(HISTORY)]})
+
+    def recommend() -> tuple[str, Any]:
+        return "/v1/recommend", {"user_id": f"u{draw.integers(USERS)}", "k": 20}
+
+    def event_and_recommend() -> tuple[str, Any]:
+        body = {"events": [event()], "recommend": {"k": 20}}
+        return "/v1/events", body
+
+    def record() -> tuple[str, Any]:
+        return "/v1/events", event()
+
+    rows = {}
+    for name, make in (
+        ("recommend", recommend), ("event_and_recommend", event_and_recommend), ("event", record),
+    ):  # fmt: skip
+        end = time.perf_counter() + seconds
+        took = await asyncio.gather(*(client.load(make, end) for client in clients))
+        every = np.concatenate(took)
+        rows[name] = {
+            "per_second": round(len(every) / seconds),
+            **{f"p{q}": round(float(np.percentile(every, q)) * 1e3, 2) for q in (50, 90, 99)},
+        }
+        advance(seconds)
+    for client in clients:
+        client.writer.close()
+    return rows
+
+
+class _Client:
+    """One connection. A library would take longer over a request than the server does."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+
+    async def ask(self, path: str, body: Any) -> None:
+        content = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n"
+        )
+        self.writer.write(head.encode() + content)
+        answer = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        content = await self._reader.readexactly(length)
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"{path}: {content.decode()}")
+
+    async def load(self, make: Any, end: float) -> np.ndarray:
+        """Seconds of each request, one after another until ``end``."""
+        took = array("d")
+        while (begin := time.perf_counter()) < end:
+            await self.ask(*make())
+            took.append(time.perf_counter() - begin)
+        return np.array(took)
+
+
+async def _connect(port: int) -> _Client:
+    for _ in range(600):
+        try:
+            client = _Client(*await asyncio.open_connection("127.0.0.1", port))
+            break
+        except OSError:
+            await asyncio.sleep(0.1)
+    return client
+
+
+def _by_history(
+    model: ServedModel, path: Path, histories: tuple[int, ...], repeats: int = 300
+) -> list[dict[str, float]]:
+    """Median µs of a durable event of users with histories of growing length, asked in turn."""
+    engine, draw = Engine(SQLiteLog(path), LocalCache(), model), np.random.default_rng(0)
+
+    def events(user: int, begin: int, end: int) -> list[Event]:
+        items = draw.integers(len(model.item_ids), size=end - begin).tolist()
+        return [
+            Event(f"{user}-{n}", f"u{user}", str(item), float(n))
+            for n, item in zip(range(begin, end), items, strict=True)
+        ]
+
+    for user, length in enumerate(histories):
+        for start in range(0, length, 10_000):
+            engine.record("t", events(user, start, min(length, start + 10_000))).result()
+    took = np.empty((repeats, len(histories)))
+    for repeat in range(repeats):
+        for user, length in enumerate(histories):
+            (event,) = events(user, length + repeat, length + repeat + 1)
+            begin = time.perf_counter()
+            engine.record("t", [event]).result()
+            took[repeat, user] = time.perf_counter() - begin
+    engine.close()
+    median = np.median(took, 0) * 1e6
+    return [
+        {"history": length, "median": float(it)}
+        for length, it in zip(histories, median, strict=True)
+    ]
+
+
+def _user_bytes(model: ServedModel, users: int = 20_000) -> int:
+    """Of memory that a user at hand takes, with 20 events; by how much the process has grown."""
+    cache = LocalCache(users)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for user in range(users):
+        key = (float(user), str(user))
+        state = State(model.hash, user, 20, key, model.start.copy(), array("i", range(20)))
+        cache.put([(("t", str(user)), state)])
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return round(grown * 1024 / users)
+
+
+def _gaps(seconds: float = 2) -> dict[str, float]:
+    """Quantiles of the time between two looks at the clock, and the longest, in ms."""
+    times = array("d")
+    end = time.perf_counter() + seconds
+    while (now := time.perf_counter()) < end:
+        times.append(now)
+    gaps = np.diff(np.array(times)) * 1e3
+    found = {f"p{q}": round(float(np.percentile(gaps, q)), 4) for q in (50, 99.99)}
+    return {**found, "longest": round(float(gaps.max()), 2)}

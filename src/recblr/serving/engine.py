@@ -1,0 +1,395 @@
+"""What is done with requests, a few at a time.
+
+One thread owns the log and the states. Again and again it takes the requests that wait, a fair share
+of every tenant, writes all their events in one transaction, folds them into the states and answers:
+so that a user's events follow one another, and who was told that an event is kept finds it in what
+is read next. A second thread looks for the best items, of several requests in one pass.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from recblr.serving.events import Event, Key, User
+from recblr.serving.model import ServedModel
+from recblr.serving.states import New, States
+from recblr.serving.store import (
+    Cache,
+    ConflictError,
+    Log,
+    State,
+    StoreError,
+)
+
+WAITING = 256  # requests of a tenant, more are refused
+TOGETHER = 32  # requests that are done at once
+REBUILT = 4  # users whose snapshots are made anew while nobody asks for anything
+
+T = TypeVar("T")
+
+
+class BusyError(RuntimeError):
+    """Too many requests of this tenant wait already."""
+
+
+class Outcome(NamedTuple):
+    """What became of an event, and why."""
+
+    status: Literal["accepted", "duplicate", "rejected"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to recommend: ``k`` items, of ``allow`` alone if named, none of ``deny``."""
+
+    k: int
+    hide_seen: bool = True
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+
+
+class Recommended(NamedTuple):
+    """Items with their scores, best first; ``basis`` is "history", or "popularity" if there is none."""
+
+    model: ServedModel
+    basis: Literal["history", "popularity"]
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class About:
+    """A user's state: how many events it holds, how many the model knows, and the latest of them.
+
+    ``events`` are all of them as (timestamp, event id, item id), if they were asked for.
+    """
+
+    model: ServedModel
+    count: int
+    known: int
+    last: Key | None
+    events: list[tuple[float, str, str]]
+
+
+class Line(Generic[T]):
+    """Requests that wait, a row of each tenant; taken from every row in turn."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._rows: dict[str, deque[T]] = {}
+        self._some = threading.Condition()
+        self._closed = False
+
+    def __len__(self) -> int:
+        with self._some:
+            return sum(map(len, self._rows.values()))
+
+    def put(self, tenant: str, request: T) -> None:
+        """Raises BusyError if the tenant's row is full, or nothing is taken any more."""
+        with self._some:
+            row = self._rows.get(tenant, deque())
+            if len(row) >= self._longest or self._closed:
+                raise BusyError(f"{len(row)} requests wait already")
+            row.append(request)
+            self._rows[tenant] = row
+            self._some.notify()
+
+    def take(self, count: int, wait: bool = True) -> list[T] | None:
+        """Up to ``count``, at least one if it shall ``wait``; None at the end."""
+        with self._some:
+            while wait and not self._rows and not self._closed:
+                self._some.wait()
+            if not self._rows and self._closed:
+                return None
+            taken: list[T] = []
+            while self._rows and len(taken) < count:
+                tenant, row = next(iter(self._rows.items()))
+                del self._rows[tenant]
+                taken.append(row.popleft())
+                if row:
+                    self._rows[tenant] = row  # at the end: its turn comes after the others'
+            return taken
+
+    def close(self) -> None:
+        """Take no more in; what waits is still taken out."""
+        with self._some:
+            self._closed = True
+            self._some.notify_all()
+
+
+class Record(NamedTuple):
+    tenant: str
+    events: Sequence[Event]
+
+
+class Erase(NamedTuple):
+    user: User
+
+
+class Recommend(NamedTuple):
+    """For a user, or for item ids that are nobody's history."""
+
+    user: User | None
+    items: tuple[str, ...]
+    query: Query
+
+
+class Describe(NamedTuple):
+    user: User
+    events: bool  # whether these, too
+
+
+class Users(NamedTuple):
+    tenant: str
+    limit: int
+
+
+class Swap(NamedTuple):
+    model: ServedModel
+
+
+Write = Record | Erase | Swap
+
+
+class Request(NamedTuple):
+    """Something to be done by the thread of the states, and where the answer goes."""
+
+    work: Write | Recommend | Describe | Users
+    answer: "Future[Any]"
+
+
+class Search(NamedTuple):
+    """A vector to be compared with the items, and where the answer goes."""
+
+    model: ServedModel
+    hidden: np.ndarray
+    k: int
+    hide: np.ndarray
+    allow: np.ndarray | None
+    answer: "Future[Any]"
+
+
+class Engine:
+    """Serves one model from one log; every method may be called from any thread and does not wait.
+
+    Raises:
+        BusyError: by methods that take a request, when too many wait.
+    """
+
+    def __init__(self, log: Log, cache: Cache, model: ServedModel) -> None:
+        self._log, self._cache = log, cache
+        self._states = States(log, cache, model)
+        self.failure: StoreError | None = None  # of the last transaction
+        self.rebuilding = True  # there may be snapshots of another model
+        self._requests: Line[Request] = Line(WAITING)
+        self._searches: Line[Search] = Line(1 << 30)  # those that wait were requests before
+        self._threads = [
+            threading.Thread(target=self._serve, name="states", daemon=True),
+            threading.Thread(target=self._search, name="items", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def record(self, tenant: str, events: Sequence[Event]) -> "Future[list[Outcome]]":
+        """Keep events; the answer comes when they are on the disk."""
+        return self._ask(tenant, Record(tenant, events))
+
+    def erase(self, user: User) -> "Future[int]":
+        """Remove all that is known of a user; the answer is how many events that was."""
+        return self._ask(user[0], Erase(user))
+
+    def recommend(self, user: User, query: Query) -> "Future[Recommended]":
+        """The best items after a user's events."""
+        return self._ask(user[0], Recommend(user, (), query))
+
+    def recommend_after(
+        self, tenant: str, item_ids: tuple[str, ...], query: Query
+    ) -> "Future[Recommended]":
+        """The best items after a history that is not kept."""
+        return self._ask(tenant, Recommend(None, item_ids, query))
+
+    def describe(self, user: User, events: bool = False) -> "Future[About]":
+        """What is known of a user."""
+        return self._ask(user[0], Describe(user, events))
+
+    def users(self, tenant: str, limit: int) -> "Future[list[str]]":
+        """Some of a tenant's users."""
+        return self._ask(tenant, Users(tenant, limit))
+
+    def swap(self, model: ServedModel) -> "Future[None]":
+        """Answer by another model from now on; states are made anew when they are needed."""
+        return self._ask("", Swap(model))
+
+    @property
+    def model(self) -> ServedModel:
+        """The model in use."""
+        return self._states.model
+
+    @property
+    def waiting(self) -> int:
+        """Requests that nothing has been done for yet."""
+        return len(self._requests)
+
+    def close(self) -> None:
+        """Do what waits, then end."""
+        self._requests.close()
+        self._threads[0].join()
+        self._searches.close()
+        self._threads[1].join()
+        self._log.close()
+
+    def _ask(self, tenant: str, work: Any) -> "Future[Any]":
+        request = Request(work, Future())
+        self._requests.put(tenant, request)
+        return request.answer
+
+    # ---- the thread of the states --------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while (taken := self._requests.take(TOGETHER, wait=not self.rebuilding)) is not None:
+            requests = [it for it in taken if it.answer.set_running_or_notify_cancel()]
+            self.rebuilding |= any(isinstance(it.work, Swap) for it in requests)
+            self._answer([it for it in requests if isinstance(it.work, Write)], self._write)
+            self._answer([it for it in requests if not isinstance(it.work, Write)], self._read)
+            if not taken:
+                self.rebuilding = self._rebuild()
+
+    def _rebuild(self) -> bool:
+        """Make some users' snapshots anew that are of another model; whether there were any."""
+        try:
+            users = self._log.outdated(self.model.hash, REBUILT)
+            self._states.rebuild(users)
+        except StoreError as error:
+            self.failure = error
+            return False
+        return bool(users)
+
+    def _answer(self, requests: Sequence[Request], work: Callable[[list[Any]], list[Any]]) -> None:
+        if not requests:
+            return
+        try:
+            answers = work([it.work for it in requests])
+            self.failure = None
+        except StoreError as error:
+            self.failure = error
+            answers = [error] * len(requests)
+        except Exception as error:  # a mistake of ours: nobody shall wait for ever
+            answers = [error] * len(requests)
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Exception):
+                request.answer.set_exception(answer)
+            elif isinstance(answer, Search):
+                self._searches.put("", answer._replace(answer=request.answer))
+            else:
+                request.answer.set_result(answer)
+
+    def _write(self, works: Sequence[Write]) -> list[Any]:
+        """All in one transaction."""
+        touched = sorted({user for work in works for user in _users(work)})
+        states = self._states
+        answers: list[Any] = []
+        try:
+            with self._log.transaction():
+                versions = dict(zip(touched, self._log.lock(touched), strict=True))
+                new: New = {}
+                for work in works:
+                    if isinstance(work, Record):
+                        answers.append([self._add(work.tenant, it, new) for it in work.events])
+                    elif isinstance(work, Erase):
+                        answers.append(self._log.erase(work.user))
+                        self._cache.drop([work.user])
+                        new.pop(work.user, None)
+                    else:
+                        self._log.swap(str(work.model.path))
+                        states = States(self._log, self._cache, work.model)
+                        answers.append(None)
+                self._states.advance(versions, new)
+        except BaseException:
+            self._cache.drop(touched)
+            raise
+        self._states = states
+        return answers
+
+    def _add(self, tenant: str, event: Event, new: New) -> Outcome:
+        try:
+            version = self._log.add(tenant, event)
+        except ConflictError as error:
+            return Outcome("rejected", str(error))
+        if version == 0:
+            return Outcome("duplicate")
+        new.setdefault((tenant, event.user_id), []).append((event, version))
+        return Outcome("accepted")
+
+    def _read(self, works: Sequence[Recommend | Describe | Users]) -> list[Any]:
+        known = [work for work in works if not isinstance(work, Users)]
+        users = list({work.user: None for work in known if work.user})
+        states = dict(zip(users, self._states.of(users), strict=True))
+        raw = [work for work in known if isinstance(work, Recommend) and not work.user]
+        rows = [self.model.rows(work.items) for work in raw]
+        starts = np.tile(self.model.start, (len(raw), 1))
+        vectors = iter(zip(self.model.fold(starts, rows), rows, strict=True))
+        answers: list[Any] = []
+        for work in works:
+            if isinstance(work, Users):
+                answers.append(self._log.users_of(work.tenant, work.limit))
+            elif isinstance(work, Describe):
+                answers.append(self._describe(work, states[work.user]))
+            elif work.user is None:
+                answers.append(self._find(work.query, *next(vectors)))
+            elif (state := states[work.user]) is None:
+                answers.append(self._find(work.query, self.model.start, np.zeros(0, np.int64)))
+            else:
+                seen = np.frombuffer(state.seen, np.int32)
+                answers.append(self._find(work.query, state.vector, seen))
+        return answers
+
+    def _describe(self, work: Describe, state: State | None) -> About:
+        if state is None:
+            return About(self.model, 0, 0, None, [])
+        events = self._log.events(work.user) if work.events else []
+        return About(self.model, state.count, len(state.seen), state.last, events)
+
+    def _find(self, query: Query, vector: np.ndarray, seen: np.ndarray) -> Recommended | Search:
+        model = self.model
+        hide = model.rows(query.deny)
+        if query.hide_seen:
+            hide = np.concatenate([hide, seen])
+        allow = None if query.allow is None else model.rows(query.allow)
+        if len(seen):
+            return Search(model, model.hidden(vector[None])[0], query.k, hide, allow, Future())
+        some = model.popular if allow is None else model.popular[np.isin(model.popular, allow)]
+        some = some[~np.isin(some, hide)][: query.k]
+        return Recommended(model, "popularity", some, model.counts[some])
+
+    # ---- the thread of the items ---------------------------------------------------------------
+
+    def _search(self) -> None:
+        while (searches := self._searches.take(TOGETHER)) is not None:
+            for model in {it.model for it in searches}:
+                some = [it for it in searches if it.model is model]
+                try:
+                    vectors = torch.from_numpy(np.stack([it.hidden for it in some]))
+                    k, hide, allow = zip(*((it.k, it.hide, it.allow) for it in some), strict=True)
+                    scores, rows = model.index.search(vectors, max(k), hide, allow)
+                except Exception as error:
+                    for it in some:
+                        it.answer.set_exception(error)
+                    continue
+                for it, best, row in zip(some, scores, rows, strict=True):
+                    count = min(it.k, int((row >= 0).sum()))
+                    found = Recommended(model, "history", row[:count], best[:count])
+                    it.answer.set_result(found)
+
+
+def _users(work: Write) -> list[User]:
+    """Whose events it changes."""
+    if isinstance(work, Record):
+        return [(work.tenant, event.user_id) for event in work.events]
+    return [work.user] if isinstance(work, Erase) else []

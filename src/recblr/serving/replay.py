@@ -1,0 +1,118 @@
+"""The event log made into states again, and held against the offline scorer."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from recblr.data.batches import pack
+from recblr.data.log import Interactions, read_log
+from recblr.progress import progress
+from recblr.serving.app import ALONE
+from recblr.serving.cache import LocalCache
+from recblr.serving.events import Event, User
+from recblr.serving.model import ServedModel
+from recblr.serving.sqlite import SQLiteLog
+from recblr.serving.states import States
+from recblr.serving.store import Log
+
+USERS, EVENTS = 256, 10_000  # of a transaction
+SCORES = 1 << 24  # made offline at once
+CLOSE = 1e-4
+TOP = 20
+
+T = TypeVar("T")
+
+
+def replay(model: Path, store: Path, source: str | None = None) -> dict[str, Any]:
+    """Make all snapshots anew from the events; those of a log first, where ``source`` names one.
+
+    An event of a log has the id ``<file>:<row>``, so that a log put in twice counts once.
+
+    Returns:
+        ``users``, ``events`` in the log, ``added`` of them now, ``seconds``.
+    """
+    begin = time.perf_counter()
+    served, log = ServedModel(model), SQLiteLog(store)
+    added = 0 if source is None else _add(log, read_log(source), Path(source).name)
+    states, events = States(log, LocalCache(USERS), served), 0
+    users = list(log.users())
+    with progress("replaying", len(users)) as advance:
+        for some in _batches(users, USERS):
+            states.rebuild(some, whole=True)
+            events += sum(state.count for state in states.of(some) if state)
+            advance(len(some))
+    log.close()
+    seconds = time.perf_counter() - begin
+    return {"users": len(users), "events": events, "added": added, "seconds": seconds}
+
+
+def _add(log: Log, source: Interactions, name: str) -> int:
+    """Put the events of a log into the event log; how many were not there."""
+    users, items = source.user_ids.to_pylist(), source.item_ids.to_pylist()
+    times = np.arange(len(source)) if source.timestamps is None else source.timestamps
+    added = 0
+    with progress("adding events", len(source)) as advance:
+        for rows in _batches(range(len(source)), EVENTS):
+            with log.transaction():
+                for row in rows:
+                    user, item = str(users[source.users[row]]), str(items[source.items[row]])
+                    event = Event(f"{name}:{row:012d}", user, item, float(times[row]))
+                    added += log.add(ALONE, event) > 0
+            advance(len(rows))
+    return added
+
+
+@torch.inference_mode()
+def verify(model: Path, store: Path) -> dict[str, Any]:
+    """Compare what is remembered of every user with the model run over the whole history.
+
+    Returns:
+        ``users``, ``events``; ``largest`` difference of a score of any user and item; ``lists``, how
+        many top 20 differ; ``equal``, whether none does and no score by more than 1e-4.
+    """
+    served, log = ServedModel(model), SQLiteLog(store)
+    states = States(log, LocalCache(USERS), served)
+    vectors = served.network.item_embeddings
+    largest, lists, events = 0.0, 0, 0
+    users = list(log.users())
+    with progress("comparing", len(users)) as advance:
+        for some in _batches(users, max(1, min(USERS, SCORES // len(vectors)))):
+            found = {
+                user: state for user, state in zip(some, states.of(some), strict=True)
+                if state is not None and state.seen
+            }  # fmt: skip
+            if found:
+                remembered = np.stack([state.vector for state in found.values()])
+                online = torch.from_numpy(served.hidden(remembered)) @ vectors.t()
+                offline = _offline(served, log, list(found))
+                largest = max(largest, float((online - offline).abs().max()))
+                top = min(TOP, len(vectors))
+                lists += int((online.topk(top)[1] != offline.topk(top)[1]).any(1).sum())
+            events += sum(state.count for state in found.values())
+            advance(len(some))
+    log.close()
+    equal = lists == 0 and largest <= CLOSE
+    return {
+        "users": len(users),
+        "events": events,
+        "largest": largest,
+        "lists": lists,
+        "equal": equal,
+    }
+
+
+def _offline(served: ServedModel, log: Log, users: Sequence[User]) -> torch.Tensor:
+    """Scores (B, V) after whole histories, in one pass of the model."""
+    histories = [served.rows([item for _, _, item in log.events(user)]) for user in users]
+    stops = np.cumsum([len(rows) for rows in histories])
+    batch = pack(np.concatenate(histories), np.concatenate([[0], stops[:-1]]), stops, "none")
+    return served.network.score(batch)
+
+
+def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -1,0 +1,514 @@
+"""What serving promises, at full length in `make soak` and briefly in `make test`."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apsw
+import httpx
+import pytest
+
+from recblr.serving import sqlite
+from recblr.serving.cache import LocalCache
+from recblr.serving.engine import Engine
+from recblr.serving.events import Event
+from recblr.serving.keys import add_key
+from recblr.serving.model import ServedModel
+from recblr.serving.server import run
+from recblr.serving.sqlite import SQLiteLog
+from recblr.serving.store import StoreError
+
+SOAK = bool(os.environ.get("RECBLR_SOAK"))
+KILLS, CUTS, FAULTS, READS = (100, 200, 200, 10_000) if SOAK else (2, 30, 30, 200)
+
+
+# ---- power cuts and disk errors ----------------------------------------------------------------
+
+
+class Disk(apsw.VFS):
+    """A disk that remembers what was synced, and calls ``before`` each write and sync."""
+
+    def __init__(self, name: str) -> None:
+        self.synced: dict[str, bytes] = {}
+        self.before: Callable[[str], None] = lambda what: None
+        super().__init__(name, "")
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
+        return File(self, name, flags)
+
+    def xDelete(self, name: str, sync: bool) -> None:
+        super().xDelete(name, sync)
+        self.synced.pop(name, None)
+
+    def after_a_cut(self, folder: Path) -> Path:
+        """A folder as it would be found if the power went now."""
+        folder.mkdir()
+        for name, content in self.synced.items():
+            (folder / Path(name).name).write_bytes(content)
+        return folder
+
+
+class File(apsw.VFSFile):
+    def __init__(self, disk: Disk, name: Any, flags: list[int]) -> None:
+        self._disk = disk
+        self._name = name.filename() if isinstance(name, apsw.URIFilename) else name
+        super().__init__("", name, flags)
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        self._disk.before("write")
+        super().xWrite(data, offset)
+
+    def xSync(self, flags: int) -> None:
+        self._disk.before("sync")
+        super().xSync(flags)
+        if self._name:
+            self._disk.synced[self._name] = Path(self._name).read_bytes()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    disk = Disk("disk")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite.apsw, "Connection", partial(apsw.Connection, vfs="disk"))
+        yield disk
+    disk.unregister()
+
+
+def batches(draw: random.Random) -> Iterator[list[Event]]:
+    number = 0
+    while True:
+        count = draw.randint(1, 20)
+        yield [
+            Event(f"e{number + n}", f"u{draw.randrange(5)}", f"i{number + n}", draw.random())
+            for n in range(count)
+        ]
+        number += count
+
+
+def lost_in_cuts(disk: Disk, folder: Path, cuts: int, seed: int) -> tuple[int, int]:
+    """Cut the power ``cuts`` times in the midst of writing; acknowledged events, and those lost."""
+    draw = random.Random(seed)
+    acknowledged: list[str] = []
+    found: list[tuple[Path, int]] = []
+
+    def cut(what: str) -> None:
+        if draw.random() < 0.1 and len(found) < cuts:
+            found.append((disk.after_a_cut(folder / f"cut{len(found)}"), len(acknowledged)))
+
+    log = SQLiteLog(folder / "events.sqlite")
+    disk.before = cut
+    for some in batches(draw):
+        with log.transaction():
+            for event in some:
+                log.add("t", event)
+        acknowledged += [event.event_id for event in some]
+        if len(found) == cuts:
+            break
+    log.close()
+    lost = 0
+    for left, count in found:
+        log = SQLiteLog(left / "events.sqlite")
+        there = {event_id for n in range(5) for _, event_id, _ in log.events(("t", f"u{n}"))}
+        assert log._one("PRAGMA integrity_check") == ("ok",)
+        lost += len(set(acknowledged[:count]) - there)
+        log.close()
+        shutil.rmtree(left)
+    return len(acknowledged), lost
+
+
+def test_a_power_cut_loses_nothing_acknowledged(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Callable[..., None]
+) -> None:
+    (tmp_path / "full").mkdir()
+    events, lost = lost_in_cuts(disk, tmp_path / "full", CUTS, seed=0)
+    assert lost == 0
+    disk.synced.clear()
+    weaker = [it.replace("synchronous = full", "synchronous = normal") for it in sqlite.PRAGMAS]
+    monkeypatch.setattr(sqlite, "PRAGMAS", weaker)
+    (tmp_path / "normal").mkdir()
+    _, of_control = lost_in_cuts(disk, tmp_path / "normal", CUTS, seed=0)
+    assert of_control > 0  # so that the test can fail
+    keep("power cuts", cuts=CUTS, events=events, lost=lost, lost_by_the_control=of_control)
+
+
+def test_a_disk_error_is_never_acknowledged(
+    disk: Disk, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+) -> None:
+    draw, refused, acknowledged = random.Random(1), 0, []
+
+    def fail(what: str) -> None:
+        if draw.random() < 0.05:
+            raise draw.choice([apsw.IOError, apsw.FullError])(f"no {what}")
+
+    path = tmp_path / "events.sqlite"
+    engine = Engine(SQLiteLog(path), LocalCache(), a)
+    engine.describe(("t", "u0")).result(60)  # the snapshots have been looked at
+    disk.before = fail
+    for some in batches(draw):
+        try:
+            outcomes = engine.record("t", some).result(60)
+        except StoreError:
+            refused += 1
+            assert engine.failure is not None
+        else:
+            assert {it.status for it in outcomes} <= {"accepted", "duplicate"}
+            acknowledged += some
+        if refused == FAULTS:
+            break
+    disk.before = lambda what: None
+    seen = {
+        event.user_id: engine.describe(("t", event.user_id)).result(60) for event in acknowledged
+    }
+    engine.close()
+    log = SQLiteLog(path)
+    there = {user: [it[1] for it in log.events(("t", user))] for user in seen}
+    log.close()
+    for event in acknowledged:
+        assert event.event_id in there[event.user_id]
+    assert {user: about.count for user, about in seen.items()} == {
+        user: len(events) for user, events in there.items()
+    }
+    keep("disk errors", refused=refused, acknowledged=len(acknowledged), lost=0)
+
+
+# ---- processes that die --------------------------------------------------------------------------
+
+
+class Serving:
+    """A server in a process of its own."""
+
+    def __init__(self, model: Path, store: Path, keys: Path | None = None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["recblr.serving.server"])
+        self.port = free_port()
+        self.process = context.Process(
+            target=run, args=(model, store, "127.0.0.1", self.port, keys), daemon=True
+        )
+        self.process.start()
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        begin = time.perf_counter()
+        while True:
+            try:
+                self.client.get("/health/ready").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert self.process.is_alive()
+                assert time.perf_counter() - begin < 60
+                time.sleep(0.01)
+        self.seconds = time.perf_counter() - begin
+
+    def kill(self) -> None:
+        os.kill(self.process.pid or 0, signal.SIGKILL)
+        self.process.join()
+        self.client.close()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        assert self.process.exitcode in (0, -signal.SIGTERM)  # uvicorn ends by the signal it got
+        self.client.close()
+
+
+def free_port() -> int:
+    from recblr.serving.server import listen
+
+    with listen("127.0.0.1", 0) as bound:
+        port: int = bound.getsockname()[1]
+    return port
+
+
+def body(number: int, user: str, item: str) -> dict[str, Any]:
+    return {"event_id": f"e{number}", "user_id": user, "item_id": item, "timestamp": number}
+
+
+def test_a_kill_loses_nothing_acknowledged(
+    models: Path, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+) -> None:
+    draw, store = random.Random(2), tmp_path / "events.sqlite"
+    acknowledged: list[dict[str, Any]] = []
+    numbers = iter(range(1 << 30))
+    rates = []
+    for _ in range(KILLS):
+        serving = Serving(models / "a", store)
+
+        def send(serving: Serving = serving) -> None:
+            with httpx.Client(base_url=serving.client.base_url, timeout=30) as client:
+                while True:
+                    events = [
+                        body(next(numbers), f"u{draw.randrange(20)}", str(draw.choice(a.item_ids)))
+                        for _ in range(20)
+                    ]
+                    try:
+                        found = client.post("/v1/events", json={"events": events})
+                    except httpx.TransportError:
+                        return
+                    assert found.status_code == 200
+                    acknowledged.extend(events)
+
+        before, begin = len(acknowledged), time.perf_counter()
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(draw.uniform(0.2, 1.0))
+        serving.kill()
+        rates.append((len(acknowledged) - before) / (time.perf_counter() - begin))
+        for thread in threads:
+            thread.join()
+    log = SQLiteLog(store)
+    assert log._one("PRAGMA integrity_check") == ("ok",)
+    there = {it[1] for n in range(20) for it in log.events(("default", f"u{n}"))}
+    log.close()
+    assert {it["event_id"] for it in acknowledged} <= there
+    assert len(acknowledged) > 20 * KILLS
+
+    # And what is remembered afterwards is what the log says.
+    engine = Engine(SQLiteLog(store), LocalCache(), a)
+    counts = [engine.describe(("default", f"u{n}")).result(60).count for n in range(20)]
+    engine.close()
+    assert sum(counts) == len(there)
+    keep(
+        "kills", kills=KILLS, acknowledged=len(acknowledged), lost=0,
+        events_a_second=round(sum(rates) / len(rates)),
+    )  # fmt: skip
+
+
+def swap_for_ever(serving: Serving, name: str) -> None:
+    while True:
+        serving.client.post("/v1/models/swap", json={"name": name})
+
+
+def test_a_kill_in_the_midst_of_a_swap(
+    models: Path, a: ServedModel, b: ServedModel, tmp_path: Path
+) -> None:
+    """The next server answers by the one model or the other, from all events."""
+    store, hashes = tmp_path / "events.sqlite", set()
+    for number in range(max(4, KILLS // 5)):
+        serving = Serving(models / "a", store)
+        events = {"events": [body(number * 70 + n, "u", str(a.item_ids[0])) for n in range(70)]}
+        assert serving.client.post("/v1/events", json=events).status_code == 200
+        name = "ab"[(number + 1) % 2]
+        if number < 2:  # one that ends, so that both outcomes are seen
+            serving.client.post("/v1/models/swap", json={"name": name}).raise_for_status()
+        else:
+            killer = threading.Timer(0.002 * number, serving.kill)
+            killer.start()
+            with pytest.raises((httpx.TransportError, RuntimeError)):
+                swap_for_ever(serving, name)
+            killer.join()
+        if serving.process.is_alive():
+            serving.kill()
+        serving = Serving(models / "a", store)
+        found = serving.client.get("/v1/users/u/recommendations").json()
+        assert found["model"] in (a.hash, b.hash)
+        hashes.add(found["model"])
+        assert serving.client.get("/v1/users/u").json()["events"] == 70 * (number + 1)
+        serving.stop()
+    assert hashes == {a.hash, b.hash}
+
+
+def test_who_was_told_reads_it_over_http(
+    models: Path, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+) -> None:
+    serving = Serving(models / "a", tmp_path / "events.sqlite")
+    for number in range(READS):
+        user = f"u{number % 7}"
+        serving.client.post(
+            "/v1/events", json=body(number, user, str(a.item_ids[0]))
+        ).raise_for_status()
+        found = serving.client.get(f"/v1/users/{user}").json()
+        assert found["last_event_id"] == f"e{number}"
+    serving.stop()
+    keep("read your writes", reads=READS, stale=0)
+
+
+def test_events_of_one_user_sent_by_many_at_once(
+    models: Path, a: ServedModel, tmp_path: Path
+) -> None:
+    serving = Serving(models / "a", tmp_path / "events.sqlite")
+
+    def send(worker: int) -> None:
+        with httpx.Client(base_url=serving.client.base_url, timeout=30) as client:
+            for number in range(50):
+                event = body(number * 8 + worker, "u", str(a.item_ids[worker]))
+                client.post("/v1/events", json=event).raise_for_status()
+
+    threads = [threading.Thread(target=send, args=(worker,)) for worker in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert serving.client.get("/v1/users/u").json()["events"] == 400
+    history = [str(a.item_ids[number % 8]) for number in range(400)]
+    whole = serving.client.post("/v1/recommend", json={"history": history, "k": 20}).json()["items"]
+    kept = serving.client.get("/v1/users/u/recommendations?k=20").json()["items"]
+    assert [it["item_id"] for it in kept] == [it["item_id"] for it in whole]
+    assert [it["score"] for it in kept] == pytest.approx([it["score"] for it in whole], abs=1e-5)
+    serving.stop()
+
+
+# ---- models that are not whole -------------------------------------------------------------------
+
+
+def spoil(folder: Path, how: str) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "model.safetensors"
+    if how == "a flipped byte":
+        content = bytearray(weights.read_bytes())
+        content[-5] ^= 1
+        weights.write_bytes(content)
+    elif how == "a pickle":
+        torch.save({"x": 1}, weights)
+    elif how == "no manifest":
+        (folder / "manifest.json").unlink()
+    else:
+        tensors = load_file(weights)
+        name = "embedding.weight"
+        tensors[name] = tensors[name] * float("nan") if how == "a NaN" else tensors[name][:-1]
+        save_file(tensors, weights)
+        resign(folder)
+
+
+def resign(folder: Path) -> None:
+    """Hashes of what is there, as somebody would who wants it to be believed."""
+    from recblr import artifact
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {name: artifact.sha256(folder / name) for name in artifact.FILES}
+    manifest["digest"] = artifact._digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "how", ["a flipped byte", "a NaN", "a wrong shape", "a pickle", "no manifest"]
+)
+def test_a_bad_model_is_refused_and_the_old_one_serves_on(
+    models: Path, a: ServedModel, tmp_path: Path, how: str
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(models, folder, ignore=shutil.ignore_patterns("link"))
+    spoil(folder / "b", how)
+    serving = Serving(folder / "a", tmp_path / "events.sqlite")
+    found = serving.client.post("/v1/models/swap", json={"name": "b"})
+    assert (found.status_code, "error" in found.json()) == (422, True)
+    assert serving.client.get("/health/ready").json()["model"] == a.hash
+    found = serving.client.post("/v1/recommend", json={"history": [a.item_ids[0]]})
+    assert found.json()["model"] == a.hash
+    serving.stop()
+
+
+# ---- when it is too much -------------------------------------------------------------------------
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[int(share * (len(values) - 1))]
+
+
+def test_a_noisy_tenant_is_refused_and_a_quiet_one_is_not(
+    models: Path, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+) -> None:
+    file, seconds = tmp_path / "keys", 20 if SOAK else 2
+    keys = {name: {"authorization": f"Bearer {add_key(file, name)}"} for name in ("quiet", "noisy")}
+    serving = Serving(models / "a", tmp_path / "events.sqlite", file)
+
+    def ask(tenant: str, number: int, until: float, statuses: list[int], took: list[float]) -> None:
+        with httpx.Client(base_url=serving.client.base_url, timeout=30) as client:
+            while (begin := time.perf_counter()) < until:
+                number += 1000
+                found = client.post(
+                    "/v1/events", headers=keys[tenant], json=body(number, "u", str(a.item_ids[0]))
+                )
+                took.append(time.perf_counter() - begin)
+                statuses.append(found.status_code)
+                if found.status_code == 429:
+                    assert found.headers["retry-after"] == "1"
+                if tenant == "quiet":
+                    time.sleep(0.02)
+
+    alone: list[float] = []
+    beside: list[float] = []
+    quiet: list[int] = []
+    ask("quiet", 0, time.perf_counter() + seconds, quiet, alone)
+    noisy: list[int] = []
+    until = time.perf_counter() + seconds
+    threads = [threading.Thread(target=ask, args=("noisy", n, until, noisy, [])) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    ask("quiet", 1, until, quiet, beside)
+    for thread in threads:
+        thread.join()
+    serving.stop()
+    assert set(quiet) == {200}
+    assert set(noisy) <= {200, 429}
+    keep(
+        "noisy neighbour", alone_p99_ms=round(1e3 * quantile(alone, 0.99), 1),
+        beside_p99_ms=round(1e3 * quantile(beside, 0.99), 1), noisy_requests=len(noisy),
+    )  # fmt: skip
+
+
+# ---- how long it takes ---------------------------------------------------------------------------
+
+
+def test_a_late_event_costs_a_bounded_replay(
+    a: ServedModel, tmp_path: Path, keep: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the history, it is followed from a snapshot not far behind it."""
+    folded: list[int] = []
+    fold = ServedModel.fold
+
+    def counted(self: ServedModel, vectors: Any, histories: Any) -> Any:
+        folded.append(sum(map(len, histories)))
+        return fold(self, vectors, histories)
+
+    engine, draw = Engine(SQLiteLog(tmp_path / "events.sqlite"), LocalCache(), a), random.Random(4)
+    for start in range(0, 5000, 500):
+        events = [
+            Event(f"e{n}", "u", str(draw.choice(a.item_ids)), float(n))
+            for n in range(start, start + 500)
+        ]
+        engine.record("t", events).result(60)
+    monkeypatch.setattr(ServedModel, "fold", counted)
+    seconds = []
+    for number in range(200):
+        folded.clear()
+        late = Event(f"late{number}", "u", str(a.item_ids[0]), 5000 - draw.uniform(0, 30))
+        begin = time.perf_counter()
+        engine.record("t", [late]).result(60)
+        seconds.append(time.perf_counter() - begin)
+        assert sum(folded) <= 4 * (30 + number) + 128 + 1
+    engine.close()
+    keep("late events", p99_ms=round(1000 * sorted(seconds)[197], 2), history=5000)
+
+
+def test_recovery_is_quick(
+    models: Path, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+) -> None:
+    count, store, draw = (
+        (1_000_000 if SOAK else 20_000),
+        tmp_path / "events.sqlite",
+        random.Random(5),
+    )
+    log = SQLiteLog(store)
+    for start in range(0, count, 10_000):
+        with log.transaction():
+            for n in range(start, start + 10_000):
+                log.add("default", Event(f"e{n}", f"u{n % 5000}", str(draw.choice(a.item_ids)), n))
+    log.close()
+    serving = Serving(models / "a", store)
+    serving.client.post("/v1/events", json=body(count, "u0", str(a.item_ids[0]))).raise_for_status()
+    serving.kill()
+    serving = Serving(models / "a", store)
+    assert serving.client.get("/v1/users/u0").json()["last_event_id"] == f"e{count}"
+    keep("recovery", events=count, seconds=round(serving.seconds, 2))
+    serving.stop()
+    assert serving.seconds < 10

@@ -1,0 +1,258 @@
+"""Influence against the recurrence kept apart event by event, and against finite differences."""
+
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recblr.data.batches import PackedBatch
+from recblr.errors import InputError
+from recblr.influence import influence, state_parts
+from recblr.models.recblr import RecBLR, RecBLRConfig
+
+ITEMS, TARGET = 23, 4
+CONFIGS = [
+    RecBLRConfig(dim=6),
+    RecBLRConfig(dim=5, layers=3, expansion=1, conv_width=1),
+    RecBLRConfig(dim=5, layers=1, conv_width=6),
+    RecBLRConfig(dim=5, gated=False),
+    RecBLRConfig(dim=5, convolution=False),
+    RecBLRConfig(dim=5, feed_forward=False),
+    RecBLRConfig(dim=5, custom_init=False),
+]
+
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def stirred(config: RecBLRConfig) -> RecBLR:
+    """A model in float64 with weights large enough that every part of it matters to the result."""
+    torch.manual_seed(0)
+    model = RecBLR(ITEMS, config).double()
+    for parameter in model.parameters():
+        parameter += 0.4 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def history(length: int) -> Tensor:
+    return torch.randint(ITEMS, (length,), generator=torch.Generator().manual_seed(length))
+
+
+@torch.no_grad()
+def score(model: RecBLR, items: Tensor) -> float:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    batch = PackedBatch(items, torch.tensor([0, len(items)]), nothing, nothing)
+    return model.score(batch)[0, TARGET].item()
+
+
+@torch.no_grad()
+def slow_parts(model: RecBLR, items: Tensor) -> list[list[Tensor]]:
+    """Of each layer the parts of all events, one step after another."""
+    h = model.norm(model.embedding(items))
+    of_layers = []
+    for layer, before in zip(model.layers, model.initial_state(1).double().unbind(1), strict=True):
+        x, lru = h, layer.recurrent.lru
+        if model.config.gated:
+            x = layer.recurrent.to_x(h)
+            if model.config.convolution:
+                padded = F.pad(x, (0, 0, model.config.conv_width - 1, 0))
+                x = layer.recurrent.conv(padded.t()).t()
+            x = F.silu(x)
+        parts: list[Tensor] = []
+        for now in x:
+            alpha = torch.exp(-F.softplus(lru.lam) * torch.sigmoid(lru.recurrence_gate(now)))
+            parts = [alpha * part for part in parts]
+            parts.append(torch.sqrt(1 - alpha**2) * torch.sigmoid(lru.input_gate(now)) * now)
+        of_layers.append(parts)
+        h, _ = layer(h, torch.tensor([0, len(items)]), before)
+    return of_layers
+
+
+def slope(f: Callable[[float], float], step: float = 1e-5) -> float:
+    """f'(0), but for what grows as the square of the step."""
+    return (f(step) - f(-step)) / (2 * step)
+
+
+@every_config
+@pytest.mark.parametrize("length", [1, 2, 3, 37])
+def test_parts_are_the_recurrence_kept_apart(config: RecBLRConfig, length: int) -> None:
+    model, items = stirred(config), history(length)
+    _, _, parts = state_parts(model, items)
+    truth = torch.stack([torch.stack(parts) for parts in slow_parts(model, items)])
+    assert_equal(parts, truth)
+    end = truth[0].sum(0)
+    shares = torch.stack([part @ end / (end @ end) for part in truth[0]])
+    found = influence(model, items, TARGET).first_layer
+    assert_equal(found, shares)
+    assert found.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@every_config
+@pytest.mark.parametrize("length", [0, 1, 40, 3000])
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_parts_sum_to_the_models_own_state(
+    config: RecBLRConfig, length: int, dtype: torch.dtype, share: float
+) -> None:
+    """To a share of the state's largest value: the model adds up in its own dtype."""
+    model, items = stirred(config).to(dtype), history(length)
+    before = torch.randn_like(model.initial_state(1).to(dtype))
+    after, kept, parts = state_parts(model, items, before)
+    with torch.no_grad():
+        _, truth = model(items, torch.tensor([0, length]), before)
+    assert after.equal(truth)
+    assert parts.dtype == kept.dtype == torch.float64
+    sums = kept * before[0, :, 0] + parts.sum(1)
+    rows = truth[0, :, 0].double()
+    torch.testing.assert_close(sums, rows, rtol=0, atol=share * rows.abs().max().item())
+
+
+@torch.no_grad()
+def test_what_a_long_history_forgets_is_zero() -> None:
+    model, items = stirred(RecBLRConfig(dim=6)), history(3000)
+    for layer in model.layers:
+        layer.recurrent.lru.lam += 10
+    after, kept, parts = state_parts(model, items)
+    assert (kept == 0).all()
+    assert (parts[:, 0] == 0).all()
+    assert_equal(parts.sum(1), after[0, :, 0])
+
+
+@every_config
+@torch.no_grad()
+def test_a_part_changes_the_score_by_its_value(config: RecBLRConfig) -> None:
+    """The part of an event in what each layer's recurrence has after the last event, scaled."""
+    model, items = stirred(config), history(20)
+    values = influence(model, items, TARGET).score
+    parts = slow_parts(model, items)
+    for t in range(20 - config.conv_width):  # later ones are among the convolution's inputs too
+
+        def scaled(step: float, t: int = t) -> float:
+            def add(part: Tensor, _: nn.Module, given: Any, output: tuple[Tensor, Tensor]) -> None:
+                output[0][-1] += step * part * F.silu(given[1][-1])
+
+            hooks = [
+                layer.recurrent.lru.register_forward_hook(partial(add, layer_parts[t]))
+                for layer, layer_parts in zip(model.layers, parts, strict=True)
+            ]
+            result = score(model, items)
+            for hook in hooks:
+                hook.remove()
+            return result
+
+        assert values[t].item() == pytest.approx(slope(scaled), abs=1e-8)
+    assert values.abs().max() > 1e-3
+
+
+@every_config
+@pytest.mark.parametrize("length", [2, 3, 12])
+@torch.no_grad()
+def test_what_an_event_put_into_the_state_changes_the_score_by_its_value(
+    config: RecBLRConfig, length: int
+) -> None:
+    """In the recurrences and among the inputs of the convolutions, before the last event."""
+    model, items = stirred(config), history(length)
+    values = influence(model, items, TARGET).score
+    nothing = model.initial_state(1).double()
+    _, state = model(items[:-1], torch.tensor([0, length - 1]), nothing)
+    parts = slow_parts(model, items[:-1])
+    for t in range(length - 1):
+        put = torch.zeros_like(state)
+        for layer in range(config.layers):
+            put[0, layer, 0] = parts[layer][t]
+        row = config.state_rows - (length - 1 - t)
+        if row >= 1:
+            put[0, :, row] = state[0, :, row]
+
+        def scaled(step: float, put: Tensor = put) -> float:
+            hidden, _ = model.step(items[-1:], state + step * put)
+            return (hidden @ model.item_embeddings[TARGET]).item()
+
+        assert values[t].item() == pytest.approx(slope(scaled), abs=1e-8)
+
+
+@every_config
+@pytest.mark.parametrize("length", [1, 2, 12])
+def test_values_and_rest_are_the_score(config: RecBLRConfig, length: int) -> None:
+    model, items = stirred(config), history(length)
+    found = influence(model, items, TARGET)
+    assert found.score.shape == found.first_layer.shape == (length,)
+    assert found.score.sum().item() + found.rest == pytest.approx(score(model, items), abs=1e-12)
+    assert found.score[-1].item() == pytest.approx(score(model, items[-1:]), abs=1e-12)
+    if length == 1:
+        assert found.rest == pytest.approx(0, abs=1e-12)
+        assert found.first_layer.item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@torch.no_grad()
+def test_nothing_rests_of_a_score_that_is_linear_in_the_state(gated: bool) -> None:
+    config = RecBLRConfig(dim=5, layers=1, gated=gated, convolution=False, feed_forward=False)
+    model, items = stirred(config), history(9)
+    (layer,) = model.layers
+    layer.recurrent_norm = nn.Identity()
+    found = influence(model, items, TARGET)
+    assert found.rest == pytest.approx(0, abs=1e-12)
+    assert found.score.sum().item() == pytest.approx(score(model, items), abs=1e-12)
+    (parts,) = slow_parts(model, items)
+    h = model.norm(model.embedding(items[-1]))
+    for t in range(8):
+        out = layer.recurrent.out(parts[t] * F.silu(layer.recurrent.to_z(h))) if gated else parts[t]
+        assert_equal(found.score[t], out @ model.item_embeddings[TARGET])
+
+
+@pytest.mark.parametrize("length", [1, 3, 200])
+@torch.no_grad()
+def test_the_fused_kernels_agree(length: int) -> None:
+    model, items = stirred(RecBLRConfig(dim=6)), history(length)
+    truth = influence(model, items, TARGET)
+    found = influence(model.float(), items, TARGET)
+    torch.testing.assert_close(found.first_layer, truth.first_layer, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.score, truth.score, rtol=0, atol=1e-4)
+    assert found.rest == pytest.approx(truth.rest, abs=1e-4)
+
+
+def test_the_model_is_left_as_it_was_and_free_for_others() -> None:
+    model, items = stirred(RecBLRConfig(dim=6)), history(9)
+    truth = influence(model, items, TARGET)
+    others: list[Thread] = []
+
+    def meanwhile(*_: Any) -> None:
+        if len(others) < 5:
+            others.append(Thread(target=score, args=(model, history(30))))
+            others[-1].start()
+            others[-1].join()
+
+    with model.norm.register_forward_hook(meanwhile):
+        found = influence(model, items, TARGET)
+    assert len(others) == 5
+    assert found.first_layer.equal(truth.first_layer)
+    assert found.score.equal(truth.score)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("items", "target", "message"),
+    [
+        ([], 0, "one or more"),
+        ([[1, 2]], 0, "one or more"),
+        ([0, ITEMS], 0, r"0 \.\. 22"),
+        ([-1, 0], 0, r"0 \.\. 22"),
+        ([0], ITEMS, r"^target = 23: must be in 0 \.\. 22$"),
+        ([0], -1, r"^target = -1"),
+    ],
+)
+def test_what_is_not_there_is_refused(items: list[Any], target: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        influence(stirred(CONFIGS[0]), torch.tensor(items, dtype=torch.int64), target)
+
+
+def test_a_model_in_training_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.eval\(\)"):
+        influence(stirred(CONFIGS[0]).train(), history(3), TARGET)

@@ -1,0 +1,261 @@
+"""Recommendations for every user in a file: those of `recommend`, however often it was killed."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import test_cli
+from conftest import TINY_MODEL, TINY_TRAINING, Tiny
+from recblr.errors import InputError
+from recblr.recommender import Recommender, load
+from test_cli import Run, names
+
+run = test_cli.run  # a fixture
+BLOCK, PART = 7, 20  # users; 150 of them are 22 blocks in 11 parts of two
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recblr.evaluate._BLOCK", BLOCK * 256 * TINY_TRAINING.max_length)
+    monkeypatch.setattr("recblr.recommender._PART", PART)
+
+
+@pytest.fixture
+def ours(tiny: Tiny) -> Recommender:
+    return load(tiny.artifact)
+
+
+def expected(recommender: Recommender, **options: Any) -> pl.DataFrame:
+    return recommender.recommend(users=recommender.data.user_ids.to_pylist(), **options)
+
+
+class Blocks:
+    """Counts the blocks that are scored, and is a Ctrl-C at block ``stop``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.stop = 0, -1
+        score = Recommender._scores
+
+        def counted(
+            recommender: Recommender, histories: list[np.ndarray], users: np.ndarray
+        ) -> torch.Tensor:
+            if self.count == self.stop:
+                raise KeyboardInterrupt
+            self.count += 1
+            return score(recommender, histories, users)
+
+        monkeypatch.setattr(Recommender, "_scores", counted)
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> Blocks:
+    return Blocks(monkeypatch)
+
+
+def kill(recommender: Recommender, blocks: Blocks, stop: int, **options: Any) -> None:
+    """Recommend to everybody and be interrupted at a block."""
+    blocks.stop = stop
+    with pytest.raises(KeyboardInterrupt):
+        recommender.recommend_all("out.parquet", **options)
+    blocks.count, blocks.stop = 0, -1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"k": 1}, {"k": 99}, {"k": 5, "hide_seen": False}, {"allow": 4}, {"deny": 4}],
+    ids=str,
+)
+def test_the_file_is_recommend_to_the_bit(
+    ours: Recommender, options: dict[str, Any], tmp_path: Path
+) -> None:
+    items = ours.data.item_ids.to_pylist()
+    options = {
+        name: items[:value] if name in ("allow", "deny") else value
+        for name, value in options.items()
+    }
+    ours.recommend_all(tmp_path / "out.parquet", **options)
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert found.equals(expected(ours, **options))
+    assert names(tmp_path) == {"out.parquet"}
+
+
+def test_the_columns(ours: Recommender, tmp_path: Path) -> None:
+    """Even where the path looks like a partition of a data set."""
+    (tmp_path / "k=3").mkdir()
+    ours.recommend_all(tmp_path / "k=3" / "out.parquet", k=3)
+    with pq.ParquetFile(tmp_path / "k=3" / "out.parquet") as file:
+        kinds = {field.name: str(field.type) for field in file.schema_arrow}
+        assert file.schema_arrow.metadata is None
+        assert file.num_row_groups == 11
+    assert list(kinds) == ["user_id", "item_id", "score", "rank"]
+    assert (kinds["score"], kinds["rank"]) == ("float", "int64")
+
+
+def test_ids_that_are_numbers(tiny: Tiny, tmp_path: Path) -> None:
+    code = pl.col("user_id", "item_id").rank("dense").cast(pl.Int64)
+    numbers = Recommender("recblr", TINY_MODEL, replace(TINY_TRAINING, epochs=1))
+    numbers.fit(tiny.frame.with_columns(code))
+    numbers.recommend_all(tmp_path / "out.parquet", k=2)
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert found.schema["user_id"] == found.schema["item_id"] == pl.Int64
+    assert found.equals(expected(numbers, k=2))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 5, 21])
+def test_what_was_killed_goes_on(
+    ours: Recommender, blocks: Blocks, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    everything = expected(ours, k=3)
+    blocks.count = 0
+    kill(ours, blocks, stop, k=3)
+    assert names(tmp_path) == {"out.parquet.parts"}
+    ours.recommend_all("out.parquet", k=3)
+    assert blocks.count == 22 - stop // 2 * 2  # two blocks a part; whole parts are not made again
+    assert pl.read_parquet("out.parquet").equals(everything)
+    assert names(tmp_path) == {"out.parquet"}
+
+
+def test_half_a_part_is_made_again(
+    ours: Recommender, blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    everything = expected(ours, k=3)
+    blocks.count = 0
+    kill(ours, blocks, 6, k=3)
+    whole = Path("out.parquet.parts/1.parquet").read_bytes()
+    for name in ("1.parquet", "writing"):
+        Path("out.parquet.parts", name).write_bytes(whole[: len(whole) // 2])
+    Path("out.parquet.parts/2.parquet").write_bytes(b"")
+    ours.recommend_all("out.parquet", k=3)
+    assert blocks.count == 20
+    assert pl.read_parquet("out.parquet").equals(everything)
+
+
+def changed(change: Callable[[Recommender], None]) -> Callable[[Recommender], dict[str, Any]]:
+    def apply(recommender: Recommender) -> dict[str, Any]:
+        change(recommender)
+        return {}
+
+    return apply
+
+
+def shorter(recommender: Recommender) -> None:
+    recommender.training = replace(recommender.training, max_length=TINY_TRAINING.max_length - 1)
+
+
+@torch.no_grad()
+def other_weights(recommender: Recommender) -> None:
+    recommender.network.layers[0].recurrent.lru.lam.add_(0.5)  # type: ignore[index, union-attr]
+
+
+def other_log(recommender: Recommender) -> None:
+    items = recommender.data.items.copy()
+    items[-1] = (items[-1] + 1) % len(recommender.data.item_ids)
+    recommender.data = replace(recommender.data, items=items)
+
+
+OTHERWISE: dict[str, Callable[[Recommender], dict[str, Any]]] = {
+    "k": lambda recommender: {"k": 4},
+    "hide_seen": lambda recommender: {"hide_seen": False},
+    "allow": lambda recommender: {"allow": recommender.data.item_ids.to_pylist()[:9]},
+    "deny": lambda recommender: {"deny": recommender.data.item_ids.to_pylist()[:1]},
+    "weights": changed(other_weights),
+    "max_length": changed(shorter),
+    "log": changed(other_log),
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_parts_made_otherwise_are_not_used(
+    ours: Recommender, blocks: Blocks, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kill(ours, blocks, 21, k=3)
+    options = {"k": 3} | OTHERWISE[what](ours)
+    ours.recommend_all("out.parquet", **options)
+    assert blocks.count == 22
+    assert pl.read_parquet("out.parquet").equals(expected(ours, **options))
+    assert names(tmp_path) == {"out.parquet"}
+
+
+def test_the_same_model_loaded_again_goes_on(
+    tiny: Tiny, blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kill(load(tiny.artifact), blocks, 20, k=3)
+    load(tiny.artifact).recommend_all("out.parquet", k=3)
+    assert blocks.count == 2
+
+
+def test_an_older_file_is_replaced_when_the_new_one_is_whole(
+    ours: Recommender, blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out.parquet").write_text("old")
+    kill(ours, blocks, 21)
+    assert Path("out.parquet").read_text() == "old"
+    ours.recommend_all("out.parquet")
+    assert pl.read_parquet("out.parquet").equals(expected(ours))
+
+
+def test_it_cannot_be_written_there(ours: Recommender, tmp_path: Path) -> None:
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "taken.parquet.parts").write_text("")
+    before = names(tmp_path)
+    for name, message in (
+        ("folder.parquet", "is a folder; name a file"),
+        ("taken.parquet", "cannot be written"),
+        ("no/out.parquet", "cannot be written"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ours.recommend_all(tmp_path / name)
+    for options, message in (
+        ({"k": 0}, "k must be at least 1"),
+        ({"allow": []}, "leave no item"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ours.recommend_all(tmp_path / "out.parquet", **options)
+    assert names(tmp_path) == before
+
+
+# ---- on the command line -------------------------------------------------------------------------
+
+
+def test_all_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    items = tiny.recommender.data.item_ids.to_pylist()
+    arguments = ["--all", "-k", 3, "--deny", items[0], "--no-hide-seen", "-o", "out.parquet"]
+    result = run("recommend", tiny.artifact, *arguments)
+    assert (result.code, result.out, result.err) == (0, "", "")
+    found = pl.read_parquet("out.parquet")
+    assert found.equals(expected(tiny.recommender, k=3, deny=[items[0]], hide_seen=False))
+    assert names(tmp_path) == {"out.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--all", "--all writes Parquet: give -o FILE.parquet"),
+        ("--all -o out.csv", "--all writes Parquet: give -o FILE.parquet"),
+        ("--all -o out.parquet --json", "no --json"),
+        ("--all -o out.parquet --user ada", "one of the four"),
+        ("--all -o no/out.parquet", "the folder no does not exist"),
+        ("--all -o out.parquet -k 0", "k must be at least 1"),
+        ("--all -o out.parquet --allow x", "leave no item"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    run: Run, tiny: Tiny, tmp_path: Path, line: str, message: str
+) -> None:
+    result = run("recommend", tiny.artifact, *line.split())
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(rf"recblr: .*{message}.*\n", result.err)
+    assert names(tmp_path) == set()
