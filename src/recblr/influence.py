@@ -19,26 +19,26 @@ from recblr.errors import InputError
 from recblr.models.recblr import BDLRU, RecBLR
 
 _BLOCK = 256  # events, so that what is worked on stays in the cache
+_POINTS = 32  # of the way from no state to the state
 
 
 @dataclass(frozen=True)
 class Influence:
     """What each of the T events of a history means to the score of one item; in float64.
 
-    The score is ``score.sum() + rest``, not ``score.sum()``. A value of ``score`` is not what the score
-    would lose had its event not been: the parts of later events would then be others too.
+    A value of ``score`` is not what the score would lose had its event not been: the parts of later
+    events would then be others too.
 
     Attributes:
         first_layer: (T,) share of each event in the first layer's recurrent state after the history:
             its part's projection on the state, over the state's length. Exact, and shares add up: all
             of them to 1. A share below 0 is of a part that points away from the state.
-        score: (T,) of all events but the last, gradient times contribution: the gradient of the score
-            in the state before the last event, times what the event put there, summed over the
-            recurrences and convolutions of all layers. A part 1 + ε times as large changes the score
-            by ε times the value, to first order. Of the last event, which reads that state: the score
-            if it were the only event.
-        rest: what is left, as the score is not linear in the state. It is large where many events
-            agree: behind the layer norms, more of the same changes little.
+        score: (T,) of all events but the last, gradient times contribution: what the event put into the
+            state before the last event, in the recurrences and convolutions of all layers, times the
+            gradient of the score there, averaged along the straight way from no state to that one
+            (integrated gradients, arXiv 1703.01365; at its end alone the layer norms hide most).
+            Of the last event, which reads that state: the score if it were the only event.
+        rest: the score less the sum of ``score``: what the average over 32 points misses.
     """
 
     first_layer: Tensor
@@ -68,12 +68,15 @@ def influence(model: RecBLR, items: Tensor, target: int) -> Influence:
     ends = torch.cat([kept[0] * parts[0], last[0]])
     end = ends.sum(0)
 
+    way = (torch.arange(_POINTS, device=state.device) + 0.5) / _POINTS
+    shares = torch.cat([way, way.new_tensor([0.0, 1.0])]).to(state.dtype)
     with torch.enable_grad():
-        states = torch.cat([state, torch.zeros_like(state)]).requires_grad_()
-        hidden, _ = model.step(items[-1:].expand(2), states)
+        states = (shares.view(-1, 1, 1, 1) * state).requires_grad_()
+        hidden, _ = model.step(items[-1:].expand(len(states)), states)
         scores = hidden @ table[target]
-        gradient = torch.autograd.grad(scores[0], states)[0][0].double()
-    score, alone = scores.detach().double()
+        gradients = torch.autograd.grad(scores[:_POINTS].sum(), states)[0]
+    gradient = gradients[:_POINTS].double().mean(0)
+    alone, score = scores.detach().double()[_POINTS:]
     past = torch.einsum("ltc,lc->t", parts, gradient[:, 0])
     inputs = (gradient * state[0])[:, 1:].sum((0, 2))  # (W-1,), the first of them before any event
     count = min(len(inputs), len(past))
