@@ -25,8 +25,9 @@ FAST = [
 ]  # fmt: skip
 COMMANDS = [
     [], ["demo"], ["prepare"], ["train"], ["evaluate"], ["compare"], ["recommend"], ["reproduce"],
-    ["doctor"],
+    ["doctor"], ["export"], ["serve"], ["key"], ["replay"], ["verify"],
     ["bench"], ["bench", "ops"], ["bench", "step"], ["bench", "length"], ["bench", "train"],
+    ["bench", "serve"],
 ]  # fmt: skip
 METRICS = {f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (10, 20)}
 

@@ -9,6 +9,13 @@ from rich.table import Table
 
 from recblr.options import Device, Json, from_extra, print_json
 
+SERVED = {
+    "recommend": "recommend",
+    "event_and_recommend": "event and recommend",
+    "event": "event",
+    "steady": "event and recommend, steadily",
+}
+
 bench = typer.Typer(help="Measure speed.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -127,12 +134,10 @@ def bench_serve(as_json: Json = False) -> None:
         return
     table = Table("items", "load", "a second", "p50 ms", "p90 ms", "p99 ms", box=None)
     for row in result["catalogues"]:
-        for name in ("recommend", "event_and_recommend", "event"):
+        for name, load in SERVED.items():
             it = row[name]
             cells = (f"{it[q]:.1f}" for q in ("p50", "p90", "p99"))
-            table.add_row(
-                f"{row['items']:,}", name.replace("_", " "), f"{it['per_second']:,}", *cells
-            )
+            table.add_row(f"{row['items']:,}", load, f"{it['per_second']:,}", *cells)
     Console().print(table)
     events = ", ".join(f"{it['median']:.0f} after {it['history']:,}" for it in result["histories"])
     print(f"a durable event, µs: {events}")

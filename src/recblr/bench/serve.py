@@ -1,18 +1,20 @@
 """What a server does under load that comes from another process over HTTP.
 
-Clients ask in a closed loop: each sends its next request when the last is answered. How long the
-machine itself kept a busy loop waiting is measured beside it.
+How many requests a second it can take is asked in a closed loop: each client sends its next request
+when the last is answered. Latency is asked at a steady rate, from when a request was due. How long the
+machine itself keeps a busy loop waiting is measured beside it.
 """
 
 import asyncio
 import json
 import multiprocessing
-import resource
+import os
 import tempfile
 import time
+import tracemalloc
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import State
 from recblr.train import TrainConfig, Trained
 
-CATALOGUES = (3_416, 100_000, 1_000_000)
+CATALOGUES = {3_416: 1000, 100_000: 1000, 1_000_000: 150}  # steady requests a second
 HISTORIES = (10, 1_000, 100_000)
 CLIENTS = 8
 USERS = 1_000
@@ -42,7 +44,7 @@ HISTORY = 20  # events of a user before the load comes
 
 
 def time_serving(
-    catalogues: tuple[int, ...] = CATALOGUES,
+    catalogues: Mapping[int, int] = CATALOGUES,
     histories: tuple[int, ...] = HISTORIES,
     seconds: float = 5,
 ) -> dict[str, Any]:
@@ -51,19 +53,18 @@ def time_serving(
     Returns:
         ``catalogues``: for each size and load the rate and quantiles in ms; ``histories``: median µs
         of a durable event after so many; ``user_bytes``: of a user at hand; ``gaps``: quantiles in ms
-        of what the machine kept a busy loop waiting while nothing else ran.
+        of what the machine keeps a busy loop waiting.
     """
     found: dict[str, Any] = {"clients": CLIENTS, "users": USERS, "gaps": _gaps(), "catalogues": []}
-    total = len(catalogues) * 3 * seconds
+    total = len(catalogues) * 4 * seconds
     with tempfile.TemporaryDirectory() as folder, progress("load", total) as advance:
-        for items in catalogues:
+        for items, rate in catalogues.items():
             model = Path(folder) / f"model{items}"
             _save_untrained(model, items)
             with _serving(model, Path(folder) / f"{items}.sqlite") as port:
-                rows = asyncio.run(_loads(port, items, seconds, advance))
-            found["catalogues"].append({"items": items, **rows})
-        smallest = Path(folder) / f"model{catalogues[0]}"
-        served = ServedModel(smallest)
+                rows = asyncio.run(_loads(port, items, rate, seconds, advance))
+            found["catalogues"].append({"items": items, "steady_per_second": rate, **rows})
+        served = ServedModel(Path(folder) / f"model{min(catalogues)}")
         found["index"] = served.index.kind
         found["histories"] = _by_history(served, Path(folder) / "events.sqlite", histories)
         found["user_bytes"] = _user_bytes(served)
@@ -91,7 +92,7 @@ def _serving(model: Path, store: Path) -> Iterator[int]:
     with listen("127.0.0.1", 0) as bound:
         port: int = bound.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=run, args=(model, store, "127.0.0.1", port, None))
+    process = context.Process(target=_run, args=(model, store, port))
     process.start()
     try:
         yield port
@@ -100,7 +101,14 @@ def _serving(model: Path, store: Path) -> Iterator[int]:
         process.join()
 
 
-async def _loads(port: int, items: int, seconds: float, advance: Advance) -> dict[str, Any]:
+def _run(model: Path, store: Path, port: int) -> None:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        run(model, store, "127.0.0.1", port, None)
+
+
+async def _loads(
+    port: int, items: int, rate: int, seconds: float, advance: Advance
+) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     clients = [await _connect(port) for _ in range(CLIENTS)]
     number = iter(range(1 << 60))
@@ -130,15 +138,21 @@ async def _loads(port: int, items: int, seconds: float, advance: Advance) -> dic
     ):  # fmt: skip
         end = time.perf_counter() + seconds
         took = await asyncio.gather(*(client.load(make, end) for client in clients))
-        every = np.concatenate(took)
-        rows[name] = {
-            "per_second": round(len(every) / seconds),
-            **{f"p{q}": round(float(np.percentile(every, q)) * 1e3, 2) for q in (50, 90, 99)},
-        }
+        rows[name] = _quantiles(np.concatenate(took), seconds)
         advance(seconds)
+    begin = time.perf_counter()
+    due = iter(begin + np.arange(int(rate * seconds)) / rate)
+    took = await asyncio.gather(*(client.keep_up(event_and_recommend, due) for client in clients))
+    rows["steady"] = _quantiles(np.concatenate(took), time.perf_counter() - begin)
+    advance(seconds)
     for client in clients:
         client.writer.close()
     return rows
+
+
+def _quantiles(took: np.ndarray, seconds: float) -> dict[str, float]:
+    ms = {f"p{q}": round(float(np.percentile(took, q)) * 1e3, 2) for q in (50, 90, 99)}
+    return {"per_second": round(len(took) / seconds), **ms}
 
 
 class _Client:
@@ -164,6 +178,16 @@ class _Client:
         """Seconds of each request, one after another until ``end``."""
         took = array("d")
         while (begin := time.perf_counter()) < end:
+            await self.ask(*make())
+            took.append(time.perf_counter() - begin)
+        return np.array(took)
+
+    async def keep_up(self, make: Any, due: Iterator[float]) -> np.ndarray:
+        """Seconds from when each request was due, taken in turn with the other clients."""
+        took = array("d")
+        for begin in due:
+            if (early := begin - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
             await self.ask(*make())
             took.append(time.perf_counter() - begin)
         return np.array(took)
@@ -210,16 +234,17 @@ def _by_history(
     ]
 
 
-def _user_bytes(model: ServedModel, users: int = 20_000) -> int:
-    """Of memory that a user at hand takes, with 20 events; by how much the process has grown."""
-    cache = LocalCache(users)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _user_bytes(model: ServedModel, users: int = 1_000) -> int:
+    """Of memory that a user at hand takes, with 20 events."""
+    tracemalloc.start()
+    cache, before = LocalCache(users), tracemalloc.get_traced_memory()[0]
     for user in range(users):
         key = (float(user), str(user))
         state = State(model.hash, user, 20, key, model.start.copy(), array("i", range(20)))
         cache.put([(("t", str(user)), state)])
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return round(grown * 1024 / users)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    return round(grown / users)
 
 
 def _gaps(seconds: float = 2) -> dict[str, float]:
