@@ -24,6 +24,12 @@ def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: request.param == "int8")
 
 
+@pytest.fixture(autouse=True)
+def scanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few they are, items are not all scored, but where a test asks for it."""
+    monkeypatch.setattr(retrieval, "_FEW", 0)
+
+
 @pytest.fixture
 def faiss() -> None:
     pytest.importorskip("faiss")
@@ -95,6 +101,7 @@ def test_items_are_those_of_a_sort_of_all_scores(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "_NUMBERS", data.draw(st.sampled_from([100, 1 << 20])))
         patch.setattr(retrieval, "_BLOCK", data.draw(st.sampled_from([16, 128])))
+        patch.setattr(retrieval, "_FEW", data.draw(st.sampled_from([0, 1 << 20])))
         scores, items = Exact(vectors).search(queries, k, hidden, allowed)
     best, order = truth(vectors, queries, k, hidden, allowed)
     assert items.dtype == np.int64
@@ -173,6 +180,15 @@ def test_an_item_that_dwarfs_the_rest_hides_none() -> None:
     vectors[500] = 1e6
     scores, _ = Exact(vectors).search(queries, 20, [[500]] * 4)
     assert_same_scores(scores, truth(vectors, queries, 20, [[500]] * 4)[0], vectors[:500], queries)
+
+
+def test_few_items_are_all_scored_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries, hidden = normal(0, 3000, 64), normal(1, 2, 64), [[5, 5, 6], list(range(2000))]
+    scanned = Exact(vectors).search(queries, 20, hidden)
+    monkeypatch.setattr(retrieval, "_FEW", 8192)
+    scored = Exact(vectors).search(queries, 20, hidden)
+    assert scored[0].tolist() == scanned[0].tolist()
+    assert scored[1].tolist() == scanned[1].tolist()
 
 
 @pytest.mark.usefixtures("product")

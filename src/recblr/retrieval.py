@@ -16,6 +16,7 @@ from recblr.errors import DivergedError, InputError
 
 _EXACT = 4_000_000  # items, scanned in some 10 ms
 _NUMBERS = 1 << 20  # in memory at once, so that they also stay in the cache
+_FEW = 8_192  # items; for a query or two Exact scores all of so many
 _BLOCK = 128  # products of which only the largest is looked at, at first
 _LEVELS = 127  # of int8
 _HIDDEN = -(2**31)  # below any product of vectors of such numbers
@@ -92,6 +93,9 @@ class Index:
             rows = keep[b]
             candidates = found[b] if rows is None else np.setdiff1d(rows, hide[b])
             best = self._scores(query, candidates)
+            if len(best) > 4 * k:  # too many to sort
+                likely = best >= np.partition(best, -k)[-k]
+                best, candidates = best[likely], candidates[likely]
             # Candidates come in order of item, and the sort is stable: equal scores stay in it.
             order = np.argsort(-best, kind="stable")[:k]
             scores[b, : len(order)], items[b, : len(order)] = best[order], candidates[order]
@@ -111,6 +115,8 @@ class Index:
 
     def _scores(self, query: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Row by row, so that a score does not depend on what else is scored."""
+        if len(self._vectors) <= _FEW and 2 * len(items) > len(self._vectors):  # no copy of them
+            return _finite(np.einsum("nd,d->n", self._vectors, query)[items])
         step = _NUMBERS // len(query)
         scores = np.empty(len(items), np.float32)
         for first in range(0, len(items), step):
@@ -158,6 +164,8 @@ class Exact(Index):
         self, queries: np.ndarray, k: int, hidden: list[np.ndarray]
     ) -> list[np.ndarray]:
         size, B = len(self._vectors), len(queries)
+        if size * B <= _FEW:  # to score all takes less than to find the likely
+            return [np.delete(np.arange(size), rows) for rows in hidden]
         scaled = queries * self._scale.astype(np.float64)
         scaled *= _LEVELS / np.maximum(np.abs(scaled).max(1, keepdims=True), 1e-300)
         rounded = self._round(scaled)

@@ -226,6 +226,14 @@ def test_who_is_unknown_gets_what_is_popular(engine: Engine, a: ServedModel) -> 
     assert found.basis == "popularity"
 
 
+def test_events_and_what_is_best_then_in_one_request(engine: Engine, a: ServedModel) -> None:
+    events = events_of(a, "u", 3)
+    outcomes, found = engine.record_and_recommend("t", events, EVERYTHING).result(60)
+    assert [it.status for it in outcomes] == ["accepted"] * 3
+    rows = a.rows([it.item_id for it in events])
+    np.testing.assert_allclose(by_row(found, len(a.item_ids)), scores(a, rows), atol=1e-5)
+
+
 def test_a_raw_history_is_not_kept(engine: Engine, a: ServedModel) -> None:
     history = tuple(str(it) for it in a.item_ids[:7])
     found = engine.recommend_after("t", history, EVERYTHING).result(60)

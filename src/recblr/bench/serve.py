@@ -1,8 +1,9 @@
 """What a server does under load that comes from another process over HTTP.
 
 How many requests a second it can take is asked in a closed loop: each client sends its next request
-when the last is answered. Latency is asked at a steady rate, from when a request was due. How long the
-machine itself keeps a busy loop waiting is measured beside it.
+when the last is answered. Latency is asked at a steady rate; where all clients still wait when a
+request is due, its time begins there. How long the machine itself keeps a busy loop waiting is
+measured beside it.
 """
 
 import asyncio
@@ -188,6 +189,7 @@ class _Client:
         for begin in due:
             if (early := begin - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
+                begin = time.perf_counter()  # it is the clock of this loop that woke up late
             await self.ask(*make())
             took.append(time.perf_counter() - begin)
         return np.array(took)

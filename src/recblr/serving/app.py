@@ -103,7 +103,13 @@ class Server:
         if alone and isinstance(events[0], InvalidError):
             raise events[0]
         whole = [it for it in events if isinstance(it, Event)]
-        kept = await _done(self.engine.record(tenant, whole)) if whole else []
+        kept: list[Outcome] = []
+        best = None
+        if whole and wish is not None:
+            query = Query(wish.k, wish.hide_seen)
+            kept, best = await _done(self.engine.record_and_recommend(tenant, whole, query))
+        elif whole:
+            kept = await _done(self.engine.record(tenant, whole))
         left = iter(kept)
         outcomes = [
             next(left) if isinstance(it, Event) else Outcome("rejected", str(it)) for it in events
@@ -116,12 +122,9 @@ class Server:
             api.Result(it.status, event.event_id if isinstance(event, Event) else None, it.reason)
             for event, it in zip(events, outcomes, strict=True)
         ]
-        answer = api.Recorded(self.engine.model.hash, results)
-        if wish is not None and whole:
-            user, query = (tenant, whole[-1].user_id), Query(wish.k, wish.hide_seen)
-            answer.recommendations = self._items(await _done(self.engine.recommend(user, query)))
-            answer.model = answer.recommendations.model
-        return answer
+        recommendations = best and self._items(best)
+        model = best.model if best else self.engine.model
+        return api.Recorded(model.hash, results, recommendations)
 
     async def recommend(self, tenant: str, request: Request) -> api.Recommendations:
         asked = _query(request, api.OPERATIONS["recommend"])

@@ -125,8 +125,11 @@ class Line(Generic[T]):
 
 
 class Record(NamedTuple):
+    """``query`` is what to recommend then to the user of the last event."""
+
     tenant: str
     events: Sequence[Event]
+    query: Query | None = None
 
 
 class Erase(NamedTuple):
@@ -201,6 +204,12 @@ class Engine:
         """Keep events; the answer comes when they are on the disk."""
         return self._ask(tenant, Record(tenant, events))
 
+    def record_and_recommend(
+        self, tenant: str, events: Sequence[Event], query: Query
+    ) -> "Future[tuple[list[Outcome], Recommended]]":
+        """The same, and the best items then for the user of the last event."""
+        return self._ask(tenant, Record(tenant, events, query))
+
     def erase(self, user: User) -> "Future[int]":
         """Remove all that is known of a user; the answer is how many events that was."""
         return self._ask(user[0], Erase(user))
@@ -256,8 +265,10 @@ class Engine:
         while (taken := self._requests.take(TOGETHER, wait=not self.rebuilding)) is not None:
             requests = [it for it in taken if it.answer.set_running_or_notify_cancel()]
             self.rebuilding |= any(isinstance(it.work, Swap) for it in requests)
-            self._answer([it for it in requests if isinstance(it.work, Write)], self._write)
-            self._answer([it for it in requests if not isinstance(it.work, Write)], self._read)
+            writes = [it for it in requests if isinstance(it.work, Write)]
+            reads = [it for it in requests if not isinstance(it.work, Write)]
+            reads += self._answer(writes, self._write)
+            self._answer(reads, self._read)
             if not taken:
                 self.rebuilding = self._rebuild()
 
@@ -271,9 +282,12 @@ class Engine:
             return False
         return bool(users)
 
-    def _answer(self, requests: Sequence[Request], work: Callable[[list[Any]], list[Any]]) -> None:
+    def _answer(
+        self, requests: Sequence[Request], work: Callable[[list[Any]], list[Any]]
+    ) -> list[Request]:
+        """Do and answer requests; what is to be done next before some of them are answered."""
         if not requests:
-            return
+            return []
         try:
             answers = work([it.work for it in requests])
             self.failure = None
@@ -282,13 +296,19 @@ class Engine:
             answers = [error] * len(requests)
         except Exception as error:  # a mistake of ours: nobody shall wait for ever
             answers = [error] * len(requests)
+        then = []
         for request, answer in zip(requests, answers, strict=True):
             if isinstance(answer, Exception):
                 request.answer.set_exception(answer)
             elif isinstance(answer, Search):
                 self._searches.put("", answer._replace(answer=request.answer))
+            elif isinstance(request.work, Record) and request.work.query is not None:
+                user = request.work.tenant, request.work.events[-1].user_id
+                found = _followed(answer, request.answer)
+                then.append(Request(Recommend(user, (), request.work.query), found))
             else:
                 request.answer.set_result(answer)
+        return then
 
     def _write(self, works: Sequence[Write]) -> list[Any]:
         """All in one transaction."""
@@ -386,6 +406,20 @@ class Engine:
                     count = min(it.k, int((row >= 0).sum()))
                     found = Recommended(model, "history", row[:count], best[:count])
                     it.answer.set_result(found)
+
+
+def _followed(outcomes: list[Outcome], answer: "Future[Any]") -> "Future[Recommended]":
+    """What is recommended after events, answered together with what became of them."""
+
+    def join(done: "Future[Recommended]") -> None:
+        if error := done.exception():
+            answer.set_exception(error)
+        else:
+            answer.set_result((outcomes, done.result()))
+
+    found: Future[Recommended] = Future()
+    found.add_done_callback(join)
+    return found
 
 
 def _users(work: Write) -> list[User]:
