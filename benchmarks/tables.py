@@ -159,7 +159,32 @@ def length() -> str:
     return blocks(*parts, about if parts else "", not_measured(length=lengths))
 
 
-SECTIONS = {f.__name__: f for f in (accuracy, speed, recurrence, length)}
+def serving() -> str:
+    """A server under load, by catalogue."""
+    found, rows = read("serve-cpu"), []
+    if found is None:
+        return ""
+    for it in found["catalogues"]:
+        best = [
+            f"{it[name]['per_second']:,}" for name in ("recommend", "event_and_recommend", "event")
+        ]
+        steady = it["steady"]
+        ms = ", ".join(f"{steady[name]:.1f}" for name in ("p50", "p90", "p99"))
+        rows.append([f"{it['items']:,}", *best, f"{ms} at {it['steady_per_second']:,} a second"])
+    head = ["items", "recommendations a second", "with a durable event each", "durable events",
+            "ms with an event each, p50, p90, p99"]  # fmt: skip
+    events = ", ".join(f"{it['median']:.0f}" for it in found["histories"])
+    lengths = ", ".join(f"{it['history']:,}" for it in found["histories"])
+    text = (
+        f"A durable event alone takes {events} µs after {lengths} events of history. A user at hand takes "
+        f"{found['user_bytes']:,} bytes of memory, a million {found['user_bytes'] / 1e3:.1f} GB. "
+        f"{found['clients']} clients in another process, k = 20; meanwhile the machine kept a busy loop "
+        f"waiting {found['gaps']['longest']:.0f} ms at most; `recblr bench serve`; {measured([found])}."
+    )
+    return blocks(table(head, rows), paragraph(text))
+
+
+SECTIONS = {f.__name__: f for f in (accuracy, speed, recurrence, length, serving)}
 
 
 def epoch(result: Result | None, kind: str) -> str:
