@@ -176,10 +176,11 @@ def serving() -> str:
     events = ", ".join(f"{it['median']:.0f}" for it in found["histories"])
     lengths = ", ".join(f"{it['history']:,}" for it in found["histories"])
     text = (
-        f"A durable event alone takes {events} µs after {lengths} events of history. A user at hand takes "
-        f"{found['user_bytes']:,} bytes of memory, a million {found['user_bytes'] / 1e3:.1f} GB. "
-        f"{found['clients']} clients in another process, k = 20; meanwhile the machine kept a busy loop "
-        f"waiting {found['gaps']['longest']:.0f} ms at most; `recblr bench serve`; {measured([found])}."
+        f"A durable event alone takes {events} µs after {lengths} events of history. A user at hand "
+        f"takes {found['user_bytes']:,} bytes of memory, a million {found['user_bytes'] / 1e3:.1f} GB. "
+        f"{found['clients']} clients in another process of the same machine, k = 20; alone, the machine "
+        f"kept a busy loop waiting {found['gaps']['longest']:.0f} ms at most; `recblr bench serve`; "
+        f"{measured([found])}."
     )
     return blocks(table(head, rows), paragraph(text))
 
