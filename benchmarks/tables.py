@@ -178,7 +178,7 @@ def serving() -> str:
     text = (
         f"A durable event alone takes {events} µs after {lengths} events of history. A user at hand "
         f"takes {found['user_bytes']:,} bytes of memory, a million {found['user_bytes'] / 1e3:.1f} GB. "
-        f"{found['clients']} clients in another process of the same machine, k = 20; alone, the machine "
+        f"{found['clients']} clients in another process, k = 20; with nothing else to do the machine "
         f"kept a busy loop waiting {found['gaps']['longest']:.0f} ms at most; `recblr bench serve`; "
         f"{measured([found])}."
     )
