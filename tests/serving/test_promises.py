@@ -15,17 +15,22 @@ from typing import Any
 
 import apsw
 import httpx
+import numpy as np
 import pytest
 
+from recblr.data.log import read_log
+from recblr.recommender import Recommender
 from recblr.serving import sqlite
 from recblr.serving.cache import LocalCache
 from recblr.serving.engine import Engine
 from recblr.serving.events import Event
 from recblr.serving.keys import add_key
 from recblr.serving.model import ServedModel
+from recblr.serving.replay import verify
 from recblr.serving.server import run
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import StoreError
+from recblr.train import TrainConfig
 
 SOAK = bool(os.environ.get("RECBLR_SOAK"))
 KILLS, CUTS, FAULTS, READS = (100, 200, 200, 10_000) if SOAK else (2, 30, 30, 200)
@@ -512,3 +517,36 @@ def test_recovery_is_quick(
     keep("recovery", events=count, seconds=round(serving.seconds, 2))
     serving.stop()
     assert serving.seconds < 10
+
+
+# ---- online is offline ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not SOAK or "RECBLR_DATA" not in os.environ, reason="long, and needs RECBLR_DATA"
+)
+def test_every_user_of_movielens(tmp_path: Path, keep: Callable[..., None]) -> None:
+    """All events as they happened, a few at a time; then every state against the offline scorer."""
+    path = Path(os.environ["RECBLR_DATA"]) / "ml-1m.tsv.gz"
+    training = TrainConfig(epochs=1, batch_size=2048, window=3000, lr=3e-3, seed=0)
+    Recommender("recblr", training=training).fit(path, core=5, out=tmp_path / "model")
+    log = read_log(path)
+    assert log.timestamps is not None
+    users, items = log.user_ids.to_pylist(), log.item_ids.to_pylist()
+    model = ServedModel(tmp_path / "model")
+    engine = Engine(SQLiteLog(tmp_path / "events.sqlite"), LocalCache(), model)
+    order = np.argsort(log.timestamps, kind="stable")
+    begin = time.perf_counter()
+    for rows in np.array_split(order, len(order) // 50):
+        events = [
+            Event(f"{row:07d}", str(users[log.users[row]]), str(items[log.items[row]]),
+                  float(log.timestamps[row]))
+            for row in rows
+        ]  # fmt: skip
+        assert {it.status for it in engine.record("t", events).result(60)} == {"accepted"}
+    seconds = time.perf_counter() - begin
+    engine.close()
+    found = verify(tmp_path / "model", tmp_path / "events.sqlite")
+    assert found["equal"]
+    assert (found["users"], found["events"]) == (len(users), len(log))
+    keep("online is offline", **found, recorded_in_seconds=round(seconds))

@@ -1,0 +1,69 @@
+"""replay, verify and key, as on the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recblr.cli import app
+from recblr.errors import InputError
+from recblr.serving.keys import Keys
+from recblr.serving.sqlite import SQLiteLog
+
+
+def run(*arguments: object) -> int:
+    code: int = app([str(it) for it in arguments], standalone_mode=False) or 0
+    return code
+
+
+def test_a_log_is_put_in_replayed_and_verified(
+    models: Path, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "events.sqlite"
+    for added in (len(tiny.frame), 0):  # the second time it is all there
+        run("replay", models / "a", "--store", store, "--log", tiny.log, "--json")
+        found = json.loads(capsys.readouterr().out)
+        assert (found["events"], found["added"]) == (len(tiny.frame), added)
+        assert found["users"] == tiny.frame["user_id"].n_unique()
+    run("verify", models / "a", "--store", store)
+    said = capsys.readouterr().out
+    assert said.startswith(
+        f"equal: {found['users']} users, {found['events']:,} events, scores differ"
+    )
+    run("replay", models / "b", "--store", store)
+    assert f"{found['users']} users, {found['events']:,} events" in capsys.readouterr().out
+    run("verify", models / "b", "--store", store, "--json")
+    assert json.loads(capsys.readouterr().out)["equal"]
+
+
+def test_a_state_that_is_wrong_is_found(
+    models: Path, a: Any, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "events.sqlite"
+    run("replay", models / "a", "--store", store, "--log", tiny.log)
+    log = SQLiteLog(store)
+    user = next(iter(log.users()))
+    events = log.events(user)
+    with log.transaction():  # the end of the history, as another history would have left it
+        vector = a.fold(a.start[None], [np.array([0])])[0].tobytes()
+        values = (*user, len(events), *events[-1][:2], a.hash, vector)
+        log._do("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    log.close()
+    capsys.readouterr()
+    assert run("verify", models / "a", "--store", store) == 1
+    assert capsys.readouterr().out.startswith("DIFFERENT: ")
+
+
+def test_a_key_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("key", "shop", tmp_path / "keys")
+    key = capsys.readouterr().out.strip()
+    assert Keys(tmp_path / "keys").tenant(key) == "shop"
+    with pytest.raises(InputError, match="tenant '': give a name"):
+        run("key", "", tmp_path / "keys")
+
+
+def test_a_model_without_a_state_is_refused(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sasrec has no state to update by an event"):
+        run("verify", models / "sasrec", "--store", tmp_path / "events.sqlite")
