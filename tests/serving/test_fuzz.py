@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from recblr.serving import api
 
 SOAK = bool(os.environ.get("RECBLR_SOAK"))
-EACH = 20_000 if SOAK else 150
+EACH = 12_000 if SOAK else 150
 SETTINGS = settings(
     max_examples=EACH, deadline=None, database=None, derandomize=not SOAK,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
