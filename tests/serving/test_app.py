@@ -289,7 +289,7 @@ def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path) -> None:
 
 
 def test_overload_is_told(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site.engine._requests, "_longest", 0)
+    monkeypatch.setattr("recblr.serving.engine.WAITING", 0)
     found = site.client.post("/v1/events", json=event(1))
     assert (found.status_code, found.headers["retry-after"]) == (429, "1")
     monkeypatch.undo()

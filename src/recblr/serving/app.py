@@ -84,7 +84,7 @@ class Server:
             "recblr_events", "Events received.", ["outcome"], registry=registry
         )
         waiting = prometheus_client.Gauge(
-            "recblr_requests_waiting", "Nothing has been done for them yet.", registry=registry
+            "recblr_requests_waiting", "Not answered yet.", registry=registry
         )
         waiting.set_function(lambda: engine.waiting)
 

@@ -7,7 +7,7 @@ is read next. A second thread looks for the best items, of several requests in o
 """
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from recblr.serving.store import (
     StoreError,
 )
 
-WAITING = 256  # requests of a tenant, more are refused
+WAITING = 256  # requests of a tenant that are not answered yet; more are refused
 TOGETHER = 32  # requests that are done at once
 REBUILT = 4  # users whose snapshots are made anew while nobody asks for anything
 
@@ -81,24 +81,17 @@ class About:
 class Line(Generic[T]):
     """Requests that wait, a row of each tenant; taken from every row in turn."""
 
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
+    def __init__(self) -> None:
         self._rows: dict[str, deque[T]] = {}
         self._some = threading.Condition()
         self._closed = False
 
-    def __len__(self) -> int:
-        with self._some:
-            return sum(map(len, self._rows.values()))
-
     def put(self, tenant: str, request: T) -> None:
-        """Raises BusyError if the tenant's row is full, or nothing is taken any more."""
+        """Raises BusyError if nothing is taken any more."""
         with self._some:
-            row = self._rows.get(tenant, deque())
-            if len(row) >= self._longest or self._closed:
-                raise BusyError(f"{len(row)} requests wait already")
-            row.append(request)
-            self._rows[tenant] = row
+            if self._closed:
+                raise BusyError("the server is about to end")
+            self._rows.setdefault(tenant, deque()).append(request)
             self._some.notify()
 
     def take(self, count: int, wait: bool = True) -> list[T] | None:
@@ -191,8 +184,10 @@ class Engine:
         self._states = States(log, cache, model)
         self.failure: StoreError | None = None  # of the last transaction
         self.rebuilding = True  # there may be snapshots of another model
-        self._requests: Line[Request] = Line(WAITING)
-        self._searches: Line[Search] = Line(1 << 30)  # those that wait were requests before
+        self._requests: Line[Request] = Line()
+        self._searches: Line[Search] = Line()
+        self._waiting: Counter[str] = Counter()  # by tenant
+        self._counting = threading.Lock()
         self._threads = [
             threading.Thread(target=self._serve, name="states", daemon=True),
             threading.Thread(target=self._search, name="items", daemon=True),
@@ -243,8 +238,9 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that nothing has been done for yet."""
-        return len(self._requests)
+        """Requests that are not answered yet."""
+        with self._counting:
+            return self._waiting.total()
 
     def close(self) -> None:
         """Do what waits, then end."""
@@ -255,9 +251,24 @@ class Engine:
         self._log.close()
 
     def _ask(self, tenant: str, work: Any) -> "Future[Any]":
-        request = Request(work, Future())
-        self._requests.put(tenant, request)
-        return request.answer
+        answer: Future[Any] = Future()
+        with self._counting:
+            if self._waiting[tenant] >= WAITING:
+                raise BusyError(f"{WAITING} requests wait already")
+            self._waiting[tenant] += 1
+        answer.add_done_callback(lambda _: self._answered(tenant))
+        try:
+            self._requests.put(tenant, Request(work, answer))
+        except BusyError:
+            answer.cancel()
+            raise
+        return answer
+
+    def _answered(self, tenant: str) -> None:
+        with self._counting:
+            self._waiting[tenant] -= 1
+            if not self._waiting[tenant]:
+                del self._waiting[tenant]
 
     # ---- the thread of the states --------------------------------------------------------------
 
