@@ -19,6 +19,8 @@ from recblr.train import TrainConfig
 if not torch.cuda.is_available():  # read when the kernels are first imported
     os.environ["TRITON_INTERPRET"] = "1"
 
+pytest_plugins = ["serving.fixtures"]
+
 TINY_MODEL = RecBLRConfig(dim=16, layers=1)
 TINY_TRAINING = TrainConfig(
     epochs=2, batch_size=256, max_length=16, lr=1e-2, warmup_steps=5, precision="float32"
