@@ -10,6 +10,7 @@ import pytest
 from recblr.cli import app
 from recblr.errors import InputError
 from recblr.serving.keys import Keys
+from recblr.serving.server import listen
 from recblr.serving.sqlite import SQLiteLog
 
 
@@ -67,3 +68,30 @@ def test_a_key_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_model_without_a_state_is_refused(models: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sasrec has no state to update by an event"):
         run("verify", models / "sasrec", "--store", tmp_path / "events.sqlite")
+
+
+def test_a_server_that_cannot_start_leaves_nothing(models: Path, tmp_path: Path) -> None:
+    store = tmp_path / "events.sqlite"
+    for model, message in (
+        (tmp_path, "is not a whole recblr artifact"),
+        (models / "sasrec", "no state"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run("serve", model, "--store", store, "--port", 0)
+        assert not store.exists()
+    with listen("127.0.0.1", 0) as bound:
+        bound.listen()
+        with pytest.raises(InputError, match="Address already in use"):
+            run("serve", models / "a", "--store", store, "--port", bound.getsockname()[1])
+    assert not store.exists()
+
+    log = SQLiteLog(store)
+    with log.transaction():
+        log.start(str(models / "a"))
+        log.swap(str(models / "b"))
+    log.close()
+    with pytest.raises(InputError, match="is not a whole recblr artifact"):
+        run("serve", tmp_path, "--store", store, "--port", 0)
+    log = SQLiteLog(store)
+    assert log.start(str(models / "a")) == str(models / "b")  # still
+    log.close()

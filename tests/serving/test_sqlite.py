@@ -141,12 +141,13 @@ def test_what_is_kept_later_was_kept_before(count: int, more: int) -> None:
 
 
 def test_the_model_served_is_the_one_swapped_in(log: Log) -> None:
-    assert log.start("/a") == "/a"
     with log.transaction():
+        assert log.start("/a") == "/a"
         log.swap("/b")
-    assert log.start("/a") == "/b"
-    assert log.start("/c") == "/c"
-    assert log.start("/a") == "/a"
+    with log.transaction():
+        assert log.start("/a") == "/b"
+        assert log.start("/c") == "/c"
+        assert log.start("/a") == "/a"
 
 
 def test_a_log_is_found_again(tmp_path: Path) -> None:

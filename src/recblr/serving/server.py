@@ -22,21 +22,27 @@ def run(
     """Serve until SIGTERM or Ctrl-C; then answer what waits."""
     known = None if keys is None else Keys(keys)
     names = {} if titles is None else read_titles(titles)
-    log = SQLiteLog(store)
-    folder = Path(log.start(str(model.resolve())))
-    served = ServedModel(folder)
-    engine = Engine(log, LocalCache(), served)
-    bound = listen(host, port)
-    hosts = ["*"] if known else ["localhost", "127.0.0.1", "[::1]", host]
-    app = application(Server(engine, known, folder.parent, names), hosts)
-    name = f"[{host}]" if ":" in host else host
-    print(
-        f"serving {served.name} {served.hash} from {folder}\n"
-        f"{len(served.item_ids):,} items by {served.index.kind}, events in {store}\n"
-        f"http://{name}:{bound.getsockname()[1]}",
-        flush=True,
-    )
-    server(app).run([bound])
+    with listen(host, port) as bound:
+        served = None if store.exists() else ServedModel(model)  # a mistake leaves no file behind
+        log = SQLiteLog(store)
+        try:
+            with log.transaction():
+                folder = Path(log.start(str(model.resolve())))
+                served = served or ServedModel(folder)
+        except InputError:
+            log.close()
+            raise
+        engine = Engine(log, LocalCache(), served)
+        hosts = ["*"] if known else ["localhost", "127.0.0.1", "[::1]", host]
+        app = application(Server(engine, known, folder.parent, names), hosts)
+        name = f"[{host}]" if ":" in host else host
+        print(
+            f"serving {served.name} {served.hash} from {folder}\n"
+            f"{len(served.item_ids):,} items by {served.index.kind}, events in {store}\n"
+            f"http://{name}:{bound.getsockname()[1]}",
+            flush=True,
+        )
+        server(app).run([bound])
 
 
 def server(app: Any) -> uvicorn.Server:
@@ -55,6 +61,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         bound.bind((host, port))
     except OSError as error:
+        bound.close()
         raise InputError(f"{host}:{port}: {os.strerror(error.errno or 0)}; name another") from None
     return bound
 
