@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -201,14 +201,15 @@ def test_the_model_is_left_as_it_was_and_free_for_others() -> None:
     others: list[Thread] = []
 
     def meanwhile(*_: Any) -> None:
-        if len(others) < 5:
-            others.append(Thread(target=score, args=(model, history(30))))
-            others[-1].start()
-            others[-1].join()
+        if current_thread() is main_thread():  # the others come by here, too
+            other = Thread(target=score, args=(model, history(30)))
+            others.append(other)
+            other.start()
+            other.join()
 
     with model.norm.register_forward_hook(meanwhile):
         found = influence(model, items, TARGET)
-    assert len(others) == 5
+    assert len(others) > 1
     assert found.first_layer.equal(truth.first_layer)
     assert found.score.equal(truth.score)
     assert not any(module._forward_pre_hooks for module in model.modules())

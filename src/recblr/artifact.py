@@ -127,6 +127,12 @@ def load(folder: Path) -> Artifact:
     return Artifact(name, config, training, data, network.eval(), trained, measured)
 
 
+def digest(folder: Path) -> str:
+    """What names an artifact: the digest in its manifest, which :func:`load` has checked."""
+    found: str = json.loads((folder / "manifest.json").read_text())["digest"]
+    return found
+
+
 def _read_data(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Sequences:
     item_ids = pq.read_table(folder / "vocabulary.parquet")["item_id"].combine_chunks()
     table = pq.read_table(folder / "histories.parquet").combine_chunks()

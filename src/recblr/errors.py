@@ -1,5 +1,8 @@
 """What can go wrong, as exceptions whose message is one line that says what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A mistake in what the user gave: a file, an id, a setting. The command line exits with 2.
@@ -10,3 +13,14 @@ class InputError(ValueError):
 
 class DivergedError(ArithmeticError):
     """Training or scoring produced numbers that are not finite. Nothing is ranked with them."""
+
+
+@contextmanager
+def from_extra(name: str) -> Iterator[None]:
+    """Imports inside need the packages of an extra; without one of them it is an InputError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed; run pip install 'recblr[{name}]'"
+        ) from error

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recblr.errors import InputError
+from recblr import artifact
+from recblr.errors import InputError, from_extra
 from recblr.folders import new_folder, sha256
 from recblr.models import lrurec
 from recblr.models.gru4rec import GRU4Rec
@@ -54,7 +55,8 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
             written, or the difference is above :data:`TOLERANCE`.
     """
     folder, out = Path(folder), Path(out)
-    onnx, onnxruntime = _extra("onnx"), _extra("onnxruntime")
+    with from_extra("export"):
+        onnx, onnxruntime = import_module("onnx"), import_module("onnxruntime")
     recommender = load(folder, "cpu")
     network = recommender.network
     if recommender.model not in _STEPS:
@@ -95,7 +97,7 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
             },
             "model": {
                 "name": recommender.model,
-                "digest": json.loads((folder / "manifest.json").read_text())["digest"],
+                "digest": artifact.digest(folder),
                 "max_length": recommender.training.max_length,
             },
             **graphs,
@@ -104,13 +106,6 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
         }
         (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
-
-
-def _extra(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise InputError(f"{name} is not installed; run pip install 'recblr[export]'") from error
 
 
 def _about(kind: str, *shape: str | int) -> dict[str, Any]:

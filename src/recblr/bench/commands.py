@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recblr.options import Device, Json, from_extra, print_json
+from recblr.errors import from_extra
+from recblr.options import Device, Json, print_json
 
 SERVED = {
     "recommend": "recommend",
@@ -130,7 +131,7 @@ def bench_serve(as_json: Json = False) -> None:
         from recblr.bench.serve import time_serving
     result = time_serving()
     if as_json:
-        _print_measured("serve", "cpu", result)
+        _print_measured("serve", None, result)
         return
     table = Table("items", "load", "a second", "p50 ms", "p90 ms", "p99 ms", box=None)
     for row in result["catalogues"]:
@@ -145,7 +146,8 @@ def bench_serve(as_json: Json = False) -> None:
     print(f"the machine's own gaps: {result['gaps']['longest']} ms at most")
 
 
-def _print_measured(command: str, device: str, result: dict[str, Any]) -> None:
+def _print_measured(command: str, device: str | None, result: dict[str, Any]) -> None:
     from recblr.bench.provenance import provenance
 
-    print_json({**provenance(f"recblr bench {command} --device {device} --json"), **result})
+    where = "" if device is None else f" --device {device}"
+    print_json({**provenance(f"recblr bench {command}{where} --json"), **result})

@@ -198,11 +198,10 @@ class _Client:
 async def _connect(port: int) -> _Client:
     for _ in range(600):
         try:
-            client = _Client(*await asyncio.open_connection("127.0.0.1", port))
-            break
+            return _Client(*await asyncio.open_connection("127.0.0.1", port))
         except OSError:
             await asyncio.sleep(0.1)
-    return client
+    raise RuntimeError("the server did not start within a minute")
 
 
 def _by_history(

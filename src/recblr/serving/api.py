@@ -136,10 +136,9 @@ class Swapped(Struct):
     before: Hash
 
 
-class Health(Struct, omit_defaults=True):
+class Health(Struct):
     model: Hash
-    status: Literal["ok", "failing"]
-    reason: str = ""
+    status: Literal["ok"]
 
 
 class Problem(Struct):

@@ -171,7 +171,7 @@ class Server:
         item_id = _query(request, api.OPERATIONS["influence"])["item_id"]
         about = await _done(self.engine.describe(user, events=True))
         model = about.model
-        known = [it for it in about.events if len(model.rows([it[2]]))]
+        known = [it for it in about.events if model.knows(it[2])]
         if not known:
             raise RefusedError(404, f"no events of user {user[1]!r} that the model knows")
         if item_id:

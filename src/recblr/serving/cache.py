@@ -14,9 +14,6 @@ class LocalCache:
         self._size = size
         self._states: OrderedDict[User, State] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._states)
-
     def get(self, users: Sequence[User]) -> list[State | None]:
         for user in users:
             if user in self._states:
@@ -33,6 +30,3 @@ class LocalCache:
     def drop(self, users: Iterable[User]) -> None:
         for user in users:
             self._states.pop(user, None)
-
-    def clear(self) -> None:
-        self._states.clear()

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from recblr.errors import InputError
-from recblr.options import Json, from_extra, print_json
+from recblr.errors import InputError, from_extra
+from recblr.options import Json, print_json
 
 Model = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
 Store = Annotated[

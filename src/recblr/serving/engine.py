@@ -23,6 +23,7 @@ from recblr.serving.store import (
     Cache,
     ConflictError,
     Log,
+    Rows,
     State,
     StoreError,
 )
@@ -75,7 +76,7 @@ class About:
     count: int
     known: int
     last: Key | None
-    events: list[tuple[float, str, str]]
+    events: Rows
 
 
 class Line(Generic[T]):
@@ -162,14 +163,13 @@ class Request(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A vector to be compared with the items, and where the answer goes."""
+    """A vector to be compared with the items."""
 
     model: ServedModel
     hidden: np.ndarray
     k: int
     hide: np.ndarray
     allow: np.ndarray | None
-    answer: "Future[Any]"
 
 
 class Engine:
@@ -185,7 +185,7 @@ class Engine:
         self.failure: StoreError | None = None  # of the last transaction
         self.rebuilding = True  # there may be snapshots of another model
         self._requests: Line[Request] = Line()
-        self._searches: Line[Search] = Line()
+        self._searches: Line[tuple[Search, Future[Any]]] = Line()
         self._waiting: Counter[str] = Counter()  # by tenant
         self._counting = threading.Lock()
         self._threads = [
@@ -312,7 +312,7 @@ class Engine:
             if isinstance(answer, Exception):
                 request.answer.set_exception(answer)
             elif isinstance(answer, Search):
-                self._searches.put("", answer._replace(answer=request.answer))
+                self._searches.put("", (answer, request.answer))
             elif isinstance(request.work, Record) and request.work.query is not None:
                 user = request.work.tenant, request.work.events[-1].user_id
                 found = _followed(answer, request.answer)
@@ -394,7 +394,7 @@ class Engine:
             hide = np.concatenate([hide, seen])
         allow = None if query.allow is None else model.rows(query.allow)
         if len(seen):
-            return Search(model, model.hidden(vector[None])[0], query.k, hide, allow, Future())
+            return Search(model, model.hidden(vector[None])[0], query.k, hide, allow)
         some = model.popular if allow is None else model.popular[np.isin(model.popular, allow)]
         some = some[~np.isin(some, hide)][: query.k]
         return Recommended(model, "popularity", some, model.counts[some])
@@ -403,20 +403,22 @@ class Engine:
 
     def _search(self) -> None:
         while (searches := self._searches.take(TOGETHER)) is not None:
-            for model in {it.model for it in searches}:
-                some = [it for it in searches if it.model is model]
+            for model in {it.model for it, _ in searches}:
+                some = [one for one in searches if one[0].model is model]
                 try:
-                    vectors = torch.from_numpy(np.stack([it.hidden for it in some]))
-                    k, hide, allow = zip(*((it.k, it.hide, it.allow) for it in some), strict=True)
+                    vectors = torch.from_numpy(np.stack([it.hidden for it, _ in some]))
+                    k, hide, allow = zip(
+                        *((it.k, it.hide, it.allow) for it, _ in some), strict=True
+                    )
                     scores, rows = model.index.search(vectors, max(k), hide, allow)
                 except Exception as error:
-                    for it in some:
-                        it.answer.set_exception(error)
+                    for _, answer in some:
+                        answer.set_exception(error)
                     continue
-                for it, best, row in zip(some, scores, rows, strict=True):
+                for (it, answer), best, row in zip(some, scores, rows, strict=True):
                     count = min(it.k, int((row >= 0).sum()))
                     found = Recommended(model, "history", row[:count], best[:count])
-                    it.answer.set_result(found)
+                    answer.set_result(found)
 
 
 def _followed(outcomes: list[Outcome], answer: "Future[Any]") -> "Future[Recommended]":

@@ -1,6 +1,5 @@
 """A trained model as the server uses it: one event more of many users, and the best items."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recblr import retrieval
+from recblr import artifact, retrieval
 from recblr.errors import InputError
 from recblr.models.fused_step import FusedStep
 from recblr.models.model import RecurrentModel
@@ -29,6 +28,7 @@ class ServedModel:
         network: the model, on the CPU.
         item_ids: by row, as the log had them.
         index: finds the best items.
+        start: (D + S,), the vector of a user without events.
         counts: how often each item is in the training part.
         popular: rows of all items, the most frequent first.
 
@@ -45,7 +45,7 @@ class ServedModel:
                 "served; train recblr, gru4rec or lrurec"
             )
         self.path, self.name, self.network = path, recommender.model, network
-        self.hash: str = json.loads((path / "manifest.json").read_text())["digest"][:16]
+        self.hash = artifact.digest(path)[:16]
         self.item_ids: list[str | int] = recommender.data.item_ids.to_pylist()
         self._rows = {str(name): row for row, name in enumerate(self.item_ids)}
         self._fused = FusedStep(network) if isinstance(network, RecBLR) else None
@@ -53,17 +53,19 @@ class ServedModel:
             self._state = network.initial_state(1)
             self._width = network.item_embeddings.shape[1]
             self.index = retrieval.build(network.item_embeddings.detach())
+        nothing = np.zeros(self._width, np.float32)
+        self.start = np.concatenate([nothing, self._state.numpy().ravel()])
+        self.start.flags.writeable = False
         self.counts = recommender.data.item_counts
         self.popular = np.argsort(-self.counts, kind="stable")
-
-    @property
-    def start(self) -> np.ndarray:
-        """The vector (D + S,) of a user without events."""
-        return np.concatenate([np.zeros(self._width, np.float32), self._state.numpy().ravel()])
 
     def hidden(self, vectors: np.ndarray) -> np.ndarray:
         """Of vectors (B, D + S) what the items are compared with, (B, D)."""
         return vectors[:, : self._width]
+
+    def knows(self, item_id: str) -> bool:
+        """Whether it is an item of the model."""
+        return item_id in self._rows
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """Rows of the items that the model knows; the others are passed over."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from recblr.errors import InputError
 from recblr.serving.events import Event, Key, User
-from recblr.serving.store import ConflictError, Snapshot, StoreError, kept
+from recblr.serving.store import ConflictError, Rows, Snapshot, StoreError, kept
 
 FORMAT = 1
 PRAGMAS = (
@@ -128,7 +128,7 @@ class SQLiteLog:
             raise ConflictError(f"event_id {event.event_id!r} is another event's already")
         return 0
 
-    def events(self, user: User) -> list[tuple[float, str, str]]:
+    def events(self, user: User) -> Rows:
         with _failing():
             return self._all(
                 "SELECT timestamp, event_id, item_id FROM events"

@@ -9,10 +9,8 @@ import numpy as np
 
 from recblr.serving.events import Event, User
 from recblr.serving.model import ServedModel
-from recblr.serving.store import BEGINNING, SNAPSHOT, Cache, Log, Snapshot, State, kept
+from recblr.serving.store import BEGINNING, SNAPSHOT, Cache, Log, Rows, Snapshot, State, kept
 
-Rows = list[tuple[float, str, str]]
-"""Events as (timestamp, event id, item id)."""
 New = dict[User, list[tuple[Event, int]]]
 """Events that have just been added, with the user's version after each."""
 

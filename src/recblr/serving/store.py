@@ -17,6 +17,9 @@ from recblr.serving.events import Event, Key, User
 SNAPSHOT = 64  # events from one snapshot of a user to the next
 BEGINNING: Key = (float("-inf"), "")
 
+Rows = list[tuple[float, str, str]]
+"""Events as (timestamp, event id, item id)."""
+
 
 class StoreError(RuntimeError):
     """The store did not do what it was asked to; nothing of it has happened."""
@@ -92,7 +95,7 @@ class Log(Protocol):
             ConflictError: the tenant has another event of this id.
         """
 
-    def events(self, user: User) -> list[tuple[float, str, str]]:
+    def events(self, user: User) -> Rows:
         """(timestamp, event id, item id) of all events of a user, in order."""
 
     def snapshot(self, user: User, model: str) -> Snapshot | None:
@@ -137,6 +140,3 @@ class Cache(Protocol):
 
     def drop(self, users: Iterable[User]) -> None:
         """Forget them."""
-
-    def clear(self) -> None:
-        """Forget all."""
