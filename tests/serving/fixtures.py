@@ -1,4 +1,8 @@
-"""Two models of one shop, and a server of the first."""
+"""Two models of one shop, the stores they are served from, and a server of the first.
+
+The shared store is tested where ``RECBLR_POSTGRESQL`` and ``RECBLR_REDIS`` name databases for it; what
+is in them is removed.
+"""
 
 import json
 import os
@@ -19,9 +23,11 @@ from recblr.serving.engine import Engine
 from recblr.serving.keys import Keys
 from recblr.serving.model import ServedModel
 from recblr.serving.server import listen, server
-from recblr.serving.sqlite import SQLiteLog
+from recblr.serving.store import Cache, Log
+from recblr.serving.stores import open_cache, open_log
 
 HOSTS = ["localhost", "127.0.0.1"]
+SHARED = ("RECBLR_POSTGRESQL", "RECBLR_REDIS")
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +52,57 @@ def b(models: Path) -> ServedModel:
     return ServedModel(models / "b")
 
 
+@dataclass(frozen=True)
+class Store:
+    """A log, and where its states are, by the names that the command line has for them."""
+
+    name: str
+    url: str | None
+
+    @property
+    def kind(self) -> str:
+        return "file" if self.url is None else "shared"
+
+    @property
+    def workers(self) -> int:
+        return 1 if self.url is None else 2
+
+    def log(self) -> Log:
+        return open_log(self.name)
+
+    def cache(self, size: int = 1000) -> Cache:
+        return LocalCache(size) if self.url is None else open_cache(self.url, self.name)
+
+    def engine(self, model: ServedModel, size: int = 1000) -> Engine:
+        return Engine(self.log(), self.cache(size), model)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "events.sqlite"), None)
+
+
+@pytest.fixture
+def shared() -> Store:
+    if missing := [name for name in SHARED if not os.environ.get(name)]:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    store = Store(*(os.environ[name] for name in SHARED))
+    import psycopg
+    from redis import Redis
+
+    with psycopg.connect(store.name) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS recblr CASCADE")
+    with Redis.from_url(store.url or "") as redis:
+        redis.flushdb()
+    return store
+
+
+@pytest.fixture(params=["file", "shared"])
+def store(request: pytest.FixtureRequest) -> Store:
+    found: Store = request.getfixturevalue(request.param)
+    return found
+
+
 @dataclass
 class Site:
     client: httpx.Client
@@ -57,11 +114,11 @@ Open = Callable[..., Site]
 
 
 @pytest.fixture
-def open_site(a: ServedModel, models: Path, tmp_path: Path) -> Iterator[Open]:
+def open_site(a: ServedModel, models: Path, file: Store) -> Iterator[Open]:
     stops = []
 
     def main(keys: Path | None = None) -> Site:
-        engine = Engine(SQLiteLog(tmp_path / "events.sqlite"), LocalCache(), a)
+        engine = file.engine(a)
         known = None if keys is None else Keys(keys)
         app = Server(engine, known, models, {str(a.item_ids[0]): "A title"})
         running = server(application(app, HOSTS if known is None else ["*"]))

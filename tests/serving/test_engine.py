@@ -23,6 +23,7 @@ from recblr.serving.events import Event, User
 from recblr.serving.model import ServedModel
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import StoreError
+from serving.fixtures import Store
 
 EVERYTHING = Query(k=1000, hide_seen=False)
 
@@ -67,8 +68,8 @@ def by_row(found: Recommended, items: int) -> np.ndarray:
 
 
 @pytest.fixture
-def engine(a: ServedModel, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(SQLiteLog(tmp_path / "events.sqlite"), LocalCache(), a)
+def engine(a: ServedModel, store: Store) -> Iterator[Engine]:
+    engine = store.engine(a)
     yield engine
     engine.close()
 
@@ -107,7 +108,7 @@ def test_states_are_those_of_whole_histories(
 
 @pytest.mark.parametrize("size", [1, 100])
 def test_states_survive_any_order_any_repeats_and_any_loss(
-    a: ServedModel, tmp_path: Path, size: int
+    a: ServedModel, store: Store, size: int
 ) -> None:
     """Late events, duplicates, conflicts, forgotten states, restarts: the state is the log's."""
     draw, slow = random.Random(size), Slow(a)
@@ -117,9 +118,9 @@ def test_states_survive_any_order_any_repeats_and_any_loss(
     sent += [Event(f"x{n}", "u", f"unknown{n}", 20.0) for n in range(10)]
     # Nearly in order, as events arrive, but for some that are very late.
     sent.sort(key=lambda it: it.timestamp + draw.uniform(0, 40 if draw.random() < 0.1 else 2))
-    path, at = tmp_path / "events.sqlite", 0
+    at = 0
     while at < len(sent):
-        engine = Engine(SQLiteLog(path), LocalCache(size), a)
+        engine = store.engine(a, size)
         for _ in range(20):
             some = sent[at : (at := at + draw.randint(1, 9))]
             if some:
@@ -139,18 +140,17 @@ def test_states_survive_any_order_any_repeats_and_any_loss(
 )
 @given(order=st.permutations(range(9)), cuts=st.sets(st.integers(1, 8)))
 def test_events_converge_in_any_order(
-    a: ServedModel, tmp_path_factory: pytest.TempPathFactory, order: list[int], cuts: set[int]
+    engine: Engine, a: ServedModel, order: list[int], cuts: set[int]
 ) -> None:
-    events = events_of(a, "u", 9)
-    path = tmp_path_factory.mktemp("log") / "events.sqlite"
-    engine = Engine(SQLiteLog(path), LocalCache(), a)
+    user = f"{order}{cuts}"
+    events = events_of(a, user, 9)
+    engine.erase(("t", user)).result(60)  # of an example that is tried again
     bounds = [0, *sorted(cuts), 9]
     for start, stop in pairwise(bounds):
         send(engine, [events[n] for n in order[start:stop]])
-    found = engine.recommend(("t", "u"), EVERYTHING).result(60)
+    found = engine.recommend(("t", user), EVERYTHING).result(60)
     rows = a.rows([it.item_id for it in sorted(events, key=lambda it: it.key)])
     np.testing.assert_allclose(by_row(found, len(a.item_ids)), scores(a, rows), atol=1e-5)
-    engine.close()
 
 
 def test_events_sent_at_once_by_many_are_all_there(engine: Engine, a: ServedModel) -> None:
@@ -307,17 +307,16 @@ def test_a_swap_under_load_mixes_nothing(engine: Engine, a: ServedModel, b: Serv
 
 
 def test_snapshots_of_another_model_are_made_anew_while_nobody_asks(
-    a: ServedModel, b: ServedModel, tmp_path: Path
+    a: ServedModel, b: ServedModel, store: Store
 ) -> None:
-    path = tmp_path / "events.sqlite"
-    engine = Engine(SQLiteLog(path), LocalCache(), a)
+    engine = store.engine(a)
     for user in "uvwxyz":
         send(engine, events_of(a, user, 70))
     engine.swap(b).result(60)
     while engine.rebuilding:
         time.sleep(0.01)
     engine.close()
-    log = SQLiteLog(path)
+    log = store.log()
     assert log.outdated(b.hash, 10) == []
     assert all(log.snapshot(("t", user), b.hash) for user in "uvwxyz")
     log.close()

@@ -31,6 +31,7 @@ from recblr.serving.server import run
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import StoreError
 from recblr.train import TrainConfig
+from serving.fixtures import Store
 
 SOAK = bool(os.environ.get("RECBLR_SOAK"))
 KILLS, CUTS, FAULTS, READS = (100, 200, 200, 10_000) if SOAK else (2, 30, 30, 200)
@@ -113,8 +114,7 @@ def lost_in_cuts(disk: Disk, folder: Path, cuts: int, seed: int) -> tuple[int, i
     disk.before = cut
     for some in batches(draw):
         with log.transaction():
-            for event in some:
-                log.add("t", event)
+            log.add([("t", event) for event in some])
         acknowledged += [event.event_id for event in some]
         if len(found) == cuts:
             break
@@ -191,13 +191,14 @@ def test_a_disk_error_is_never_acknowledged(
 class Serving:
     """A server in a process of its own."""
 
-    def __init__(self, model: Path, store: Path, keys: Path | None = None) -> None:
+    def __init__(self, model: Path, store: Store, keys: Path | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["recblr.serving.server"])
         self.port = free_port()
         self.process = context.Process(
-            target=run, args=(model, store, "127.0.0.1", self.port, keys), daemon=True
-        )
+            target=run, args=(model, store.name, "127.0.0.1", self.port, keys, None, store.url),
+            daemon=True,
+        )  # fmt: skip
         self.process.start()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
         begin = time.perf_counter()
@@ -236,9 +237,9 @@ def body(number: int, user: str, item: str) -> dict[str, Any]:
 
 
 def test_a_kill_loses_nothing_acknowledged(
-    models: Path, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+    models: Path, a: ServedModel, store: Store, keep: Callable[..., None]
 ) -> None:
-    draw, store = random.Random(2), tmp_path / "events.sqlite"
+    draw = random.Random(2)
     acknowledged: list[dict[str, Any]] = []
     numbers = iter(range(1 << 30))
     rates = []
@@ -268,20 +269,21 @@ def test_a_kill_loses_nothing_acknowledged(
         rates.append((len(acknowledged) - before) / (time.perf_counter() - begin))
         for thread in threads:
             thread.join()
-    log = SQLiteLog(store)
-    assert log._one("PRAGMA integrity_check") == ("ok",)
+    log = store.log()
+    if isinstance(log, SQLiteLog):
+        assert log._one("PRAGMA integrity_check") == ("ok",)
     there = {it[1] for n in range(20) for it in log.events(("default", f"u{n}"))}
     log.close()
     assert {it["event_id"] for it in acknowledged} <= there
     assert len(acknowledged) > 20 * KILLS
 
     # And what is remembered afterwards is what the log says.
-    engine = Engine(SQLiteLog(store), LocalCache(), a)
+    engine = store.engine(a)
     counts = [engine.describe(("default", f"u{n}")).result(60).count for n in range(20)]
     engine.close()
     assert sum(counts) == len(there)
     keep(
-        "kills", kills=KILLS, acknowledged=len(acknowledged), lost=0,
+        f"kills, {store.kind}", kills=KILLS, acknowledged=len(acknowledged), lost=0,
         events_a_second=round(sum(rates) / len(rates)),
     )  # fmt: skip
 
@@ -292,10 +294,10 @@ def swap_for_ever(serving: Serving, name: str) -> None:
 
 
 def test_a_kill_in_the_midst_of_a_swap(
-    models: Path, a: ServedModel, b: ServedModel, tmp_path: Path
+    models: Path, a: ServedModel, b: ServedModel, store: Store
 ) -> None:
     """The next server answers by the one model or the other, from all events."""
-    store, hashes = tmp_path / "events.sqlite", set()
+    hashes = set()
     for number in range(max(4, KILLS // 5)):
         serving = Serving(models / "a", store)
         events = {"events": [body(number * 70 + n, "u", str(a.item_ids[0])) for n in range(70)]}
@@ -321,27 +323,31 @@ def test_a_kill_in_the_midst_of_a_swap(
 
 
 def test_who_was_told_reads_it_over_http(
-    models: Path, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+    models: Path, a: ServedModel, store: Store, keep: Callable[..., None]
 ) -> None:
-    serving = Serving(models / "a", tmp_path / "events.sqlite")
+    """From whichever worker."""
+    workers = [Serving(models / "a", store) for _ in range(store.workers)]
     for number in range(READS):
-        user = f"u{number % 7}"
-        serving.client.post(
+        user, said, asked = f"u{number % 7}", workers[number % len(workers)], workers[-1]
+        said.client.post(
             "/v1/events", json=body(number, user, str(a.item_ids[0]))
         ).raise_for_status()
-        found = serving.client.get(f"/v1/users/{user}").json()
+        found = asked.client.get(f"/v1/users/{user}").json()
         assert found["last_event_id"] == f"e{number}"
-    serving.stop()
-    keep("read your writes", reads=READS, stale=0)
+    for serving in workers:
+        serving.stop()
+    keep(f"read your writes, {store.kind}", reads=READS, stale=0)
 
 
 def test_events_of_one_user_sent_by_many_at_once(
-    models: Path, a: ServedModel, tmp_path: Path
+    models: Path, a: ServedModel, store: Store, keep: Callable[..., None]
 ) -> None:
-    serving = Serving(models / "a", tmp_path / "events.sqlite")
+    workers = [Serving(models / "a", store) for _ in range(store.workers)]
+    serving = workers[0]
 
     def send(worker: int) -> None:
-        with httpx.Client(base_url=serving.client.base_url, timeout=30) as client:
+        to = workers[worker % len(workers)].client.base_url
+        with httpx.Client(base_url=to, timeout=30) as client:
             for number in range(50):
                 event = body(number * 8 + worker, "u", str(a.item_ids[worker]))
                 client.post("/v1/events", json=event).raise_for_status()
@@ -354,10 +360,15 @@ def test_events_of_one_user_sent_by_many_at_once(
     assert serving.client.get("/v1/users/u").json()["events"] == 400
     history = [str(a.item_ids[number % 8]) for number in range(400)]
     whole = serving.client.post("/v1/recommend", json={"history": history, "k": 20}).json()["items"]
-    kept = serving.client.get("/v1/users/u/recommendations?k=20").json()["items"]
-    assert [it["item_id"] for it in kept] == [it["item_id"] for it in whole]
-    assert [it["score"] for it in kept] == pytest.approx([it["score"] for it in whole], abs=1e-5)
-    serving.stop()
+    for worker in workers:
+        kept = worker.client.get("/v1/users/u/recommendations?k=20").json()["items"]
+        assert [it["item_id"] for it in kept] == [it["item_id"] for it in whole]
+        assert [it["score"] for it in kept] == pytest.approx(
+            [it["score"] for it in whole], abs=1e-5
+        )
+    for worker in workers:
+        worker.stop()
+    keep(f"one user, {store.kind}", workers=len(workers), clients=8, events=400, lost=0)
 
 
 # ---- models that are not whole -------------------------------------------------------------------
@@ -398,12 +409,12 @@ def resign(folder: Path) -> None:
     "how", ["a flipped byte", "a NaN", "a wrong shape", "a pickle", "no manifest"]
 )
 def test_a_bad_model_is_refused_and_the_old_one_serves_on(
-    models: Path, a: ServedModel, tmp_path: Path, how: str
+    models: Path, a: ServedModel, file: Store, tmp_path: Path, how: str
 ) -> None:
     folder = tmp_path / "models"
     shutil.copytree(models, folder, ignore=shutil.ignore_patterns("link"))
     spoil(folder / "b", how)
-    serving = Serving(folder / "a", tmp_path / "events.sqlite")
+    serving = Serving(folder / "a", file)
     found = serving.client.post("/v1/models/swap", json={"name": "b"})
     assert (found.status_code, "error" in found.json()) == (422, True)
     assert serving.client.get("/health/ready").json()["model"] == a.hash
@@ -420,11 +431,13 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def test_a_noisy_tenant_is_refused_and_a_quiet_one_is_not(
-    models: Path, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+    models: Path, a: ServedModel, file: Store, tmp_path: Path, keep: Callable[..., None]
 ) -> None:
-    file, seconds = tmp_path / "keys", 20 if SOAK else 2
-    keys = {name: {"authorization": f"Bearer {add_key(file, name)}"} for name in ("quiet", "noisy")}
-    serving = Serving(models / "a", tmp_path / "events.sqlite", file)
+    let_in, seconds = tmp_path / "keys", 20 if SOAK else 2
+    keys = {
+        name: {"authorization": f"Bearer {add_key(let_in, name)}"} for name in ("quiet", "noisy")
+    }
+    serving = Serving(models / "a", file, let_in)
 
     def ask(tenant: str, number: int, until: float, statuses: list[int], took: list[float]) -> None:
         with httpx.Client(base_url=serving.client.base_url, timeout=30) as client:
@@ -465,7 +478,7 @@ def test_a_noisy_tenant_is_refused_and_a_quiet_one_is_not(
 
 
 def test_a_late_event_costs_a_bounded_replay(
-    a: ServedModel, tmp_path: Path, keep: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    a: ServedModel, store: Store, keep: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the history, it is followed from a snapshot not far behind it."""
     folded: list[int] = []
@@ -475,7 +488,7 @@ def test_a_late_event_costs_a_bounded_replay(
         folded.append(sum(map(len, histories)))
         return fold(self, vectors, histories)
 
-    engine, draw = Engine(SQLiteLog(tmp_path / "events.sqlite"), LocalCache(), a), random.Random(4)
+    engine, draw = store.engine(a), random.Random(4)
     for start in range(0, 5000, 500):
         events = [
             Event(f"e{n}", "u", str(draw.choice(a.item_ids)), float(n))
@@ -492,29 +505,28 @@ def test_a_late_event_costs_a_bounded_replay(
         seconds.append(time.perf_counter() - begin)
         assert sum(folded) <= 4 * (30 + number) + 128 + 1
     engine.close()
-    keep("late events", p99_ms=round(1000 * sorted(seconds)[197], 2), history=5000)
+    keep(f"late events, {store.kind}", p99_ms=round(1000 * sorted(seconds)[197], 2), history=5000)
 
 
 def test_recovery_is_quick(
-    models: Path, a: ServedModel, tmp_path: Path, keep: Callable[..., None]
+    models: Path, a: ServedModel, store: Store, keep: Callable[..., None]
 ) -> None:
-    count, store, draw = (
-        (1_000_000 if SOAK else 20_000),
-        tmp_path / "events.sqlite",
-        random.Random(5),
-    )
-    log = SQLiteLog(store)
+    count, draw = 1_000_000 if SOAK else 20_000, random.Random(5)
+    log = store.log()
     for start in range(0, count, 10_000):
+        events = [
+            Event(f"e{n}", f"u{n % 5000}", str(draw.choice(a.item_ids)), n)
+            for n in range(start, start + 10_000)
+        ]
         with log.transaction():
-            for n in range(start, start + 10_000):
-                log.add("default", Event(f"e{n}", f"u{n % 5000}", str(draw.choice(a.item_ids)), n))
+            log.add([("default", it) for it in events])
     log.close()
     serving = Serving(models / "a", store)
     serving.client.post("/v1/events", json=body(count, "u0", str(a.item_ids[0]))).raise_for_status()
     serving.kill()
     serving = Serving(models / "a", store)
     assert serving.client.get("/v1/users/u0").json()["last_event_id"] == f"e{count}"
-    keep("recovery", events=count, seconds=round(serving.seconds, 2))
+    keep(f"recovery, {store.kind}", events=count, seconds=round(serving.seconds, 2))
     serving.stop()
     assert serving.seconds < 10
 
@@ -525,7 +537,7 @@ def test_recovery_is_quick(
 @pytest.mark.skipif(
     not SOAK or "RECBLR_DATA" not in os.environ, reason="long, and needs RECBLR_DATA"
 )
-def test_every_user_of_movielens(tmp_path: Path, keep: Callable[..., None]) -> None:
+def test_every_user_of_movielens(tmp_path: Path, file: Store, keep: Callable[..., None]) -> None:
     """All events as they happened, a few at a time; then every state against the offline scorer."""
     path = Path(os.environ["RECBLR_DATA"]) / "ml-1m.tsv.gz"
     training = TrainConfig(epochs=1, batch_size=2048, window=3000, lr=3e-3, seed=0)
@@ -534,7 +546,7 @@ def test_every_user_of_movielens(tmp_path: Path, keep: Callable[..., None]) -> N
     assert log.timestamps is not None
     users, items = log.user_ids.to_pylist(), log.item_ids.to_pylist()
     model = ServedModel(tmp_path / "model")
-    engine = Engine(SQLiteLog(tmp_path / "events.sqlite"), LocalCache(), model)
+    engine = file.engine(model)
     order = np.argsort(log.timestamps, kind="stable")
     begin = time.perf_counter()
     for rows in np.array_split(order, len(order) // 50):
@@ -546,7 +558,7 @@ def test_every_user_of_movielens(tmp_path: Path, keep: Callable[..., None]) -> N
         assert {it.status for it in engine.record("t", events).result(60)} == {"accepted"}
     seconds = time.perf_counter() - begin
     engine.close()
-    found = verify(tmp_path / "model", tmp_path / "events.sqlite")
+    found = verify(tmp_path / "model", file.name)
     assert found["equal"]
     assert (found["users"], found["events"]) == (len(users), len(log))
     keep("online is offline", **found, recorded_in_seconds=round(seconds))

@@ -62,7 +62,7 @@ def time_serving(
         for items, rate in catalogues.items():
             model = Path(folder) / f"model{items}"
             _save_untrained(model, items)
-            with _serving(model, Path(folder) / f"{items}.sqlite") as port:
+            with _serving(model, str(Path(folder) / f"{items}.sqlite")) as port:
                 rows = asyncio.run(_loads(port, items, rate, seconds, advance))
             found["catalogues"].append({"items": items, "steady_per_second": rate, **rows})
         served = ServedModel(Path(folder) / f"model{min(catalogues)}")
@@ -88,7 +88,7 @@ def _save_untrained(folder: Path, items: int) -> None:
 
 
 @contextmanager
-def _serving(model: Path, store: Path) -> Iterator[int]:
+def _serving(model: Path, store: str) -> Iterator[int]:
     """The port of a server in a process of its own."""
     with listen("127.0.0.1", 0) as bound:
         port: int = bound.getsockname()[1]
@@ -102,9 +102,9 @@ def _serving(model: Path, store: Path) -> Iterator[int]:
         process.join()
 
 
-def _run(model: Path, store: Path, port: int) -> None:
+def _run(model: Path, store: str, port: int) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        run(model, store, "127.0.0.1", port, None)
+        run(model, store, "127.0.0.1", port)
 
 
 async def _loads(

@@ -39,12 +39,13 @@ from recblr.serving.events import (
 )
 from recblr.serving.keys import ADMIN, Keys
 from recblr.serving.model import ServedModel
-from recblr.serving.store import StoreError
+from recblr.serving.store import Served, StoreError
 
 BODY = 1_000_000  # bytes
 EVENTS = 1_000  # of a request
 SHOWN = 1_000  # events whose influence is answered
 PATIENCE = 10.0  # seconds for a body to arrive
+FOLLOWING = 1.0  # seconds from one look at what is to be served to the next
 ALONE = "default"  # the tenant where there are no keys
 JSON = "application/json"
 
@@ -74,6 +75,7 @@ class Server:
     ) -> None:
         self.engine, self._keys, self._models, self._titles = engine, keys, models, titles
         self._swapping = asyncio.Lock()
+        self._behind = ""  # why the model that is to be served is not
         registry = prometheus_client.CollectorRegistry()
         self._registry = registry
         self._seconds = prometheus_client.Histogram(
@@ -208,12 +210,31 @@ class Server:
             await _done(self.engine.swap(model))
         return api.Swapped(model.hash, before)
 
+    async def follow(self) -> None:
+        """For ever: serve the model that was swapped in through another server of the log."""
+        followed: Served | None = None
+        while True:
+            try:
+                async with self._swapping:
+                    served = await _done(self.engine.served())
+                    if served and served != followed and served.model != self.engine.model.hash:
+                        model = await asyncio.to_thread(ServedModel, Path(served.folder))
+                        await _done(self.engine.follow(model))
+                followed, self._behind = served, ""
+            except InputError as error:
+                self._behind = str(error)
+            except (StoreError, BusyError):
+                pass  # it is asked again
+            await asyncio.sleep(FOLLOWING)
+
     async def live(self, tenant: str, request: Request) -> api.Health:
         return api.Health(self.engine.model.hash, "ok")
 
     async def ready(self, tenant: str, request: Request) -> api.Health:
         if self.engine.failure is not None:
             raise RefusedError(503, str(self.engine.failure))
+        if self._behind:
+            raise RefusedError(503, f"another model is to be served: {self._behind}")
         return api.Health(self.engine.model.hash, "ok")
 
     async def metrics(self, tenant: str, request: Request) -> bytes:
@@ -281,7 +302,9 @@ def application(server: Server, hosts: list[str]) -> Any:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        following = asyncio.create_task(server.follow())
         yield
+        following.cancel()
         await asyncio.to_thread(server.engine.close)
 
     routes = [

@@ -10,9 +10,20 @@ from recblr.options import Json, print_json
 
 Model = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
 Store = Annotated[
-    Path, typer.Option("--store", metavar="FILE", help="The event log; made if it is not there.")
-]
-STORE = Path("events.sqlite")
+    str,
+    typer.Option(
+        "--store", metavar="FILE|URL", envvar="RECBLR_STORE",
+        help="The event log, made if it is not there; postgresql://… for several servers.",
+    ),
+]  # fmt: skip
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache", metavar="URL", envvar="RECBLR_CACHE",
+        help="redis://…, where the servers of a PostgreSQL log share states.",
+    ),
+]  # fmt: skip
+STORE = "events.sqlite"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -25,6 +36,7 @@ def add_commands(app: typer.Typer) -> None:
 def serve(
     model: Model,
     store: Store = STORE,
+    cache: Cache = None,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     keys: Annotated[
@@ -41,7 +53,7 @@ def serve(
         )
     with from_extra("serve"):
         from recblr.serving.server import run
-    run(model, store, host, port, keys, titles)
+    run(model, store, host, port, keys, titles, cache)
 
 
 def key(
@@ -61,23 +73,24 @@ def replay(
         str | None,
         typer.Option("--log", metavar="LOG", help="Put the events of this log in first."),
     ] = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Make the states of all users anew from the event log."""
     with from_extra("serve"):
         from recblr.serving.replay import replay as run
-    found = run(model, store, log)
+    found = run(model, store, log, cache)
     if as_json:
         print_json(found)
     else:
         print(f"{found['users']:,} users, {found['events']:,} events, {found['seconds']:.1f} s")
 
 
-def verify(model: Model, store: Store = STORE, as_json: Json = False) -> None:
+def verify(model: Model, store: Store = STORE, cache: Cache = None, as_json: Json = False) -> None:
     """Compare the states of all users with the offline scorer, which reads whole histories."""
     with from_extra("serve"):
         from recblr.serving.replay import verify as run
-    found = run(model, store)
+    found = run(model, store, cache)
     if as_json:
         print_json(found)
     else:

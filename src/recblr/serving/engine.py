@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,9 +22,9 @@ from recblr.serving.model import ServedModel
 from recblr.serving.states import New, States
 from recblr.serving.store import (
     Cache,
-    ConflictError,
     Log,
     Rows,
+    Served,
     State,
     StoreError,
 )
@@ -150,15 +151,21 @@ class Users(NamedTuple):
 
 class Swap(NamedTuple):
     model: ServedModel
+    announce: bool  # to the other servers of this log
+
+
+class Look(NamedTuple):
+    """For the model that is to be served."""
 
 
 Write = Record | Erase | Swap
+Read = Recommend | Describe | Users | Look
 
 
 class Request(NamedTuple):
     """Something to be done by the thread of the states, and where the answer goes."""
 
-    work: Write | Recommend | Describe | Users
+    work: Write | Read
     answer: "Future[Any]"
 
 
@@ -228,8 +235,17 @@ class Engine:
         return self._ask(tenant, Users(tenant, limit))
 
     def swap(self, model: ServedModel) -> "Future[None]":
-        """Answer by another model from now on; states are made anew when they are needed."""
-        return self._ask("", Swap(model))
+        """Answer by another model from now on, and let the other servers of the log follow; states
+        are made anew when they are needed."""
+        return self._ask("", Swap(model, announce=True))
+
+    def follow(self, model: ServedModel) -> "Future[None]":
+        """Answer by the model that another server has swapped in."""
+        return self._ask("", Swap(model, announce=False))
+
+    def served(self) -> "Future[Served | None]":
+        """The model that is to be served from this log."""
+        return self._ask("", Look())
 
     @property
     def model(self) -> ServedModel:
@@ -330,17 +346,22 @@ class Engine:
             with self._log.transaction():
                 versions = dict(zip(touched, self._log.lock(touched), strict=True))
                 new: New = {}
-                for work in works:
-                    if isinstance(work, Record):
-                        answers.append([self._add(work.tenant, it, new) for it in work.events])
-                    elif isinstance(work, Erase):
-                        answers.append(self._log.erase(work.user))
-                        self._cache.drop([work.user])
-                        new.pop(work.user, None)
-                    else:
-                        self._log.swap(str(work.model.path))
-                        states = States(self._log, self._cache, work.model)
-                        answers.append(None)
+                for kind, some in groupby(works, type):
+                    if kind is Record:
+                        answers += self._add(
+                            [work for work in some if isinstance(work, Record)], new
+                        )
+                        continue
+                    for work in some:
+                        if isinstance(work, Erase):
+                            answers.append(self._log.erase(work.user))
+                            self._cache.drop([work.user])
+                            new.pop(work.user, None)
+                        elif isinstance(work, Swap):
+                            if work.announce:
+                                self._log.swap(str(work.model.path), work.model.hash)
+                            states = States(self._log, self._cache, work.model)
+                            answers.append(None)
                 self._states.advance(versions, new)
         except BaseException:
             self._cache.drop(touched)
@@ -348,18 +369,22 @@ class Engine:
         self._states = states
         return answers
 
-    def _add(self, tenant: str, event: Event, new: New) -> Outcome:
-        try:
-            version = self._log.add(tenant, event)
-        except ConflictError as error:
-            return Outcome("rejected", str(error))
-        if version == 0:
-            return Outcome("duplicate")
-        new.setdefault((tenant, event.user_id), []).append((event, version))
-        return Outcome("accepted")
+    def _add(self, works: Sequence[Record], new: New) -> list[list[Outcome]]:
+        """Put events into the log, and those that it had not into ``new``."""
+        versions = iter(self._log.add([(it.tenant, event) for it in works for event in it.events]))
+        answers = []
+        for work in works:
+            outcomes = []
+            for event in work.events:
+                version = next(versions)
+                if version > 0:
+                    new.setdefault((work.tenant, event.user_id), []).append((event, version))
+                outcomes.append(_outcome(event, version))
+            answers.append(outcomes)
+        return answers
 
-    def _read(self, works: Sequence[Recommend | Describe | Users]) -> list[Any]:
-        known = [work for work in works if not isinstance(work, Users)]
+    def _read(self, works: Sequence[Read]) -> list[Any]:
+        known = [work for work in works if isinstance(work, Recommend | Describe)]
         users = list({work.user: None for work in known if work.user})
         states = dict(zip(users, self._states.of(users), strict=True))
         raw = [work for work in known if isinstance(work, Recommend) and not work.user]
@@ -370,6 +395,8 @@ class Engine:
         for work in works:
             if isinstance(work, Users):
                 answers.append(self._log.users_of(work.tenant, work.limit))
+            elif isinstance(work, Look):
+                answers.append(self._log.served())
             elif isinstance(work, Describe):
                 answers.append(self._describe(work, states[work.user]))
             elif work.user is None:
@@ -433,6 +460,12 @@ def _followed(outcomes: list[Outcome], answer: "Future[Any]") -> "Future[Recomme
     found: Future[Recommended] = Future()
     found.add_done_callback(join)
     return found
+
+
+def _outcome(event: Event, version: int) -> Outcome:
+    if version < 0:
+        return Outcome("rejected", f"event_id {event.event_id!r} is another event's already")
+    return Outcome("accepted" if version else "duplicate")
 
 
 def _users(work: Write) -> list[User]:

@@ -15,9 +15,9 @@ from recblr.serving.app import ALONE
 from recblr.serving.cache import LocalCache
 from recblr.serving.events import Event, User
 from recblr.serving.model import ServedModel
-from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.states import States
-from recblr.serving.store import Log
+from recblr.serving.store import Cache, Log
+from recblr.serving.stores import open_cache, open_log
 
 USERS, EVENTS = 256, 10_000  # of a transaction
 SCORES = 1 << 24  # made offline at once
@@ -27,7 +27,9 @@ TOP = 20
 T = TypeVar("T")
 
 
-def replay(model: Path, store: Path, source: str | None = None) -> dict[str, Any]:
+def replay(
+    model: Path, store: str, source: str | None = None, cache: str | None = None
+) -> dict[str, Any]:
     """Make all snapshots anew from the events; those of a log first, where ``source`` names one.
 
     An event of a log has the id ``<file>:<row>``, so that a log put in twice counts once.
@@ -36,9 +38,9 @@ def replay(model: Path, store: Path, source: str | None = None) -> dict[str, Any
         ``users``, ``events`` in the log, ``added`` of them now, ``seconds``.
     """
     begin = time.perf_counter()
-    served, log = ServedModel(model), SQLiteLog(store)
+    served, log = ServedModel(model), open_log(store)
     added = 0 if source is None else _add(log, read_log(source), Path(source).name)
-    states, events = States(log, LocalCache(USERS), served), 0
+    states, events = States(log, _cache(cache, store), served), 0
     users = list(log.users())
     with progress("replaying", len(users)) as advance:
         for some in _batches(users, USERS):
@@ -57,25 +59,28 @@ def _add(log: Log, source: Interactions, name: str) -> int:
     added = 0
     with progress("adding events", len(source)) as advance:
         for rows in _batches(range(len(source)), EVENTS):
+            events = [
+                (ALONE, Event(f"{name}:{row:012d}", str(users[source.users[row]]),
+                              str(items[source.items[row]]), float(times[row])))
+                for row in rows
+            ]  # fmt: skip
             with log.transaction():
-                for row in rows:
-                    user, item = str(users[source.users[row]]), str(items[source.items[row]])
-                    event = Event(f"{name}:{row:012d}", user, item, float(times[row]))
-                    added += log.add(ALONE, event) > 0
+                log.lock(list({(tenant, event.user_id) for tenant, event in events}))
+                added += sum(version > 0 for version in log.add(events))
             advance(len(rows))
     return added
 
 
 @torch.inference_mode()
-def verify(model: Path, store: Path) -> dict[str, Any]:
+def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
     """Compare what is remembered of every user with the model run over the whole history.
 
     Returns:
         ``users``, ``events``; ``largest`` difference of a score of any user and item; ``lists``, how
         many top 20 differ; ``equal``, whether none does and no score by more than 1e-4.
     """
-    served, log = ServedModel(model), SQLiteLog(store)
-    states = States(log, LocalCache(USERS), served)
+    served, log = ServedModel(model), open_log(store)
+    states = States(log, _cache(cache, store), served)
     vectors = served.network.item_embeddings
     largest, lists, events = 0.0, 0, 0
     users = list(log.users())
@@ -103,6 +108,10 @@ def verify(model: Path, store: Path) -> dict[str, Any]:
         "lists": lists,
         "equal": equal,
     }
+
+
+def _cache(url: str | None, store: str) -> Cache:
+    return LocalCache(USERS) if url is None else open_cache(url, store)
 
 
 def _offline(served: ServedModel, log: Log, users: Sequence[User]) -> torch.Tensor:

@@ -13,32 +13,42 @@ from recblr.serving.cache import LocalCache
 from recblr.serving.engine import Engine
 from recblr.serving.keys import Keys
 from recblr.serving.model import ServedModel
-from recblr.serving.sqlite import SQLiteLog
+from recblr.serving.stores import open_cache, open_log
 
 
 def run(
-    model: Path, store: Path, host: str, port: int, keys: Path | None, titles: Path | None = None
+    model: Path,
+    store: str,
+    host: str,
+    port: int,
+    keys: Path | None = None,
+    titles: Path | None = None,
+    cache: str | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what waits."""
     known = None if keys is None else Keys(keys)
     names = {} if titles is None else read_titles(titles)
     with listen(host, port) as bound:
-        served = None if store.exists() else ServedModel(model)  # a mistake leaves no file behind
-        log = SQLiteLog(store)
+        served = None if Path(store).exists() else ServedModel(model)  # a mistake leaves no file
+        log = open_log(store)
         try:
-            with log.transaction():
-                folder = Path(log.start(str(model.resolve())))
-                served = served or ServedModel(folder)
+            states = LocalCache() if cache is None else open_cache(cache, store)
+            folder, now = model.resolve(), log.served()
+            if now and now.started == str(folder):
+                folder = Path(now.folder)
+            if served is None or served.path != folder:
+                served = ServedModel(folder)
+            log.start(str(model.resolve()), served.hash)
         except InputError:
             log.close()
             raise
-        engine = Engine(log, LocalCache(), served)
+        engine = Engine(log, states, served)
         hosts = ["*"] if known else ["localhost", "127.0.0.1", "[::1]", host]
         app = application(Server(engine, known, folder.parent, names), hosts)
         name = f"[{host}]" if ":" in host else host
         print(
             f"serving {served.name} {served.hash} from {folder}\n"
-            f"{len(served.item_ids):,} items by {served.index.kind}, events in {store}\n"
+            f"{len(served.item_ids):,} items by {served.index.kind}, events in {log.name}\n"
             f"http://{name}:{bound.getsockname()[1]}",
             flush=True,
         )

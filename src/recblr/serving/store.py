@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,10 +23,6 @@ Rows = list[tuple[float, str, str]]
 
 class StoreError(RuntimeError):
     """The store did not do what it was asked to; nothing of it has happened."""
-
-
-class ConflictError(ValueError):
-    """An event has the id of another one that is in the log."""
 
 
 @dataclass
@@ -59,6 +55,14 @@ class Snapshot:
     vector: np.ndarray
 
 
+class Served(NamedTuple):
+    """The model that is to be served: its folder, its hash, and what servers were started with."""
+
+    folder: str
+    model: str
+    started: str
+
+
 def kept(count: int) -> list[int]:
     """After how many events each, rising, are the snapshots that are kept of a user with ``count``.
 
@@ -76,8 +80,13 @@ def kept(count: int) -> list[int]:
 class Log(Protocol):
     """Events of all users in the order (timestamp, event id), with snapshots to start from.
 
-    All methods raise StoreError when the store fails. One thread at a time uses it.
+    ``name`` says where it is.
+
+    All methods raise StoreError when the store fails. One thread at a time uses it; of processes as
+    many as the store is made for.
     """
+
+    name: str
 
     def transaction(self) -> AbstractContextManager[None]:
         """What is changed inside is on the disk when it ends, or has not happened."""
@@ -88,12 +97,9 @@ class Log(Protocol):
     def versions(self, users: Sequence[User]) -> list[int]:
         """Their versions, 0 without events. Any change of a user's events gives a greater one."""
 
-    def add(self, tenant: str, event: Event) -> int:
-        """The user's version after it; 0 if the log has it already.
-
-        Raises:
-            ConflictError: the tenant has another event of this id.
-        """
+    def add(self, events: Sequence[tuple[str, Event]]) -> list[int]:
+        """Events of tenants; the user's version with each, 0 if the log has it already, -1 if the
+        tenant has another event of its id."""
 
     def events(self, user: User) -> Rows:
         """(timestamp, event id, item id) of all events of a user, in order."""
@@ -119,11 +125,15 @@ class Log(Protocol):
     def users_of(self, tenant: str, limit: int) -> list[str]:
         """Some of a tenant's users that have events, in the order of their ids."""
 
-    def start(self, folder: str) -> str:
-        """The model to serve: ``folder``, or what was swapped in since a server was started with it."""
+    def start(self, folder: str, model: str) -> None:
+        """A server is started with a model, which is to be served unless another was swapped in
+        since servers are started with this folder."""
 
-    def swap(self, folder: str) -> None:
-        """Another model is served from now on."""
+    def swap(self, folder: str, model: str) -> None:
+        """Another model is to be served from now on."""
+
+    def served(self) -> Served | None:
+        """What is to be served; None before a server was started."""
 
     def close(self) -> None:
         """No more calls."""

@@ -1,8 +1,11 @@
 """The event log, whichever it is: it keeps what it says, and no more."""
 
 import random
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +15,23 @@ from hypothesis import strategies as st
 from recblr.errors import InputError
 from recblr.serving.events import Event
 from recblr.serving.sqlite import SQLiteLog
-from recblr.serving.store import BEGINNING, ConflictError, Log, Snapshot, StoreError, kept
+from recblr.serving.store import BEGINNING, Log, Snapshot, StoreError, kept
+from recblr.serving.stores import open_log
+from serving.fixtures import Store
 
 U, V = ("t", "u"), ("t", "v")
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[Log]:
-    log = SQLiteLog(tmp_path / "events.sqlite")
+def log(store: Store) -> Iterator[Log]:
+    log = store.log()
     yield log
     log.close()
+
+
+def add(log: Log, *events: Event, tenant: str = "t") -> list[int]:
+    with log.transaction():
+        return log.add([(tenant, it) for it in events])
 
 
 def event(number: int, user: str = "u", timestamp: float | None = None) -> Event:
@@ -35,32 +45,52 @@ def snapshot(count: int) -> Snapshot:
 def test_events_come_back_in_order(log: Log) -> None:
     events = [event(number, timestamp=number // 3) for number in range(30)]
     random.Random(0).shuffle(events)
-    with log.transaction():
-        versions = [log.add("t", it) for it in events]
-    assert versions == sorted(set(versions))
-    assert min(versions) > 0
+    versions = add(log, *events[:10]) + add(log, *events[10:])
+    assert len(set(versions)) == 30
+    assert 0 < max(versions[:10]) < min(versions[10:])
     in_order = sorted((it.timestamp, it.event_id, it.item_id) for it in events)
     assert log.events(U) == in_order
-    assert log.versions([U, V]) == [versions[-1], 0]
+    assert log.versions([U, V, U]) == [max(versions), 0, max(versions)]
+    assert log.versions([]) == []
     assert log.events(V) == []
     assert list(log.users()) == [U]
 
 
+def test_ids_are_ordered_by_their_bytes(log: Log) -> None:
+    """As Python orders text, whatever language the database speaks."""
+    ids = ["a", "B", "é", "_", "É", "z", "aa", "a b", "10", "9", "💡", "ﬀ", "-a"]
+    add(
+        log,
+        *(Event(it, it, "i", 1.0) for it in ids),
+        *(Event(f"u{it}", "u", it, 1.0) for it in ids),
+    )
+    assert [it[2] for it in log.events(U)] == sorted(ids)
+    assert log.users_of("t", 100) == sorted([*ids, "u"])
+
+
 def test_an_event_counts_once(log: Log) -> None:
-    with log.transaction():
-        version = log.add("t", event(1))
-        assert log.add("t", event(1)) == 0
-        for other in (event(1, "v"), event(1, timestamp=2.0), event(1)._replace(item_id="x")):
-            with pytest.raises(ConflictError, match="event_id 'e1' is another event's already"):
-                log.add("t", other)
+    others = event(1, "v"), event(1, timestamp=2.0), event(1)._replace(item_id="x")
+    (version,) = add(log, event(1))
+    assert add(log, event(1), *others, event(1)) == [0, -1, -1, -1, 0]
     assert log.versions([U, V]) == [version, 0]
     assert log.events(U) == [(1.0, "e1", "i1")]
+    assert add(log) == []
+
+
+def test_the_first_of_an_id_counts(log: Log) -> None:
+    """Of those sent together."""
+    first, *others = event(1), event(1, "v"), event(1), event(0), event(0, "v")
+    versions = add(log, first, *others)
+    assert [version > 0 for version in versions] == [True, False, False, True, False]
+    assert versions[1:3] == [-1, 0]
+    assert versions[4] == -1
+    assert log.versions([U, V]) == [max(versions), 0]
+    assert log.events(U) == [(0.0, "e0", "i0"), (1.0, "e1", "i1")]
 
 
 def test_tenants_are_apart(log: Log) -> None:
-    with log.transaction():
-        assert log.add("t", event(1)) > 0
-        assert log.add("s", event(1, timestamp=5.0)) > 0
+    assert add(log, event(1)) > [0]
+    assert add(log, event(1, timestamp=5.0), tenant="s") > [0]
     assert log.events(U) == [(1.0, "e1", "i1")]
     assert log.events(("s", "u")) == [(5.0, "e1", "i1")]
     with log.transaction():
@@ -69,13 +99,12 @@ def test_tenants_are_apart(log: Log) -> None:
 
 
 def test_a_transaction_happens_wholly_or_not(log: Log) -> None:
-    with log.transaction():
-        log.add("t", event(1))
+    add(log, event(1))
     before = log.versions([U])
 
     def half() -> None:
         with log.transaction():
-            log.add("t", event(2))
+            log.add([("t", event(2))])
             log.keep(U, "m", [snapshot(64)])
             log.erase(V)
             raise ZeroDivisionError
@@ -141,25 +170,29 @@ def test_what_is_kept_later_was_kept_before(count: int, more: int) -> None:
 
 
 def test_the_model_served_is_the_one_swapped_in(log: Log) -> None:
-    with log.transaction():
-        assert log.start("/a") == "/a"
-        log.swap("/b")
-    with log.transaction():
-        assert log.start("/a") == "/b"
-        assert log.start("/c") == "/c"
-        assert log.start("/a") == "/a"
+    assert log.served() is None
+    log.start("/a", "1")
+    assert log.served() == ("/a", "1", "/a")
+    log.swap("/b", "2")
+    log.start("/a", "1")
+    assert log.served() == ("/b", "2", "/a")
+    log.start("/c", "3")
+    assert log.served() == ("/c", "3", "/c")
+    log.start("/a", "4")
+    assert log.served() == ("/a", "4", "/a")
 
 
-def test_a_log_is_found_again(tmp_path: Path) -> None:
-    path = tmp_path / "events.sqlite"
+def test_a_log_is_found_again(store: Store) -> None:
     for number in (1, 2):
-        log = SQLiteLog(path)
-        with log.transaction():
-            log.add("t", event(number))
+        log = store.log()
+        add(log, event(number))
         log.close()
-    log = SQLiteLog(path)
+    log = store.log()
     assert [it[1] for it in log.events(U)] == ["e1", "e2"]
     log.close()
+
+
+# ---- in a file -----------------------------------------------------------------------------------
 
 
 def test_what_is_erased_leaves_no_trace(tmp_path: Path) -> None:
@@ -168,8 +201,7 @@ def test_what_is_erased_leaves_no_trace(tmp_path: Path) -> None:
     with log.transaction():
         for number in range(200):
             body = Event(f"{secret.decode()}{number}", "nobody", f"{secret.decode()}", number)
-            log.add("t", body)
-            log.add("t", event(number))
+            log.add([("t", body), ("t", event(number))])
         log.keep(("t", "nobody"), "m", [snapshot(64)])
     assert any(secret in path.read_bytes() for path in tmp_path.iterdir())
     with log.transaction():
@@ -185,9 +217,11 @@ def test_what_is_erased_leaves_no_trace(tmp_path: Path) -> None:
     log.close()
 
 
-def test_one_process_has_it(log: Log, tmp_path: Path) -> None:
+def test_one_process_has_it(file: Store) -> None:
+    log = file.log()
     with pytest.raises(InputError, match=r"events.sqlite is open in another process; stop"):
-        SQLiteLog(tmp_path / "events.sqlite")
+        file.log()
+    log.close()
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -212,3 +246,106 @@ def test_what_sqlite_cannot_do_is_a_store_error(tmp_path: Path) -> None:
     log.close()
     with pytest.raises(StoreError, match="the event log failed"):
         log.versions([U])
+
+
+# ---- in PostgreSQL -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(shared: Store) -> Iterator[tuple[Any, Any]]:
+    """Logs of two workers."""
+    logs = shared.log(), shared.log()
+    yield logs
+    for log in logs:
+        log.close()
+
+
+def test_a_users_events_follow_one_another(two: tuple[Log, Log]) -> None:
+    """Of two workers the second waits, and then sees what the first has done."""
+    one, other = two
+    took: list[list[int]] = []
+
+    def second() -> None:
+        with other.transaction():
+            took.append(other.lock([V, U]))
+
+    with one.transaction():
+        one.lock([U, V])
+        (version,) = one.add([("t", event(1))])
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        assert took == []
+    thread.join()
+    assert took == [[0, version]]
+
+
+def test_workers_with_the_same_ids_do_not_wait_for_each_other_for_ever(
+    two: tuple[Log, Log],
+) -> None:
+    """The ids of one are another order of the other's, of other users: each counts once."""
+    found: list[list[int]] = [[], []]
+
+    def work(which: int) -> None:
+        draw = random.Random(which)
+        for start in range(0, 300, 10):
+            numbers = list(range(start, start + 10))
+            draw.shuffle(numbers)
+            found[which] += [
+                v > 0 for v in add(two[which], *(event(n, f"w{which}") for n in numbers))
+            ]
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(map(sum, found)) == 300
+    assert sum(len(two[0].events(("t", f"w{which}"))) for which in (0, 1)) == 300
+
+
+def test_a_lost_connection_fails_once(two: tuple[Any, Any]) -> None:
+    log, other = two
+    add(log, event(1))
+
+    def cut() -> None:
+        (pid,) = log._one("SELECT pg_backend_pid()")
+        other._do("SELECT pg_terminate_backend(?, 5000)", (pid,))
+
+    def lost() -> None:
+        with log.transaction():
+            log.add([("t", event(2))])
+            cut()
+
+    with pytest.raises(StoreError, match="the event log failed"):
+        lost()
+    assert log.events(U) == [(1.0, "e1", "i1")]
+    cut()
+    with pytest.raises(StoreError):
+        log.versions([U])
+    assert add(log, event(2)) > [1]
+
+
+def test_a_database_that_is_not_to_be_trusted_is_refused(shared: Store) -> None:
+    class Careless:
+        def execute(self, sql: str) -> "Careless":
+            return self
+
+        def fetchone(self) -> tuple[str]:
+            return ("off",)
+
+    from recblr.serving import postgresql
+
+    careless: Any = Careless()
+    with pytest.raises(InputError, match="fsync = off and would lose events"):
+        postgresql._prepare(careless)
+    with pytest.raises(InputError, match=r"^--store: PostgreSQL: .*[Cc]onnection"):
+        open_log("postgresql://127.0.0.1:1/none")
+    log: Any = shared.log()
+    log._do("UPDATE format SET format = 999")
+    with pytest.raises(InputError, match="schema recblr of this database is of another version"):
+        shared.log()
+    log._do("DROP TABLE format")
+    with pytest.raises(InputError, match="schema recblr of this database is of another version"):
+        shared.log()
+    log.close()

@@ -1,0 +1,137 @@
+"""The event log in SQL: what is said alike in every database."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from recblr.serving.events import Event, Key, User
+from recblr.serving.store import Rows, Served, Snapshot, StoreError, kept
+
+FORMAT = 2
+
+
+class SQLLog:
+    """A Log of the tables ``events``, ``users``, ``snapshots`` and ``served``; one thread at a time."""
+
+    name: str
+    BEGIN: ClassVar[str]
+    ERRORS: ClassVar[type[Exception]]
+
+    def _run(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        """All rows of a statement, ``?`` in it a place for a value."""
+        raise NotImplementedError
+
+    def _in_transaction(self) -> bool:
+        raise NotImplementedError
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._do(self.BEGIN)
+        try:
+            yield
+            self._do("COMMIT")
+        finally:
+            if self._in_transaction():
+                self._do("ROLLBACK")
+
+    def lock(self, users: Sequence[User]) -> list[int]:
+        raise NotImplementedError
+
+    def versions(self, users: Sequence[User]) -> list[int]:
+        raise NotImplementedError
+
+    def add(self, events: Sequence[tuple[str, Event]]) -> list[int]:
+        raise NotImplementedError
+
+    def events(self, user: User) -> Rows:
+        return self._all(
+            "SELECT timestamp, event_id, item_id FROM events"
+            " WHERE tenant = ? AND user_id = ? ORDER BY timestamp, event_id",
+            user,
+        )
+
+    def snapshot(self, user: User, model: str) -> Snapshot | None:
+        row = self._one(
+            "SELECT timestamp, event_id, count, vector FROM snapshots"
+            " WHERE tenant = ? AND user_id = ? AND model = ? ORDER BY count DESC LIMIT 1",
+            (*user, model),
+        )
+        return row and Snapshot((row[0], row[1]), row[2], np.frombuffer(row[3], np.float32))
+
+    def keep(self, user: User, model: str, snapshots: Sequence[Snapshot]) -> None:
+        for it in snapshots:
+            self._do(
+                "INSERT INTO snapshots (tenant, user_id, count, timestamp, event_id, model, vector)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, user_id, count)"
+                " DO UPDATE SET timestamp = excluded.timestamp, event_id = excluded.event_id,"
+                " model = excluded.model, vector = excluded.vector",
+                (*user, it.count, *it.key, model, it.vector.tobytes()),
+            )
+        counts = kept(max(it.count for it in snapshots))
+        self._do(
+            "DELETE FROM snapshots WHERE tenant = ? AND user_id = ?"
+            f" AND (model != ? OR count NOT IN ({', '.join(map(str, counts))}))",
+            (*user, model),
+        )
+
+    def drop(self, user: User, after: Key) -> None:
+        self._do(
+            "DELETE FROM snapshots WHERE tenant = ? AND user_id = ?"
+            " AND (timestamp, event_id) > (?, ?)",
+            (*user, *after),
+        )
+
+    def erase(self, user: User) -> int:
+        for table in ("snapshots", "users"):
+            self._do(f"DELETE FROM {table} WHERE tenant = ? AND user_id = ?", user)
+        return len(self._all(
+            "DELETE FROM events WHERE tenant = ? AND user_id = ? RETURNING version", user
+        ))  # fmt: skip
+
+    def outdated(self, model: str, limit: int) -> list[User]:
+        return self._all(
+            "SELECT DISTINCT tenant, user_id FROM snapshots WHERE model != ? LIMIT ?",
+            (model, limit),
+        )
+
+    def users(self) -> Iterable[User]:
+        return self._all("SELECT tenant, user_id FROM users ORDER BY tenant, user_id")
+
+    def users_of(self, tenant: str, limit: int) -> list[str]:
+        rows = self._all(
+            "SELECT user_id FROM users WHERE tenant = ? ORDER BY user_id LIMIT ?", (tenant, limit)
+        )
+        return [user_id for (user_id,) in rows]
+
+    def start(self, folder: str, model: str) -> None:
+        self._do(
+            "INSERT INTO served (one, folder, model, started) VALUES (1, ?, ?, ?)"
+            " ON CONFLICT (one) DO UPDATE SET folder = excluded.folder, model = excluded.model,"
+            " started = excluded.started WHERE served.started != excluded.started",
+            (folder, model, folder),
+        )
+
+    def swap(self, folder: str, model: str) -> None:
+        self._do("UPDATE served SET folder = ?, model = ?", (folder, model))
+
+    def served(self) -> Served | None:
+        row = self._one("SELECT folder, model, started FROM served")
+        return row and Served(*row)
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._run(sql, values)
+        except self.ERRORS as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise StoreError(f"the event log failed: {why}") from error
+
+    def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        return next(iter(self._all(sql, values)), None)
+
+    def _do(self, sql: str, values: Sequence[Any] = ()) -> None:
+        self._all(sql, values)
