@@ -12,6 +12,7 @@ from recblr.errors import InputError
 from recblr.serving.keys import Keys
 from recblr.serving.server import listen
 from recblr.serving.sqlite import SQLiteLog
+from serving.fixtures import Store
 
 
 def run(*arguments: object) -> int:
@@ -20,22 +21,22 @@ def run(*arguments: object) -> int:
 
 
 def test_a_log_is_put_in_replayed_and_verified(
-    models: Path, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, tiny: Any, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = tmp_path / "events.sqlite"
+    where = ["--store", store.name, *([] if store.url is None else ["--cache", store.url])]
     for added in (len(tiny.frame), 0):  # the second time it is all there
-        run("replay", models / "a", "--store", store, "--log", tiny.log, "--json")
+        run("replay", models / "a", *where, "--log", tiny.log, "--json")
         found = json.loads(capsys.readouterr().out)
         assert (found["events"], found["added"]) == (len(tiny.frame), added)
         assert found["users"] == tiny.frame["user_id"].n_unique()
-    run("verify", models / "a", "--store", store)
+    run("verify", models / "a", *where)
     said = capsys.readouterr().out
     assert said.startswith(
         f"equal: {found['users']} users, {found['events']:,} events, scores differ"
     )
-    run("replay", models / "b", "--store", store)
+    run("replay", models / "b", *where)
     assert f"{found['users']} users, {found['events']:,} events" in capsys.readouterr().out
-    run("verify", models / "b", "--store", store, "--json")
+    run("verify", models / "b", *where, "--json")
     assert json.loads(capsys.readouterr().out)["equal"]
 
 
@@ -86,12 +87,11 @@ def test_a_server_that_cannot_start_leaves_nothing(models: Path, tmp_path: Path)
     assert not store.exists()
 
     log = SQLiteLog(store)
-    with log.transaction():
-        log.start(str(models / "a"))
-        log.swap(str(models / "b"))
+    log.start(str(models / "a"), "1")
+    log.swap(str(models / "b"), "2")
     log.close()
     with pytest.raises(InputError, match="is not a whole recblr artifact"):
         run("serve", tmp_path, "--store", store, "--port", 0)
     log = SQLiteLog(store)
-    assert log.start(str(models / "a")) == str(models / "b")  # still
+    assert log.served() == (str(models / "b"), "2", str(models / "a"))  # still
     log.close()

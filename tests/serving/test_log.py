@@ -280,6 +280,23 @@ def test_a_users_events_follow_one_another(two: tuple[Log, Log]) -> None:
     assert took == [[0, version]]
 
 
+def test_a_worker_that_hangs_lets_go(two: tuple[Any, Any]) -> None:
+    one, other = two
+    one._do("SET idle_in_transaction_session_timeout = '200ms'")  # sooner than it would
+
+    def hang() -> None:
+        with one.transaction():
+            one.lock([U])
+            one.add([("t", event(1))])
+            assert add(other, event(2)) > [0]  # which does not lock
+            with other.transaction():
+                assert other.lock([U]) != [0]
+
+    with pytest.raises(StoreError, match="the event log failed"):
+        hang()
+    assert [it[1] for it in one.events(U)] == ["e2"]
+
+
 def test_workers_with_the_same_ids_do_not_wait_for_each_other_for_ever(
     two: tuple[Log, Log],
 ) -> None:

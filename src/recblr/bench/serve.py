@@ -111,7 +111,7 @@ async def _loads(
     port: int, items: int, rate: int, seconds: float, advance: Advance
 ) -> dict[str, Any]:
     draw = np.random.default_rng(0)
-    clients = [await _connect(port) for _ in range(CLIENTS)]
+    clients = [await connect(port) for _ in range(CLIENTS)]
     number = iter(range(1 << 60))
 
     def event(user: int | None = None) -> dict[str, Any]:
@@ -121,7 +121,7 @@ async def _loads(
         return {"event_id": str(at), "user_id": f"u{user}", "item_id": item, "timestamp": at}
 
     for user in range(USERS):
-        await clients[0].ask("/v1/events", {"events": [event(user) for _ in range(HISTORY)]})
+        await clients[0].do("/v1/events", {"events": [event(user) for _ in range(HISTORY)]})
 
     def recommend() -> tuple[str, Any]:
         return "/v1/recommend", {"user_id": f"u{draw.integers(USERS)}", "k": 20}
@@ -156,30 +156,37 @@ def _quantiles(took: np.ndarray, seconds: float) -> dict[str, float]:
     return {"per_second": round(len(took) / seconds), **ms}
 
 
-class _Client:
+class Client:
     """One connection. A library would take longer over a request than the server does."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self.writer = reader, writer
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str = ""
+    ) -> None:
+        self._reader, self.writer, self._key = reader, writer, key
 
-    async def ask(self, path: str, body: Any) -> None:
+    async def ask(self, path: str, body: Any) -> int:
+        """The status of a POST."""
         content = json.dumps(body).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\n\r\n"
+            f"Authorization: Bearer {self._key}\r\nContent-Length: {len(content)}\r\n\r\n"
         )
         self.writer.write(head.encode() + content)
         answer = await self._reader.readuntil(b"\r\n\r\n")
         length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        content = await self._reader.readexactly(length)
-        if not answer.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(f"{path}: {content.decode()}")
+        await self._reader.readexactly(length)
+        return int(answer[9:12])
+
+    async def do(self, path: str, body: Any) -> None:
+        """A POST that has to succeed."""
+        if (status := await self.ask(path, body)) != 200:
+            raise RuntimeError(f"{path}: {status}")
 
     async def load(self, make: Any, end: float) -> np.ndarray:
         """Seconds of each request, one after another until ``end``."""
         took = array("d")
         while (begin := time.perf_counter()) < end:
-            await self.ask(*make())
+            await self.do(*make())
             took.append(time.perf_counter() - begin)
         return np.array(took)
 
@@ -190,15 +197,15 @@ class _Client:
             if (early := begin - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
                 begin = time.perf_counter()  # it is the clock of this loop that woke up late
-            await self.ask(*make())
+            await self.do(*make())
             took.append(time.perf_counter() - begin)
         return np.array(took)
 
 
-async def _connect(port: int) -> _Client:
+async def connect(port: int, key: str = "") -> Client:
     for _ in range(600):
         try:
-            return _Client(*await asyncio.open_connection("127.0.0.1", port))
+            return Client(*await asyncio.open_connection("127.0.0.1", port), key)
         except OSError:
             await asyncio.sleep(0.1)
     raise RuntimeError("the server did not start within a minute")

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import random
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -31,6 +32,7 @@ from recblr.serving.engine import BusyError, Engine, Outcome, Query, Recommended
 from recblr.serving.events import (
     Event,
     InvalidError,
+    TooDeepError,
     User,
     read_body,
     read_event,
@@ -45,6 +47,7 @@ BODY = 1_000_000  # bytes
 EVENTS = 1_000  # of a request
 SHOWN = 1_000  # events whose influence is answered
 PATIENCE = 10.0  # seconds for a body to arrive
+PAUSE = 0.5  # seconds before a refusal, on average: who asks again at once keeps others waiting
 FOLLOWING = 1.0  # seconds from one look at what is to be served to the next
 ALONE = "default"  # the tenant where there are no keys
 JSON = "application/json"
@@ -258,6 +261,8 @@ class Server:
                 status, found = 429, api.Problem(str(error))
             except StoreError as error:
                 status, found = 503, api.Problem(str(error))
+            if status == 429:
+                await asyncio.sleep(random.uniform(0, 2 * PAUSE))  # not all of them together
             if status in (429, 503):
                 more = {"Retry-After": "1"}
             if status == 401:
@@ -374,6 +379,8 @@ async def _body(request: Request) -> Any:
         raise RefusedError(400, "the client is gone") from None
     try:
         return read_json(bytes(body))
+    except TooDeepError:
+        raise
     except InvalidError as error:
         raise RefusedError(400, str(error)) from None
 

@@ -7,6 +7,7 @@ is read next. A second thread looks for the best items, of several requests in o
 """
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -30,7 +31,7 @@ from recblr.serving.store import (
 )
 
 WAITING = 256  # requests of a tenant that are not answered yet; more are refused
-TOGETHER = 32  # requests that are done at once
+TOGETHER = 16  # requests that are done at once
 REBUILT = 4  # users whose snapshots are made anew while nobody asks for anything
 
 T = TypeVar("T")
@@ -81,10 +82,15 @@ class About:
 
 
 class Line(Generic[T]):
-    """Requests that wait, a row of each tenant; taken from every row in turn."""
+    """Requests that wait, a row of each tenant; taken from every row in turn.
+
+    Of a tenant no more are taken at once than its share among those who asked in the last second: who
+    comes while others' requests are done does not wait long.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, deque[T]] = {}
+        self._asked: dict[str, float] = {}  # when each tenant last did, the latest at the end
         self._some = threading.Condition()
         self._closed = False
 
@@ -94,6 +100,8 @@ class Line(Generic[T]):
             if self._closed:
                 raise BusyError("the server is about to end")
             self._rows.setdefault(tenant, deque()).append(request)
+            self._asked.pop(tenant, None)
+            self._asked[tenant] = time.monotonic()
             self._some.notify()
 
     def take(self, count: int, wait: bool = True) -> list[T] | None:
@@ -103,13 +111,16 @@ class Line(Generic[T]):
                 self._some.wait()
             if not self._rows and self._closed:
                 return None
+            while self._asked and next(iter(self._asked.values())) < time.monotonic() - 1:
+                del self._asked[next(iter(self._asked))]
+            share = -(-count // max(1, len(self._asked)))
             taken: list[T] = []
-            while self._rows and len(taken) < count:
-                tenant, row = next(iter(self._rows.items()))
-                del self._rows[tenant]
-                taken.append(row.popleft())
-                if row:
-                    self._rows[tenant] = row  # at the end: its turn comes after the others'
+            for _ in range(share):
+                for tenant in list(self._rows)[: count - len(taken)]:
+                    row = self._rows.pop(tenant)
+                    taken.append(row.popleft())
+                    if row:
+                        self._rows[tenant] = row  # at the end: its turn comes after the others'
             return taken
 
     def close(self) -> None:

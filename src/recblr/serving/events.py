@@ -20,6 +20,10 @@ class InvalidError(ValueError):
     """A request that no server could carry out, in one line."""
 
 
+class TooDeepError(InvalidError):
+    """JSON with more levels than anybody needs."""
+
+
 class Event(NamedTuple):
     """One event of a user. Ids are text, whatever the client sends: 7 is "7"."""
 
@@ -106,13 +110,13 @@ def read_json(text: bytes) -> Any:
             f"the body is not JSON: {error.msg}, line {error.lineno} column {error.colno}"
         ) from None
     except RecursionError:
-        raise InvalidError(f"the body is more than {DEPTH} levels deep") from None
+        raise TooDeepError(f"the body is more than {DEPTH} levels deep") from None
     except InvalidError:
         raise
     except ValueError:  # a number of thousands of digits
         raise InvalidError("the body holds a number that is too long") from None
     if _deeper(value, DEPTH):
-        raise InvalidError(f"the body is more than {DEPTH} levels deep")
+        raise TooDeepError(f"the body is more than {DEPTH} levels deep")
     if b"\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()

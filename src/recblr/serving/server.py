@@ -1,5 +1,6 @@
 """One process that serves: a model, a log and a port."""
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -52,6 +53,8 @@ def run(
             f"http://{name}:{bound.getsockname()[1]}",
             flush=True,
         )
+        gc.collect()
+        gc.freeze()  # or the collector looks at all of torch again and again, for 0.1 s each
         server(app).run([bound])
 
 
