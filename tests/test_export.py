@@ -200,6 +200,15 @@ def test_a_graph_that_differs_is_not_written(
     assert names(tmp_path) == set()
 
 
+def test_a_catalogue_beyond_what_a_file_holds_is_refused(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recblr.export._LARGEST", 1000)
+    with pytest.raises(InputError, match="the vectors of its .* items take 0.0 GiB, and an ONNX"):
+        export(tiny.artifact, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_package_is_named(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

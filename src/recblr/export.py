@@ -32,6 +32,7 @@ from recblr.models.recblr import BDLRU, BDLRUOnly, BehaviorLayer, GatedRecurrent
 from recblr.recommender import load
 
 TOLERANCE = 1e-4  # of a hidden vector, state or score
+_LARGEST = 2**31 - 2**24  # bytes of the items' vectors: a file of protobuf ends at 2 GiB
 _OPSET, _IR = 17, 8  # the oldest with layer norms, which onnxruntime reads from 1.13 on
 _USERS, _EVENTS = 8, 64  # looked at to find the difference
 _Ends = Mapping[str, Mapping[str, Any]]  # inputs or outputs: name to type and shape
@@ -64,6 +65,11 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
             f"{recommender.model} cannot be exported; models with a step are {', '.join(_STEPS)}"
         )
     assert isinstance(network, RecurrentModel)
+    if network.item_embeddings.nbytes > _LARGEST:
+        raise InputError(
+            f"{folder}: the vectors of its {len(network.item_embeddings):,} items take "
+            f"{network.item_embeddings.nbytes / 2**30:.1f} GiB, and an ONNX file holds 2"
+        )
     if out.resolve() == folder.resolve():
         raise InputError(f"{out} is the model itself; choose another folder")
     state = _about("float32", "B", *network.initial_state(1).shape[1:])

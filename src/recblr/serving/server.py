@@ -62,7 +62,8 @@ def server(app: Any) -> uvicorn.Server:
     """What speaks HTTP."""
     return uvicorn.Server(uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, date_header=False,
-        ws="none", limit_concurrency=2048, timeout_keep_alive=30, timeout_graceful_shutdown=30,
+        ws="none", proxy_headers=False, limit_concurrency=2048, timeout_keep_alive=30,
+        timeout_graceful_shutdown=30,
     ))  # fmt: skip
 
 
