@@ -204,7 +204,7 @@ def test_a_catalogue_beyond_what_a_file_holds_is_refused(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recblr.export._LARGEST", 1000)
-    with pytest.raises(InputError, match="the vectors of its .* items take 0.0 GiB, and an ONNX"):
+    with pytest.raises(InputError, match=r"the vectors of its .* items take 0\.0 GiB, and an ONNX"):
         export(tiny.artifact, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
