@@ -551,7 +551,7 @@ def test_a_noisy_tenant_does_not_hold_up_a_quiet_one(
     let_in, seconds = tmp_path / "keys", 20 if SOAK else 1
     keys = {name: add_key(let_in, name) for name in ("quiet", "noisy")}
     serving = Serving(models / "a", file, let_in)
-    headers, event = {"authorization": f"Bearer {keys['noisy']}"}, body(10**9, "u", "1")
+    refused: dict[int, int] = {}
     numbers = iter(range(0, 10**9, 10**6))
     context = multiprocessing.get_context("forkserver")
     took = {0: asyncio.run(steady(serving.port, keys["quiet"], next(numbers), seconds))}
@@ -561,18 +561,18 @@ def test_a_noisy_tenant_does_not_hold_up_a_quiet_one(
         noise = context.Process(target=make_noise, args=(sent, *load))
         noise.start()
         found.recv()
-        while clients == 400:
-            answer = serving.client.post("/v1/events", headers=headers, json=event)
-            if answer.status_code == 429:
-                assert answer.headers["retry-after"] == "1"
-                break
         took[clients] = asyncio.run(steady(serving.port, keys["quiet"], next(numbers), seconds))
         statuses = found.recv()
         noise.join()
-        assert set(statuses) == ({200} if clients == 16 else {200, 429})
+        assert 200 in statuses
+        assert set(statuses) <= {200, 429}
+        refused[clients] = statuses.get(429, 0)
     serving.stop()
+    assert refused[16] == 0
+    assert np.median(took[400]) < 10 * np.median(took[0])  # behind all of them it would be 40 times
     keep(
         "noisy neighbour",
+        refused_by_noisy_clients=refused,
         quiet_ms_by_noisy_clients={
             clients: {f"p{q}": round(1e3 * float(np.percentile(it, q)), 1) for q in (50, 99)}
             for clients, it in took.items()
