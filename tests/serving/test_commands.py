@@ -80,6 +80,10 @@ def test_a_server_that_cannot_start_leaves_nothing(models: Path, tmp_path: Path)
         with pytest.raises(InputError, match=message):
             run("serve", model, "--store", store, "--port", 0)
         assert not store.exists()
+    for command in ("serve", "replay", "verify"):
+        with pytest.raises(InputError, match="--cache is for a log that is shared"):
+            run(command, models / "a", "--store", store, "--cache", "redis://127.0.0.1")
+        assert not store.exists()
     with listen("127.0.0.1", 0) as bound:
         bound.listen()
         with pytest.raises(InputError, match="Address already in use"):

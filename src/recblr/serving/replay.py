@@ -16,7 +16,7 @@ from recblr.serving.cache import LocalCache
 from recblr.serving.events import Event, User
 from recblr.serving.model import ServedModel
 from recblr.serving.states import States
-from recblr.serving.store import Cache, Log
+from recblr.serving.store import Log
 from recblr.serving.stores import open_cache, open_log
 
 USERS, EVENTS = 256, 10_000  # of a transaction
@@ -38,10 +38,9 @@ def replay(
         ``users``, ``events`` in the log, ``added`` of them now, ``seconds``.
     """
     begin = time.perf_counter()
-    served, log = ServedModel(model), open_log(store)
+    states, log = _open(model, store, cache)
     added = 0 if source is None else _add(log, read_log(source), Path(source).name)
-    states, events = States(log, _cache(cache, store), served), 0
-    users = list(log.users())
+    events, users = 0, list(log.users())
     with progress("replaying", len(users)) as advance:
         for some in _batches(users, USERS):
             states.rebuild(some, whole=True)
@@ -79,8 +78,8 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
         ``users``, ``events``; ``largest`` difference of a score of any user and item; ``lists``, how
         many top 20 differ; ``equal``, whether none does and no score by more than 1e-4.
     """
-    served, log = ServedModel(model), open_log(store)
-    states = States(log, _cache(cache, store), served)
+    states, log = _open(model, store, cache)
+    served = states.model
     vectors = served.network.item_embeddings
     largest, lists, events = 0.0, 0, 0
     users = list(log.users())
@@ -110,8 +109,12 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
     }
 
 
-def _cache(url: str | None, store: str) -> Cache:
-    return LocalCache(USERS) if url is None else open_cache(url, store)
+def _open(model: Path, store: str, cache: str | None) -> tuple[States, Log]:
+    """The log last: a mistake leaves no file."""
+    served = ServedModel(model)
+    kept = LocalCache(USERS) if cache is None else open_cache(cache, store)
+    log = open_log(store)
+    return States(log, kept, served), log
 
 
 def _offline(served: ServedModel, log: Log, users: Sequence[User]) -> torch.Tensor:

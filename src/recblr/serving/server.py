@@ -31,9 +31,9 @@ def run(
     names = {} if titles is None else read_titles(titles)
     with listen(host, port) as bound:
         served = None if Path(store).exists() else ServedModel(model)  # a mistake leaves no file
+        states = LocalCache() if cache is None else open_cache(cache, store)
         log = open_log(store)
         try:
-            states = LocalCache() if cache is None else open_cache(cache, store)
             folder, now = model.resolve(), log.served()
             if now and now.started == str(folder):
                 folder = Path(now.folder)
