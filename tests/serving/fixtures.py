@@ -18,13 +18,12 @@ import pytest
 from recblr.bench.provenance import provenance
 from recblr.recommender import Recommender
 from recblr.serving.app import Server, application
-from recblr.serving.cache import LocalCache
 from recblr.serving.engine import Engine
 from recblr.serving.keys import Keys
 from recblr.serving.model import ServedModel
 from recblr.serving.server import listen, server
 from recblr.serving.store import Cache, Log
-from recblr.serving.stores import open_cache, open_log
+from recblr.serving.stores import open_stores
 
 HOSTS = ["localhost", "127.0.0.1"]
 SHARED = ("RECBLR_POSTGRESQL", "RECBLR_REDIS")
@@ -68,13 +67,15 @@ class Store:
         return 1 if self.url is None else 2
 
     def log(self) -> Log:
-        return open_log(self.name)
+        return open_stores(self.name, None)[0]
 
-    def cache(self, size: int = 1000) -> Cache:
-        return LocalCache(size) if self.url is None else open_cache(self.url, self.name)
+    def cache(self) -> Cache:
+        log, cache = open_stores(self.name, self.url)
+        log.close()
+        return cache
 
     def engine(self, model: ServedModel, size: int = 1000) -> Engine:
-        return Engine(self.log(), self.cache(size), model)
+        return Engine(*open_stores(self.name, self.url, size), model)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The cache of states, whichever it is: it loses what it likes and makes nothing up."""
 
 from array import array
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from recblr.errors import InputError
 from recblr.serving.cache import LocalCache
 from recblr.serving.store import State, StoreError
+from recblr.serving.stores import open_stores
 from serving.fixtures import Store
 
 U, V = ("t", "u"), ("t", "v")
@@ -41,10 +43,23 @@ def test_what_is_put_is_found(store: Store) -> None:
     same(cache.get([U])[0], state(2, "n"))
     cache.put([(U, state(2, "m"))])  # another model, made from the same events
     same(cache.get([U])[0], state(2, "m"))
-    cache.drop([U, ("t", "nobody")])
-    cache.drop([])
-    assert cache.get([U]) == [None]
+    cache.undo([])
+    cache.erase(U, 2)
+    cache.erase(("t", "nobody"), 0)
+    assert cache.get([U, ("t", "nobody")]) == [None, None]
     same(cache.get([V])[0], state(2**40))
+    cache.put([(U, state(3))])  # one that came after all
+    same(cache.get([U])[0], state(3))
+
+
+def test_what_was_given_out_and_changed_is_forgotten(store: Store) -> None:
+    cache = store.cache()
+    cache.put([(U, state(1))])
+    (found,) = cache.get([U])
+    assert found is not None
+    found.seen.append(7)
+    cache.undo([U, V])
+    assert cache.get([U]) == [None] or cache.get([U])[0].seen == state(1).seen
 
 
 def test_tenants_and_users_are_apart(store: Store) -> None:
@@ -72,6 +87,27 @@ def test_a_state_is_not_put_over_a_later_one(shared: Store) -> None:
         other.put([(V, state(1)), (user, state(after))])
         same(one.get([user])[0], state(before))
         same(one.get([V])[0], state(1))
+        one.erase(user, before)
+        other.put([(user, state(before))])  # late
+        assert one.get([user]) == [None]
+        other.put([(user, state(before + 1))])
+        same(one.get([user])[0], state(before + 1))
+
+
+def test_a_user_is_not_named_in_the_cache(shared: Store) -> None:
+    cache: Any = shared.cache()
+    cache.put([(("t", "nobody-knows-me"), state(1))])
+    cache.erase(("t", "nobody-knows-me"), 1)
+    assert not [key for key in cache._redis.keys("*") if b"nobody" in key]
+    assert not [it for it in cache._redis.keys("*") if len(cache._redis.get(it)) != 8]
+
+
+def test_logs_do_not_share_states(shared: Store) -> None:
+    from recblr.serving.redis import RedisCache
+
+    one, other = (RedisCache(shared.url or "", log) for log in ("one", "other"))
+    one.put([(U, state(1))])
+    assert other.get([U]) == [None]
 
 
 def test_what_is_not_a_state_is_passed_over(shared: Store) -> None:
@@ -80,7 +116,7 @@ def test_what_is_not_a_state_is_passed_over(shared: Store) -> None:
         (b"", b"short", b"\0" * 8, b"\0" * 8 + b"\x95\xa1m", b"\0" * 40)
     ):
         user = ("t", f"u{number}")
-        cache._redis.set(f"recblr:1:t:u{number}", value)
+        cache._redis.set(cache._key(user), value)
         assert cache.get([user]) == [None]
         cache.put([(user, state(1))])
         same(cache.get([user])[0], state(1))
@@ -100,7 +136,7 @@ def test_a_cache_that_fails_costs_nothing_but_time(
     assert cache.get([U]) == [None]
     assert cache.get([U]) == [None]
     with pytest.raises(StoreError, match="the cache of states failed"):  # it could not forget
-        cache.drop([U])
+        cache.erase(U, 1)
     cache._redis = works
     same(cache.get([U])[0], state(1))
     said = capsys.readouterr().err.splitlines()
@@ -110,11 +146,10 @@ def test_a_cache_that_fails_costs_nothing_but_time(
 
 
 def test_a_cache_that_is_not_there_is_refused(shared: Store, file: Store) -> None:
-    from recblr.serving.stores import open_cache
-
     with pytest.raises(InputError, match=r"^--cache: .*refused"):
-        open_cache("redis://127.0.0.1:1", shared.name)
+        open_stores(shared.name, "redis://127.0.0.1:1")
     with pytest.raises(InputError, match=r"^--cache: "):
-        open_cache("nonsense", shared.name)
+        open_stores(shared.name, "nonsense")
     with pytest.raises(InputError, match="--cache is for a log that is shared"):
-        open_cache("redis://127.0.0.1", file.name)
+        open_stores(file.name, "redis://127.0.0.1")
+    assert not Path(file.name).exists()

@@ -91,7 +91,7 @@ def test_a_server_that_cannot_start_leaves_nothing(models: Path, tmp_path: Path)
     assert not store.exists()
 
     log = SQLiteLog(store)
-    log.start(str(models / "a"), "1")
+    log.start(str(models / "a"), str(models / "a"), "1")
     log.swap(str(models / "b"), "2")
     log.close()
     with pytest.raises(InputError, match="is not a whole recblr artifact"):

@@ -106,6 +106,24 @@ def test_states_are_those_of_whole_histories(
     assert [item for _, _, item in about.events] == slow.history(("t", "u"))
 
 
+def test_long_histories_are_folded_in_parts(
+    a: ServedModel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recblr.serving.states.EVENTS", 7)
+    engine, histories = store.engine(a), {user: events_of(a, user, 150) for user in "uvw"}
+    send(engine, [it for events in histories.values() for it in events])
+    for user, events in histories.items():
+        found = engine.recommend(("t", user), EVERYTHING).result(60)
+        rows = a.rows([it.item_id for it in events])
+        np.testing.assert_allclose(by_row(found, len(a.item_ids)), scores(a, rows), atol=1e-5)
+    engine.close()
+    log = store.log()
+    assert {user: log.snapshot(("t", user), a.hash).count for user in "uvw"} == dict.fromkeys(
+        "uvw", 128
+    )
+    log.close()
+
+
 @pytest.mark.parametrize("size", [1, 100])
 def test_states_survive_any_order_any_repeats_and_any_loss(
     a: ServedModel, store: Store, size: int
@@ -261,6 +279,35 @@ def test_erasure_is_complete(engine: Engine, a: ServedModel) -> None:
     assert engine.erase(("t", "nobody")).result(60) == 0
 
 
+class Forgetful(LocalCache):
+    """Does not forget when it is told to."""
+
+    def erase(self, user: User, version: int) -> None:
+        raise StoreError("the cache of states failed")
+
+
+def test_what_cannot_be_erased_everywhere_is_not_and_others_do_not_suffer(
+    a: ServedModel, store: Store
+) -> None:
+    engine = Engine(store.log(), Forgetful(9), a)
+    send(engine, events_of(a, "u", 3))
+    hold = threading.Event()
+    describe, engine._describe = (
+        engine._describe,
+        lambda *given: (hold.wait(30), describe(*given))[1],
+    )
+    engine.describe(("t", "v"))
+    events = events_of(a, "v", 2)
+    erased, recorded = engine.erase(("t", "u")), engine.record("s", events)  # in one transaction
+    hold.set()
+    with pytest.raises(StoreError, match="the cache of states failed"):
+        erased.result(60)
+    assert [it.status for it in recorded.result(60)] == ["accepted"] * 2
+    assert engine.describe(("t", "u")).result(60).count == 3
+    assert engine.describe(("s", "v")).result(60).count == 2
+    engine.close()
+
+
 def test_another_model_answers_from_the_same_events(
     engine: Engine, a: ServedModel, b: ServedModel
 ) -> None:
@@ -335,7 +382,7 @@ class Failing(SQLiteLog):
 
 def test_what_the_store_could_not_keep_is_not_acknowledged(a: ServedModel, tmp_path: Path) -> None:
     log = Failing(tmp_path / "events.sqlite")
-    engine, events = Engine(log, LocalCache(), a), events_of(a, "u", 70)
+    engine, events = Engine(log, LocalCache(1000), a), events_of(a, "u", 70)
     send(engine, events[:63])
     log.fails = True
     with pytest.raises(StoreError, match="disk I/O error"):
@@ -363,11 +410,28 @@ def test_a_line_takes_from_every_tenant_in_turn() -> None:
     assert line.take(4) == ["a3", "b2"]
     assert line.take(4, wait=False) == []
     line.put("a", "a5")
+    line.put("", "ours")
+    assert line.take(1) == ["a5"]
+    assert line.take(4) == ["ours"]
+    line.put("a", "a5")
     line.close()
     with pytest.raises(BusyError):
         line.put("b", "b3")
     assert line.take(4) == ["a5"]
     assert line.take(4) is None
+
+
+def test_a_tenant_has_its_share_of_what_is_done_at_once() -> None:
+    line: Line[str] = Line()
+    line.put("", "ours")
+    for number in range(9):
+        line.put("a", f"a{number}")
+    assert line.take(8) == ["ours", *(f"a{number}" for number in range(7))]  # alone
+    line.put("b", "b0")
+    assert line.take(2) == ["a7", "b0"]
+    for number in range(9):
+        line.put("a", f"a{number}")
+    assert line.take(4) == ["a8", "a0"]  # b may come any moment
 
 
 def test_too_many_requests_of_one_tenant_are_refused(

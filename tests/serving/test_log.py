@@ -16,7 +16,7 @@ from recblr.errors import InputError
 from recblr.serving.events import Event
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import BEGINNING, Log, Snapshot, StoreError, kept
-from recblr.serving.stores import open_log
+from recblr.serving.stores import open_stores
 from serving.fixtures import Store
 
 U, V = ("t", "u"), ("t", "v")
@@ -171,15 +171,17 @@ def test_what_is_kept_later_was_kept_before(count: int, more: int) -> None:
 
 def test_the_model_served_is_the_one_swapped_in(log: Log) -> None:
     assert log.served() is None
-    log.start("/a", "1")
+    log.start("/a", "/a", "1")
     assert log.served() == ("/a", "1", "/a")
-    log.swap("/b", "2")
-    log.start("/a", "1")
-    assert log.served() == ("/b", "2", "/a")
-    log.start("/c", "3")
-    assert log.served() == ("/c", "3", "/c")
-    log.start("/a", "4")
-    assert log.served() == ("/a", "4", "/a")
+    log.start("/a", "/a", "2")  # another model in the same folder
+    assert log.served() == ("/a", "2", "/a")
+    log.swap("/b", "3")
+    log.start("/a", "/a", "2")  # by a server that did not know
+    assert log.served() == ("/b", "3", "/a")
+    log.start("/a", "/b", "4")
+    assert log.served() == ("/b", "4", "/a")
+    log.start("/c", "/c", "5")
+    assert log.served() == ("/c", "5", "/c")
 
 
 def test_a_log_is_found_again(store: Store) -> None:
@@ -345,11 +347,14 @@ def test_a_lost_connection_fails_once(two: tuple[Any, Any]) -> None:
 
 def test_a_database_that_is_not_to_be_trusted_is_refused(shared: Store) -> None:
     class Careless:
+        asked = ""
+
         def execute(self, sql: str) -> "Careless":
+            self.asked = sql
             return self
 
         def fetchone(self) -> tuple[str]:
-            return ("off",)
+            return ("off" if self.asked == "SHOW fsync" else "UTF8",)
 
     from recblr.serving import postgresql
 
@@ -357,7 +362,7 @@ def test_a_database_that_is_not_to_be_trusted_is_refused(shared: Store) -> None:
     with pytest.raises(InputError, match="fsync = off and would lose events"):
         postgresql._prepare(careless)
     with pytest.raises(InputError, match=r"^--store: PostgreSQL: .*[Cc]onnection"):
-        open_log("postgresql://127.0.0.1:1/none")
+        open_stores("postgresql://127.0.0.1:1/none", None)
     log: Any = shared.log()
     log._do("UPDATE format SET format = 999")
     with pytest.raises(InputError, match="schema recblr of this database is of another version"):

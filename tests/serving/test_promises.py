@@ -160,7 +160,7 @@ def test_a_disk_error_is_never_acknowledged(
             raise draw.choice([apsw.IOError, apsw.FullError])(f"no {what}")
 
     path = tmp_path / "events.sqlite"
-    engine = Engine(SQLiteLog(path), LocalCache(), a)
+    engine = Engine(SQLiteLog(path), LocalCache(1000), a)
     engine.describe(("t", "u0")).result(60)  # the snapshots have been looked at
     disk.before = fail
     for some in batches(draw):
@@ -382,6 +382,11 @@ def test_every_worker_follows_a_swap(
     assert later.client.get("/health/live").json()["model"] == b.hash
     lead = Serving(models / "b", shared)
     assert first.post("/v1/models/swap", json={"name": "a"}).status_code == 200
+    for worker in (*workers, later, lead):
+        until_served_by(a, worker)
+    # Nor does a worker miss that its own swap is undone at once.
+    for worker, name in ((workers[1], "b"), (workers[0], "a")):
+        assert worker.client.post("/v1/models/swap", json={"name": name}).status_code == 200
     for worker in (*workers, later, lead):
         until_served_by(a, worker)
         worker.stop()

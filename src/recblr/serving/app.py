@@ -179,10 +179,10 @@ class Server:
         known = [it for it in about.events if model.knows(it[2])]
         if not known:
             raise RefusedError(404, f"no events of user {user[1]!r} that the model knows")
-        if item_id:
-            wanted = model.rows([item_id])
-        else:
-            wanted = (await _done(self.engine.recommend(user, Query(1)))).rows
+        if not item_id:
+            best = await _done(self.engine.recommend(user, Query(1)))
+            item_id = str(best.model.item_ids[best.rows[0]]) if len(best.rows) else ""
+        wanted = model.rows([item_id])
         if not len(wanted):
             raise RefusedError(404, f"no item {item_id!r} that the model knows")
         if not isinstance(model.network, RecBLR):
@@ -215,19 +215,22 @@ class Server:
 
     async def follow(self) -> None:
         """For ever: serve the model that was swapped in through another server of the log."""
-        followed: Served | None = None
+        seen: tuple[Served, str] | None = None  # what was to be served, and what then was
         while True:
             try:
-                async with self._swapping:
-                    served = await _done(self.engine.served())
-                    if served and served != followed and served.model != self.engine.model.hash:
+                served, now = await _done(self.engine.served()), self.engine.model.hash
+                if served and served.model != now and (served, now) != seen:
+                    async with self._swapping:
+                        if await _done(self.engine.served()) != served:
+                            continue  # it was this server that swapped meanwhile
                         model = await asyncio.to_thread(ServedModel, Path(served.folder))
                         await _done(self.engine.follow(model))
-                followed, self._behind = served, ""
-            except InputError as error:
-                self._behind = str(error)
+                    seen = served, model.hash
+                self._behind = ""
             except (StoreError, BusyError):
                 pass  # it is asked again
+            except Exception as error:  # a folder that is not there, or half there
+                self._behind = str(error)
             await asyncio.sleep(FOLLOWING)
 
     async def live(self, tenant: str, request: Request) -> api.Health:
@@ -270,7 +273,7 @@ class Server:
             self._seconds.labels(name, status).observe(time.perf_counter() - begin)
             if isinstance(found, bytes):
                 return Response(found, status, media_type="text/plain; version=0.0.4")
-            more["X-Model"] = self.engine.model.hash
+            more["X-Model"] = getattr(found, "model", self.engine.model.hash)
             return Response(msgspec.json.encode(found), status, more, JSON)
 
         return answer

@@ -10,7 +10,7 @@ from recblr.serving.store import State
 class LocalCache:
     """A Cache of at most ``size`` users; of the default model 100,000 are about 0.6 GiB."""
 
-    def __init__(self, size: int = 100_000) -> None:
+    def __init__(self, size: int) -> None:
         self._size = size
         self._states: OrderedDict[User, State] = OrderedDict()
 
@@ -27,6 +27,9 @@ class LocalCache:
         while len(self._states) > self._size:
             self._states.popitem(last=False)
 
-    def drop(self, users: Iterable[User]) -> None:
-        for user in users:
+    def undo(self, users: Iterable[User]) -> None:
+        for user in users:  # what was given out was the state itself
             self._states.pop(user, None)
+
+    def erase(self, user: User, version: int) -> None:
+        self._states.pop(user, None)

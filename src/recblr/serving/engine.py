@@ -8,6 +8,7 @@ is read next. A second thread looks for the best items, of several requests in o
 
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -101,7 +102,8 @@ class Line(Generic[T]):
                 raise BusyError("the server is about to end")
             self._rows.setdefault(tenant, deque()).append(request)
             self._asked.pop(tenant, None)
-            self._asked[tenant] = time.monotonic()
+            if tenant:  # "" is ourselves
+                self._asked[tenant] = time.monotonic()
             self._some.notify()
 
     def take(self, count: int, wait: bool = True) -> list[T] | None:
@@ -318,6 +320,9 @@ class Engine:
         except StoreError as error:
             self.failure = error
             return False
+        except Exception:  # a mistake of ours: what is asked for is still to be answered
+            traceback.print_exc()
+            return False
         return bool(users)
 
     def _answer(
@@ -365,18 +370,17 @@ class Engine:
                         continue
                     for work in some:
                         if isinstance(work, Erase):
-                            answers.append(self._log.erase(work.user))
-                            self._cache.drop([work.user])
-                            new.pop(work.user, None)
+                            answers.append(self._erase(work.user, versions[work.user], new))
                         elif isinstance(work, Swap):
                             if work.announce:
                                 self._log.swap(str(work.model.path), work.model.hash)
                             states = States(self._log, self._cache, work.model)
                             answers.append(None)
-                self._states.advance(versions, new)
+                made = self._states.advance(versions, new)
         except BaseException:
-            self._cache.drop(touched)
+            self._cache.undo(touched)
             raise
+        self._states.keep(made)
         self._states = states
         return answers
 
@@ -393,6 +397,14 @@ class Engine:
                 outcomes.append(_outcome(event, version))
             answers.append(outcomes)
         return answers
+
+    def _erase(self, user: User, version: int, new: New) -> int | StoreError:
+        try:
+            self._cache.erase(user, version)
+        except StoreError as error:  # of a shared cache; others are not to suffer from it
+            return error
+        new.pop(user, None)
+        return self._log.erase(user)
 
     def _read(self, works: Sequence[Read]) -> list[Any]:
         known = [work for work in works if isinstance(work, Recommend | Describe)]

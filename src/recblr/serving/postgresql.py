@@ -21,13 +21,14 @@ from recblr.serving.sql import FORMAT, SQLLog
 SETTINGS = """
 SET search_path = recblr;
 SET synchronous_commit = on;
-SET lock_timeout = '10s';
+SET client_encoding = 'UTF8';
+SET lock_timeout = '15s';
 SET idle_in_transaction_session_timeout = '10s';
 """
 # Text is ordered by its bytes, as in SQLite and in Python, whatever the database's own rules.
 TABLES = f"""
 CREATE SCHEMA recblr;
-CREATE TABLE recblr.format AS SELECT {FORMAT} AS format;
+CREATE TABLE recblr.format AS SELECT {FORMAT} AS format, gen_random_uuid()::text AS log;
 CREATE TABLE recblr.events (
     version BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant TEXT COLLATE "C" NOT NULL, event_id TEXT COLLATE "C" NOT NULL,
@@ -52,18 +53,20 @@ CREATE TABLE recblr.served (
 );
 """
 SCHEMA = 7_164_226  # the advisory lock of whoever makes the tables
+LOCKS = 4096  # for all users: PostgreSQL has room for some 10,000 in all
 
 
 class PostgreSQLLog(SQLLog):
     """A Log in the schema ``recblr`` of a database, made if it is not there.
 
-    A lost connection fails what is being done, and is made anew for what comes next.
+    A lost connection fails what is being done, and is made anew for what comes next. ``id`` is the
+    log's own, wherever it is moved.
 
     Raises:
         InputError: there is no such database, or it is not to be trusted with events.
     """
 
-    BEGIN = "BEGIN"
+    BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # what was waited for is seen
     ERRORS = psycopg.Error
 
     def __init__(self, url: str) -> None:
@@ -74,6 +77,7 @@ class PostgreSQLLog(SQLLog):
             self._connection = self._connect()
             info = self._connection.info
             self.name = f"PostgreSQL {info.host}:{info.port}/{info.dbname}"
+            ((self.id,),) = self._run("SELECT log FROM format")
         except psycopg.Error as error:
             raise InputError(f"--store: PostgreSQL: {str(error).strip().splitlines()[0]}") from None
 
@@ -86,7 +90,7 @@ class PostgreSQLLog(SQLLog):
         return connection
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        if self._connection.closed and sql != "ROLLBACK":
+        if self._connection.closed and not self.inside:
             self._connection = self._connect()
         cursor = self._connection.execute(sql.replace("?", "%s"), values)
         return cursor.fetchall() if cursor.description else []
@@ -150,6 +154,9 @@ class PostgreSQLLog(SQLLog):
 
 def _prepare(connection: "psycopg.Connection[Any]") -> None:
     """Make the tables if they are not there."""
+    connection.execute("SET client_encoding = 'UTF8'")
+    if connection.execute("SHOW server_encoding").fetchone() != ("UTF8",):
+        raise InputError("--store: ids are Unicode and this database is not; make one in UTF8")
     if connection.execute("SHOW fsync").fetchone() != ("on",):
         raise InputError(
             "--store: this PostgreSQL has fsync = off and would lose events; turn it on"
@@ -170,4 +177,4 @@ def _prepare(connection: "psycopg.Connection[Any]") -> None:
 def _key(user: User) -> int:
     """Of the advisory lock; two users that share one wait for each other, no more."""
     text = f"{len(user[0])}:{user[0]}:{user[1]}".encode()
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), signed=True)
+    return int.from_bytes(blake2b(text, digest_size=8).digest()) % LOCKS

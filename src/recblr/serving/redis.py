@@ -8,6 +8,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from recblr.serving.events import User
 from recblr.serving.store import State, StoreError
 
 KEPT = 7 * 24 * 3600  # seconds that a state is kept after its last event
+ERASED = 3600  # and that it is remembered that one was erased: no worker is held up for longer
 PAUSE = 1.0  # seconds without asking again after Redis has failed
 TIMEOUT = 1.0  # seconds to wait for it
 # A worker that was held up must not put its state over a later one. The value begins with the version.
@@ -44,11 +46,16 @@ class _Body(msgspec.Struct, array_like=True):
 class RedisCache:
     """A Cache at a URL. While Redis does not answer, states are made from the log.
 
+    Args:
+        url: of Redis.
+        log: the identity of the log: another one has versions of its own.
+
     Raises:
         InputError: it does not answer at the start.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, log: str) -> None:
+        self._log = log
         try:
             self._redis = Redis.from_url(
                 url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT
@@ -64,7 +71,7 @@ class RedisCache:
         found: list[Any] = [None] * len(users)
         if users and time.monotonic() >= self._again:
             try:
-                found = self._redis.mget([_key(user) for user in users])
+                found = self._redis.mget([self._key(user) for user in users])
                 self._answered(None)
             except RedisError as error:
                 self._answered(error)
@@ -72,19 +79,26 @@ class RedisCache:
 
     def put(self, states: Sequence[tuple[User, State]]) -> None:
         if states and time.monotonic() >= self._again:
-            keys = [_key(user) for user, _ in states]
+            keys = [self._key(user) for user, _ in states]
             try:
                 self._put(keys, [KEPT, *(_encoded(state) for _, state in states)])
                 self._answered(None)
             except RedisError as error:
                 self._answered(error)
 
-    def drop(self, users: Iterable[User]) -> None:
-        if keys := [_key(user) for user in users]:
-            try:
-                self._redis.delete(*keys)
-            except RedisError as error:
-                raise StoreError(f"the cache of states failed: {error}") from error
+    def undo(self, users: Iterable[User]) -> None:
+        pass  # what was given out was a copy
+
+    def erase(self, user: User, version: int) -> None:
+        try:  # a version without a state
+            self._redis.set(self._key(user), (version + 1).to_bytes(8), ex=ERASED)
+        except RedisError as error:
+            raise StoreError(f"the cache of states failed: {error}") from error
+
+    def _key(self, user: User) -> str:
+        """Tells nobody who the user is."""
+        text = f"{self._log}:{len(user[0])}:{user[0]}:{user[1]}"
+        return f"recblr:{blake2b(text.encode(), digest_size=16).hexdigest()}"
 
     def _answered(self, error: RedisError | None) -> None:
         if (error is None) != self._works:
@@ -92,11 +106,6 @@ class RedisCache:
             print(f"--cache {said}", file=sys.stderr, flush=True)
         self._works = error is None
         self._again = 0.0 if error is None else time.monotonic() + PAUSE
-
-
-def _key(user: User) -> bytes:
-    tenant, user_id = user
-    return f"recblr:{len(tenant)}:{tenant}:{user_id}".encode()
 
 
 def _encoded(state: State) -> bytes:

@@ -12,12 +12,11 @@ from recblr.data.batches import pack
 from recblr.data.log import Interactions, read_log
 from recblr.progress import progress
 from recblr.serving.app import ALONE
-from recblr.serving.cache import LocalCache
 from recblr.serving.events import Event, User
 from recblr.serving.model import ServedModel
 from recblr.serving.states import States
 from recblr.serving.store import Log
-from recblr.serving.stores import open_cache, open_log
+from recblr.serving.stores import open_stores
 
 USERS, EVENTS = 256, 10_000  # of a transaction
 SCORES = 1 << 24  # made offline at once
@@ -74,14 +73,17 @@ def _add(log: Log, source: Interactions, name: str) -> int:
 def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
     """Compare what is remembered of every user with the model run over the whole history.
 
+    Users who get events meanwhile, from servers that share the log, are left out.
+
     Returns:
-        ``users``, ``events``; ``largest`` difference of a score of any user and item; ``lists``, how
-        many top 20 differ; ``equal``, whether none does and no score by more than 1e-4.
+        ``users``, ``events`` that were compared; ``largest`` difference of a score of any user and
+        item; ``lists``, how many top 20 differ; ``equal``, whether none does and no score by more
+        than 1e-4.
     """
     states, log = _open(model, store, cache)
     served = states.model
     vectors = served.network.item_embeddings
-    largest, lists, events = 0.0, 0, 0
+    largest, lists, compared, events = 0.0, 0, 0, 0
     users = list(log.users())
     with progress("comparing", len(users)) as advance:
         for some in _batches(users, max(1, min(USERS, SCORES // len(vectors)))):
@@ -89,19 +91,23 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
                 user: state for user, state in zip(some, states.of(some), strict=True)
                 if state is not None and state.seen
             }  # fmt: skip
-            if found:
-                remembered = np.stack([state.vector for state in found.values()])
+            offline = _offline(served, log, list(found)) if found else vectors[:0]
+            now = log.versions(list(found))
+            same = [state.version == it for state, it in zip(found.values(), now, strict=True)]
+            if any(same):
+                remembered = np.stack([state.vector for state in found.values()])[same]
                 online = torch.from_numpy(served.hidden(remembered)) @ vectors.t()
-                offline = _offline(served, log, list(found))
+                offline = offline[same]
                 largest = max(largest, float((online - offline).abs().max()))
                 top = min(TOP, len(vectors))
                 lists += int((online.topk(top)[1] != offline.topk(top)[1]).any(1).sum())
-            events += sum(state.count for state in found.values())
+            compared += sum(same)
+            events += sum(state.count for state, it in zip(found.values(), same, strict=True) if it)
             advance(len(some))
     log.close()
     equal = lists == 0 and largest <= CLOSE
     return {
-        "users": len(users),
+        "users": compared,
         "events": events,
         "largest": largest,
         "lists": lists,
@@ -112,8 +118,7 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
 def _open(model: Path, store: str, cache: str | None) -> tuple[States, Log]:
     """The log last: a mistake leaves no file."""
     served = ServedModel(model)
-    kept = LocalCache(USERS) if cache is None else open_cache(cache, store)
-    log = open_log(store)
+    log, kept = open_stores(store, cache, USERS)
     return States(log, kept, served), log
 
 

@@ -10,11 +10,10 @@ import uvicorn
 
 from recblr.errors import InputError
 from recblr.serving.app import Server, application
-from recblr.serving.cache import LocalCache
 from recblr.serving.engine import Engine
 from recblr.serving.keys import Keys
 from recblr.serving.model import ServedModel
-from recblr.serving.stores import open_cache, open_log
+from recblr.serving.stores import open_stores
 
 
 def run(
@@ -30,16 +29,15 @@ def run(
     known = None if keys is None else Keys(keys)
     names = {} if titles is None else read_titles(titles)
     with listen(host, port) as bound:
+        model = model.resolve()
         served = None if Path(store).exists() else ServedModel(model)  # a mistake leaves no file
-        states = LocalCache() if cache is None else open_cache(cache, store)
-        log = open_log(store)
+        log, states = open_stores(store, cache)
         try:
-            folder, now = model.resolve(), log.served()
-            if now and now.started == str(folder):
-                folder = Path(now.folder)
+            now = log.served()
+            folder = Path(now.folder) if now and now.started == str(model) else model
             if served is None or served.path != folder:
                 served = ServedModel(folder)
-            log.start(str(model.resolve()), served.hash)
+            log.start(str(model), str(folder), served.hash)
         except InputError:
             log.close()
             raise

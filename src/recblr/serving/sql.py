@@ -9,13 +9,14 @@ import numpy as np
 from recblr.serving.events import Event, Key, User
 from recblr.serving.store import Rows, Served, Snapshot, StoreError, kept
 
-FORMAT = 2
+FORMAT = 3
 
 
 class SQLLog:
     """A Log of the tables ``events``, ``users``, ``snapshots`` and ``served``; one thread at a time."""
 
     name: str
+    inside = False  # a transaction
     BEGIN: ClassVar[str]
     ERRORS: ClassVar[type[Exception]]
 
@@ -29,10 +30,12 @@ class SQLLog:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         self._do(self.BEGIN)
+        self.inside = True
         try:
             yield
             self._do("COMMIT")
         finally:
+            self.inside = False
             if self._in_transaction():
                 self._do("ROLLBACK")
 
@@ -105,12 +108,14 @@ class SQLLog:
         )
         return [user_id for (user_id,) in rows]
 
-    def start(self, folder: str, model: str) -> None:
+    def start(self, started: str, folder: str, model: str) -> None:
+        # The same folder may hold another model than before.
         self._do(
             "INSERT INTO served (one, folder, model, started) VALUES (1, ?, ?, ?)"
             " ON CONFLICT (one) DO UPDATE SET folder = excluded.folder, model = excluded.model,"
-            " started = excluded.started WHERE served.started != excluded.started",
-            (folder, model, folder),
+            " started = excluded.started WHERE served.started != excluded.started"
+            " OR served.folder = excluded.folder",
+            (folder, model, started),
         )
 
     def swap(self, folder: str, model: str) -> None:

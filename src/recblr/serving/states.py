@@ -11,6 +11,8 @@ from recblr.serving.events import Event, User
 from recblr.serving.model import ServedModel
 from recblr.serving.store import BEGINNING, SNAPSHOT, Cache, Log, Rows, Snapshot, State, kept
 
+EVENTS = 1 << 15  # folded at once: about a second's work
+
 New = dict[User, list[tuple[Event, int]]]
 """Events that have just been added, with the user's version after each."""
 
@@ -21,8 +23,11 @@ class States:
     def __init__(self, log: Log, cache: Cache, model: ServedModel) -> None:
         self._log, self._cache, self.model = log, cache, model
 
-    def advance(self, versions: dict[User, int], new: New) -> None:
-        """Fold new events, which the log has, into the states of before, at these versions."""
+    def advance(self, versions: dict[User, int], new: New) -> dict[User, State]:
+        """Fold new events, which the log has, into the states of before, at these versions.
+
+        To be kept when the transaction is done: nobody is to find a state that never came to be.
+        """
         work = []
         states = self._valid(list(new), [versions[user] for user in new])
         for (user, events), state in zip(new.items(), states, strict=True):
@@ -34,7 +39,11 @@ class States:
             else:  # late, or not at hand
                 self._log.drop(user, first)
                 work.append((user, *self._start(user, version)))
-        self._fold(work)
+        return self._fold(work)
+
+    def keep(self, states: dict[User, State]) -> None:
+        """Have states at hand."""
+        self._cache.put(list(states.items()))
 
     def of(self, users: Sequence[User]) -> list[State | None]:
         """Of the users' latest versions; None of those without events."""
@@ -47,12 +56,13 @@ class States:
         if not missing:
             return states
         with self._log.transaction():
-            found = dict(zip(users, states, strict=True))
             versions = self._log.lock(missing)
-            found |= self._fold(
+            made = self._fold(
                 [(user, *self._start(user, version))
                  for user, version in zip(missing, versions, strict=True) if version]
             )  # fmt: skip
+        self.keep(made)
+        found = dict(zip(users, states, strict=True)) | made
         return [found[user] for user in users]
 
     def _valid(self, users: Sequence[User], versions: Sequence[int]) -> list[State | None]:
@@ -77,10 +87,14 @@ class States:
         left = [(user, state, _pieces(state.count, events)) for user, state, events in work]
         made: dict[User, list[Snapshot]] = {}
         while left:
-            rows = [self.model.rows([item for _, _, item in pieces[0]]) for _, _, pieces in left]
-            vectors = np.stack([state.vector for _, state, _ in left])
+            some, events = [], 0
+            while left and events < EVENTS:
+                some.append(left.pop())
+                events += len(some[-1][2][0])
+            rows = [self.model.rows([item for _, _, item in pieces[0]]) for _, _, pieces in some]
+            vectors = np.stack([state.vector for _, state, _ in some])
             vectors = self.model.fold(vectors, rows)
-            for (user, state, pieces), vector, known in zip(left, vectors, rows, strict=True):
+            for (user, state, pieces), vector, known in zip(some, vectors, rows, strict=True):
                 piece = pieces.pop(0)
                 state.vector, state.count = vector, state.count + len(piece)
                 state.seen.extend(known.tolist())
@@ -88,12 +102,12 @@ class States:
                     state.last = piece[-1][:2]
                 if piece and state.count % SNAPSHOT == 0:
                     made.setdefault(user, []).append(Snapshot(state.last, state.count, vector))
-            left = [it for it in left if it[2]]
+            left += [it for it in some if it[2]]
+            if left:
+                self._log.versions([])  # a sign of life, or a shared log takes us for hung
         for user, snapshots in made.items():
             self._log.keep(user, self.model.hash, snapshots)
-        states = [(user, state) for user, state, _ in work]
-        self._cache.put(states)
-        return dict(states)
+        return {user: state for user, state, _ in work}
 
     def rebuild(self, users: Sequence[User], whole: bool = False) -> None:
         """Make states anew, from the latest snapshots of this model or from the ``whole`` history."""
@@ -101,15 +115,17 @@ class States:
             versions = self._log.lock(users)
             for user in users if whole else ():
                 self._log.drop(user, BEGINNING)
-            self._fold(
+            made = self._fold(
                 [(user, *self._start(user, version))
                  for user, version in zip(users, versions, strict=True) if version]
             )  # fmt: skip
+        self.keep(made)
 
 
 def _pieces(count: int, events: Rows) -> list[Rows]:
-    """Events that follow ``count`` others, cut where snapshots fall due that will be kept; at least
-    one piece, of no event only if there is none."""
-    due = (it - count for it in kept(count + len(events)) if it > count)
-    pieces = [events[start:stop] for start, stop in pairwise([0, *due, len(events)])]
+    """Events that follow ``count`` others, cut where snapshots fall due that will be kept, and where
+    they are too many; at least one piece, of no event only if there is none."""
+    due = {it - count for it in kept(count + len(events)) if it > count}
+    cuts = sorted({0, *due, *range(0, len(events), EVENTS), len(events)})
+    pieces = [events[start:stop] for start, stop in pairwise(cuts)]
     return [piece for piece in pieces if piece] or [[]]

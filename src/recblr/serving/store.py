@@ -22,7 +22,10 @@ Rows = list[tuple[float, str, str]]
 
 
 class StoreError(RuntimeError):
-    """The store did not do what it was asked to; nothing of it has happened."""
+    """The store did not do what it was asked to.
+
+    Nothing of it has happened; or all of it, where a connection was lost while it was being confirmed.
+    """
 
 
 @dataclass
@@ -125,9 +128,9 @@ class Log(Protocol):
     def users_of(self, tenant: str, limit: int) -> list[str]:
         """Some of a tenant's users that have events, in the order of their ids."""
 
-    def start(self, folder: str, model: str) -> None:
-        """A server is started with a model, which is to be served unless another was swapped in
-        since servers are started with this folder."""
+    def start(self, started: str, folder: str, model: str) -> None:
+        """A server is started with ``started`` and has loaded ``folder``: it is to be served unless
+        another was swapped in since servers are started with the same."""
 
     def swap(self, folder: str, model: str) -> None:
         """Another model is to be served from now on."""
@@ -148,5 +151,12 @@ class Cache(Protocol):
     def put(self, states: Sequence[tuple[User, State]]) -> None:
         """Keep them, where nothing of a later version is kept."""
 
-    def drop(self, users: Iterable[User]) -> None:
-        """Forget them."""
+    def undo(self, users: Iterable[User]) -> None:
+        """What was made of their states, as :meth:`get` gave them, is not to be kept."""
+
+    def erase(self, user: User, version: int) -> None:
+        """Forget a user for good: nothing of this version or an earlier one is kept from now on.
+
+        Raises:
+            StoreError: it could not be forgotten.
+        """

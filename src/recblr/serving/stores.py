@@ -3,35 +3,34 @@
 from pathlib import Path
 
 from recblr.errors import InputError, from_extra
+from recblr.serving.cache import LocalCache
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import Cache, Log
 
 POSTGRESQL = ("postgresql://", "postgres://")
 
 
-def open_log(store: str) -> Log:
-    """The event log in a file or at a URL of PostgreSQL.
+def open_stores(store: str, cache: str | None, users: int = 100_000) -> tuple[Log, Cache]:
+    """The event log in a file or at a URL of PostgreSQL, and states at one of Redis, or of so many
+    users in this process.
 
     Raises:
-        InputError: it cannot be opened.
+        InputError: one of them cannot be opened, or states are to be shared and the log is a file.
     """
     if not store.startswith(POSTGRESQL):
-        return SQLiteLog(Path(store))
+        if cache is not None:
+            # A file gives the version of a transaction that was killed to the next one: the state of
+            # the first, if it outlived the process, would be believed.
+            raise InputError(
+                "--cache is for a log that is shared; name one by --store postgresql://…"
+            )
+        return SQLiteLog(Path(store)), LocalCache(users)
     with from_extra("shared"):
         from recblr.serving.postgresql import PostgreSQLLog
-    return PostgreSQLLog(store)
-
-
-def open_cache(url: str, store: str) -> Cache:
-    """States at a URL of Redis.
-
-    Raises:
-        InputError: it does not answer, or the log is a file.
-    """
-    if not store.startswith(POSTGRESQL):
-        # A file gives the version of a transaction that was killed to the next one: the state of
-        # the first, if it outlives the process, would be believed.
-        raise InputError("--cache is for a log that is shared; name one by --store postgresql://…")
-    with from_extra("shared"):
         from recblr.serving.redis import RedisCache
-    return RedisCache(url)
+    log = PostgreSQLLog(store)
+    try:
+        return log, LocalCache(users) if cache is None else RedisCache(cache, log.id)
+    except InputError:
+        log.close()
+        raise
