@@ -42,8 +42,7 @@ def replay(
     events, users = 0, list(log.users())
     with progress("replaying", len(users)) as advance:
         for some in _batches(users, USERS):
-            states.rebuild(some, whole=True)
-            events += sum(state.count for state in states.of(some) if state)
+            events += sum(state.count for state in states.rebuild(some, whole=True).values())
             advance(len(some))
     log.close()
     seconds = time.perf_counter() - begin

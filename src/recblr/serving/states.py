@@ -55,14 +55,7 @@ class States:
         ]  # fmt: skip
         if not missing:
             return states
-        with self._log.transaction():
-            versions = self._log.lock(missing)
-            made = self._fold(
-                [(user, *self._start(user, version))
-                 for user, version in zip(missing, versions, strict=True) if version]
-            )  # fmt: skip
-        self.keep(made)
-        found = dict(zip(users, states, strict=True)) | made
+        found = dict(zip(users, states, strict=True)) | self.rebuild(missing)
         return [found[user] for user in users]
 
     def _valid(self, users: Sequence[User], versions: Sequence[int]) -> list[State | None]:
@@ -83,7 +76,7 @@ class States:
         return state, behind
 
     def _fold(self, work: Sequence[tuple[User, State, Rows]]) -> dict[User, State]:
-        """States after more events; snapshots where they fall due, all of it kept."""
+        """States after more events; snapshots are kept where they fall due."""
         left = [(user, state, _pieces(state.count, events)) for user, state, events in work]
         made: dict[User, list[Snapshot]] = {}
         while left:
@@ -109,8 +102,9 @@ class States:
             self._log.keep(user, self.model.hash, snapshots)
         return {user: state for user, state, _ in work}
 
-    def rebuild(self, users: Sequence[User], whole: bool = False) -> None:
-        """Make states anew, from the latest snapshots of this model or from the ``whole`` history."""
+    def rebuild(self, users: Sequence[User], whole: bool = False) -> dict[User, State]:
+        """Make states anew, from the latest snapshots of this model or from the ``whole`` history;
+        none of those without events."""
         with self._log.transaction():
             versions = self._log.lock(users)
             for user in users if whole else ():
@@ -120,6 +114,7 @@ class States:
                  for user, version in zip(users, versions, strict=True) if version]
             )  # fmt: skip
         self.keep(made)
+        return made
 
 
 def _pieces(count: int, events: Rows) -> list[Rows]:
