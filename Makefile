@@ -37,7 +37,8 @@ bench: .venv/.installed
 		$(BIN)/recblr bench $$name --device $(DEVICE) --json > $(MEASURED)/new && \
 		mv $(MEASURED)/new $(MEASURED)/$$name-$(DEVICE).json || { rm -f $(MEASURED)/new; exit 1; }; \
 	done
-	$(BIN)/recblr bench serve --json > $(MEASURED)/new && mv $(MEASURED)/new $(MEASURED)/serve-cpu.json
+	$(BIN)/recblr bench serve --json > $(MEASURED)/new && \
+		mv $(MEASURED)/new $(MEASURED)/serve-cpu.json || { rm -f $(MEASURED)/new; exit 1; }
 	$(BIN)/python benchmarks/tables.py
 
 # The promises of docs/serving.md at full length.

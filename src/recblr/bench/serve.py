@@ -215,10 +215,8 @@ def _by_history(
     model: ServedModel, path: Path, histories: tuple[int, ...], repeats: int = 300
 ) -> list[dict[str, float]]:
     """Median µs of a durable event of users with histories of growing length, asked in turn."""
-    engine, draw = (
-        Engine(SQLiteLog(path), LocalCache(len(histories)), model),
-        np.random.default_rng(0),
-    )
+    engine = Engine(SQLiteLog(path), LocalCache(len(histories)), model)
+    draw = np.random.default_rng(0)
 
     def events(user: int, begin: int, end: int) -> list[Event]:
         items = draw.integers(len(model.item_ids), size=end - begin).tolist()

@@ -6,14 +6,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from recblr.serving.events import Event, Key, User
+from recblr.serving.events import Key, User
 from recblr.serving.store import Rows, Served, Snapshot, StoreError, kept
 
 FORMAT = 3
 
 
 class SQLLog:
-    """A Log of the tables ``events``, ``users``, ``snapshots`` and ``served``; one thread at a time."""
+    """What a Log of the tables ``events``, ``users``, ``snapshots`` and ``served`` is in any database;
+    it lacks ``lock``, ``versions``, ``add`` and ``close``."""
 
     name: str
     inside = False  # a transaction
@@ -38,15 +39,6 @@ class SQLLog:
             self.inside = False
             if self._in_transaction():
                 self._do("ROLLBACK")
-
-    def lock(self, users: Sequence[User]) -> list[int]:
-        raise NotImplementedError
-
-    def versions(self, users: Sequence[User]) -> list[int]:
-        raise NotImplementedError
-
-    def add(self, events: Sequence[tuple[str, Event]]) -> list[int]:
-        raise NotImplementedError
 
     def events(self, user: User) -> Rows:
         return self._all(
@@ -124,9 +116,6 @@ class SQLLog:
     def served(self) -> Served | None:
         row = self._one("SELECT folder, model, started FROM served")
         return row and Served(*row)
-
-    def close(self) -> None:
-        raise NotImplementedError
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
