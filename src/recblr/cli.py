@@ -25,7 +25,6 @@ app = typer.Typer(
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 app.add_typer(bench, name="bench")
-add_commands(app)
 
 Log = Annotated[
     str, typer.Argument(metavar="LOG", help="A log file, a prepared folder, or a data set's name.")
@@ -265,6 +264,9 @@ def export(
         )
 
 
+add_commands(app)  # serve, key, replay, verify: here, as help lists commands in the order of the file
+
+
 @app.command()
 def reproduce(
     study: Annotated[
@@ -298,7 +300,7 @@ def reproduce(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make a table or figure of the paper anew: the runs that are missing, and a verdict."""
+    """Make a table or figure of the paper anew, with a verdict."""
     from recblr.reproduce.studies import RESULTS, SEEDS
     from recblr.reproduce.studies import reproduce as run
 

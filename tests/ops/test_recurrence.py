@@ -5,6 +5,8 @@ small cases: it takes about 0.1 ms an element), and the Triton kernels on a GPU.
 """
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import pairwise
@@ -289,6 +291,19 @@ def test_the_operators_keep_the_rules_of_torch() -> None:
     weight, bias, before = (torch.randn(s, requires_grad=True) for s in [(4, 4), (4,), (2, 3, 4)])
     torch.library.opcheck(torch.ops.recblr.conv_silu, (x, weight, bias, offsets, before))
     torch.library.opcheck(torch.ops.recblr.dropout, (x, torch.tensor(5), 0.8))
+
+
+@compiled
+def test_an_operator_does_not_load_torchs_compiler() -> None:
+    script = """
+import sys, torch
+from recblr import ops
+x = torch.ones(3, 4, requires_grad=True)
+weight, bias, before = torch.ones(4, 4), torch.ones(4), torch.zeros(1, 3, 4)
+ops.conv_silu(x, weight, bias, torch.tensor([0, 3]), before).sum().backward()
+assert x.grad is not None and "torch._dynamo" not in sys.modules
+"""  # it would take longer than most commands run
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_implementations_agree_and_the_choice_ends_with_its_block() -> None:

@@ -22,7 +22,7 @@ bench = typer.Typer(help="Measure speed.", no_args_is_help=True, rich_markup_mod
 
 @bench.command("ops")
 def bench_ops(device: Device = "auto", as_json: Json = False) -> None:
-    """Time the recurrence, fused and in every other form, after a check of its gradients."""
+    """Time the recurrence in every form, its gradients checked first."""
     from recblr.bench.ops import time_ops
     from recblr.device import find_device
 
@@ -40,7 +40,7 @@ def bench_ops(device: Device = "auto", as_json: Json = False) -> None:
 
 @bench.command("step")
 def bench_step(device: Device = "auto", as_json: Json = False) -> None:
-    """Time per event after 10, 1,000 and 100,000 events of history: flat, as the state is small."""
+    """Time an event after 10, 1,000 and 100,000 events: flat."""
     from recblr.bench.step import time_steps
     from recblr.device import find_device
 
@@ -64,7 +64,7 @@ def bench_length(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """How cost grows with the length of a history: a RecBLR layer beside an attention layer."""
+    """How cost grows with length: a RecBLR layer beside attention."""
     from recblr.bench.length import draw, time_lengths
     from recblr.device import find_device
 
@@ -100,7 +100,7 @@ def bench_train(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Time an epoch of training, beside its bare matrix products, and where the rest goes."""
+    """Time an epoch of training beside its bare matrix products."""
     from recblr.bench.train import default_log, time_training
     from recblr.data import open_log
     from recblr.device import find_device
@@ -126,7 +126,7 @@ def bench_train(
 
 @bench.command("serve")
 def bench_serve(as_json: Json = False) -> None:
-    """Load a server from another process: requests a second, latency, cost by history, memory."""
+    """Load a server: requests a second, latency, memory."""
     with from_extra("serve"):
         from recblr.bench.serve import time_serving
     result = time_serving()

@@ -8,8 +8,9 @@ processed in pieces.
 Which form computes the recurrence is the choice of :func:`implementation`; by itself it is ``auto``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal
@@ -146,24 +147,38 @@ def _fused(x: Tensor) -> ModuleType:
     return kernels
 
 
-@torch.library.custom_op("recblr::linear_scan", mutates_args=())
+def _operator(function: Callable[..., Any]) -> None:
+    """Register ``torch.ops.recblr.<name>``, as ``torch.library.custom_op`` would, but without loading
+    torch's compiler at the first call: that took longer than most commands run.
+    """
+    name = f"recblr::{function.__name__.removeprefix('_')}"
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(name, "default", function)
+
+
+def _shapes(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Register what is below as that which tells the shapes ``torch.ops.recblr.<name>`` gives."""
+    return partial(torch.library.register_fake, f"recblr::{name}")
+
+
+@_operator
 def _linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     return _fused(u).linear_scan(alpha, u, offsets, start)
 
 
-@_linear_scan.register_fake
+@_shapes("linear_scan")
 def _(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(u), torch.empty_like(start)
 
 
-@torch.library.custom_op("recblr::linear_scan_backward", mutates_args=())
+@_operator
 def _linear_scan_backward(
     alpha: Tensor, offsets: Tensor, start: Tensor, h: Tensor, dh: Tensor, dlast: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fused(h).linear_scan_backward(alpha, offsets, start, h, dh, dlast)
 
 
-@_linear_scan_backward.register_fake
+@_shapes("linear_scan_backward")
 def _(
     alpha: Tensor, offsets: Tensor, start: Tensor, h: Tensor, dh: Tensor, dlast: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,17 +195,19 @@ def _differentiate_linear_scan(ctx: Any, dh: Tensor, dlast: Tensor) -> tuple[Ten
     return dalpha, du, None, dstart
 
 
-_linear_scan.register_autograd(_differentiate_linear_scan, setup_context=_save_linear_scan)
+torch.library.register_autograd(
+    "recblr::linear_scan", _differentiate_linear_scan, setup_context=_save_linear_scan
+)
 
 
-@torch.library.custom_op("recblr::bd_lru", mutates_args=())
+@_operator
 def _bd_lru(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fused(x).bd_lru(x, r, i, z, decay, offsets, start)
 
 
-@_bd_lru.register_fake
+@_shapes("bd_lru")
 def _(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,7 +215,7 @@ def _(
     return torch.empty_like(x), start.new_empty(kept, x.shape[1]), torch.empty_like(start)
 
 
-@torch.library.custom_op("recblr::bd_lru_backward", mutates_args=())
+@_operator
 def _bd_lru_backward(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
     states: Tensor, dy: Tensor, dlast: Tensor,
@@ -206,7 +223,7 @@ def _bd_lru_backward(
     return _fused(x).bd_lru_backward(x, r, i, z, decay, offsets, start, states, dy, dlast)
 
 
-@_bd_lru_backward.register_fake
+@_shapes("bd_lru_backward")
 def _(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
     states: Tensor, dy: Tensor, dlast: Tensor,
@@ -227,27 +244,27 @@ def _differentiate_bd_lru(
     return dx, dr, di, dz, ddecay, None, dstart
 
 
-_bd_lru.register_autograd(_differentiate_bd_lru, setup_context=_save_bd_lru)
+torch.library.register_autograd("recblr::bd_lru", _differentiate_bd_lru, setup_context=_save_bd_lru)
 
 
-@torch.library.custom_op("recblr::conv_silu", mutates_args=())
+@_operator
 def _conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
     return _fused(x).conv_silu(x, weight, bias, offsets, before)
 
 
-@_conv_silu.register_fake
+@_shapes("conv_silu")
 def _(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("recblr::conv_silu_backward", mutates_args=())
+@_operator
 def _conv_silu_backward(
     x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _fused(x).conv_silu_backward(x, weight, bias, offsets, before, dy)
 
 
-@_conv_silu_backward.register_fake
+@_shapes("conv_silu_backward")
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -263,15 +280,17 @@ def _differentiate_conv_silu(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dweight, dbias, None, dbefore
 
 
-_conv_silu.register_autograd(_differentiate_conv_silu, setup_context=_save_conv_silu)
+torch.library.register_autograd(
+    "recblr::conv_silu", _differentiate_conv_silu, setup_context=_save_conv_silu
+)
 
 
-@torch.library.custom_op("recblr::dropout", mutates_args=(), device_types="cpu")
+@_operator
 def _dropout(x: Tensor, seed: Tensor, keep: float) -> Tensor:
     return cpu.dropout(x, int(seed), keep)
 
 
-@_dropout.register_fake
+@_shapes("dropout")
 def _(x: Tensor, seed: Tensor, keep: float) -> Tensor:
     return torch.empty_like(x)
 
@@ -285,4 +304,6 @@ def _differentiate_dropout(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.recblr.dropout(dy, *ctx.saved_tensors, ctx.keep), None, None
 
 
-_dropout.register_autograd(_differentiate_dropout, setup_context=_save_dropout)
+torch.library.register_autograd(
+    "recblr::dropout", _differentiate_dropout, setup_context=_save_dropout
+)

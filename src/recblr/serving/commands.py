@@ -46,7 +46,10 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="CSV or Parquet of item_id and title.")
     ] = None,
 ) -> None:
-    """Serve a model over HTTP: events in, recommendations out. / is a page to try it."""
+    """Serve a model over HTTP: events in, recommendations out.
+
+    / is a page to try it.
+    """
     if keys is None and host not in LOOPBACK:
         raise InputError(
             f"--host {host} is open to others; make keys with recblr key and name them by --keys"
@@ -87,7 +90,7 @@ def replay(
 
 
 def verify(model: Model, store: Store = STORE, cache: Cache = None, as_json: Json = False) -> None:
-    """Compare the states of all users with the offline scorer, which reads whole histories."""
+    """Compare the states of all users with the offline scorer's."""
     with from_extra("serve"):
         from recblr.serving.replay import verify as run
     found = run(model, store, cache)
