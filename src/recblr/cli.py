@@ -264,7 +264,9 @@ def export(
         )
 
 
-add_commands(app)  # serve, key, replay, verify: here, as help lists commands in the order of the file
+add_commands(
+    app
+)  # serve, key, replay, verify: here, as help lists commands in the order of the file
 
 
 @app.command()

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from recblr.serving import engine as module
 from recblr.serving.cache import LocalCache
-from recblr.serving.engine import BusyError, Engine, Line, Query, Recommended
+from recblr.serving.engine import Engine, Query, Recommended
 from recblr.serving.events import Event, User
+from recblr.serving.line import BusyError, Line
 from recblr.serving.model import ServedModel
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import StoreError

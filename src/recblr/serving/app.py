@@ -28,7 +28,7 @@ from recblr.errors import InputError
 from recblr.influence import influence
 from recblr.models.recblr import RecBLR
 from recblr.serving import api
-from recblr.serving.engine import BusyError, Engine, Outcome, Query, Recommended
+from recblr.serving.engine import Engine, Outcome, Query, Recommended
 from recblr.serving.events import (
     Event,
     InvalidError,
@@ -40,6 +40,7 @@ from recblr.serving.events import (
     read_json,
 )
 from recblr.serving.keys import ADMIN, Keys
+from recblr.serving.line import BusyError
 from recblr.serving.model import ServedModel
 from recblr.serving.store import Served, StoreError
 

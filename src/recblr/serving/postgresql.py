@@ -8,14 +8,13 @@ transaction with it.
 
 from collections.abc import Sequence
 from contextlib import closing
-from hashlib import blake2b
 from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from recblr.errors import InputError
-from recblr.serving.events import Event, User
+from recblr.serving.events import Event, User, digest
 from recblr.serving.sql import FORMAT, SQLLog
 
 SETTINGS = """
@@ -176,5 +175,4 @@ def _prepare(connection: "psycopg.Connection[Any]") -> None:
 
 def _key(user: User) -> int:
     """Of the advisory lock; two users that share one wait for each other, no more."""
-    text = f"{len(user[0])}:{user[0]}:{user[1]}".encode()
-    return int.from_bytes(blake2b(text, digest_size=8).digest()) % LOCKS
+    return int.from_bytes(digest(user)) % LOCKS

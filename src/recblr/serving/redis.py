@@ -8,7 +8,6 @@ import sys
 import time
 from array import array
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ import numpy as np
 from redis import Redis, RedisError
 
 from recblr.errors import InputError
-from recblr.serving.events import User
+from recblr.serving.events import User, digest
 from recblr.serving.store import State, StoreError
 
 KEPT = 7 * 24 * 3600  # seconds that a state is kept after its last event
@@ -96,9 +95,7 @@ class RedisCache:
             raise StoreError(f"the cache of states failed: {error}") from error
 
     def _key(self, user: User) -> str:
-        """Tells nobody who the user is."""
-        text = f"{self._log}:{len(user[0])}:{user[0]}:{user[1]}"
-        return f"recblr:{blake2b(text.encode(), digest_size=16).hexdigest()}"
+        return f"recblr:{digest(user, self._log).hex()}"
 
     def _answered(self, error: RedisError | None) -> None:
         if (error is None) != self._works:
