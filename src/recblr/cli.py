@@ -264,9 +264,8 @@ def export(
         )
 
 
-add_commands(
-    app
-)  # serve, key, replay, verify: here, as help lists commands in the order of the file
+# serve, key, replay, verify: here, as help lists commands in the order of the file.
+add_commands(app)
 
 
 @app.command()
