@@ -434,3 +434,9 @@ def test_json_is_strict_and_whole(make: Callable[[], list[Evaluation]]) -> None:
         for name, mean in evaluation.metrics.items():
             low, high = plain["intervals"][name]
             assert low - 1e-12 <= mean <= high + 1e-12
+
+
+def test_a_large_catalogue_is_read_for_several_users_at_once_unless_histories_are_long() -> None:
+    assert module.block_size(1_000_000, 50) == 16
+    assert module.block_size(1_000_000, 8192) == 2
+    assert module.block_size(1_000_000, 1_000_000) == 1

@@ -25,6 +25,7 @@ Scorer = Callable[[PackedBatch], Tensor]
 
 _BLOCK = 1 << 22  # numbers in memory at once, so that they also stay in the cache
 _EVENT = 256  # of them for an event on its way through a model
+_USERS = 16  # at least, if it is for the items: a block reads all of them
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def expect_finite(finite: Tensor) -> None:
 
 def block_size(catalogue: int, max_length: int) -> int:
     """How many users to score at a time."""
-    return max(1, _BLOCK // max(catalogue, _EVENT * max_length))
+    by_items = max(_USERS, _BLOCK // catalogue)
+    return max(1, min(by_items, _BLOCK // (_EVENT * max_length)))
 
 
 def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> Tensor:

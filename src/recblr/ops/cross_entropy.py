@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 # Logits at once. On a CPU 8 MB of float32, so that a chunk stays in the cache; on a GPU 256 MB, which
 # is a whole batch over a few thousand items.
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
+_ROWS = 64  # at least: a chunk adds to the gradient of every item, which is much for a few rows
 
 
 def cross_entropy(
@@ -48,7 +49,7 @@ class _CrossEntropy(torch.autograd.Function):
         smoothing: float,
     ) -> Tensor:  # fmt: skip
         device = hidden.device.type
-        rows = max(1, _CHUNK[device] // len(weight))
+        rows = max(_ROWS, _CHUNK[device] // len(weight))
         narrow = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if narrow else weight.dtype
         items = weight.to(dtype)
