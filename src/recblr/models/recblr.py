@@ -33,10 +33,9 @@ class RecBLRConfig:
     expansion: int = 2  # E
     conv_width: int = 4  # W
     dropout: float = 0.2  # the paper: 0.2 ML-1M, 0.4 Gowalla and Steam, 0.5 Beauty and Sports
-    # For the ablations of Table 3.
-    gated: bool = (
-        True  # else a BD-LRU alone, of D channels: no projections, convolution, output gate
-    )
+    # For the ablations of Table 3. Not gated is a BD-LRU alone, of D channels: no projections, no
+    # convolution, no output gate.
+    gated: bool = True
     convolution: bool = True
     feed_forward: bool = True
     custom_init: bool = True  # else Λ is drawn like any other weight
