@@ -199,3 +199,15 @@ def test_an_interval_of_equal_differences_is_that_difference(users: int) -> None
 def test_nobody_has_no_interval() -> None:
     with pytest.raises(ValueError, match="at least one user"):
         difference_interval(np.array([]), np.array([]))
+
+
+def test_what_is_too_rare_for_the_drawn_flips_has_the_p_of_the_limit() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.choice([-1.0, -0.5, 0.5, 1.0], 4000)
+    ours = differences - differences.mean() + 0.0425  # 3.4 deviations: many flips can tell
+    drawn = paired_test(ours, np.zeros(4000), flips=200_000)
+    few = paired_test(ours, np.zeros(4000), flips=100)
+    assert 4e-4 < drawn < 1e-3
+    assert few == pytest.approx(drawn, rel=0.3)
+    assert 0 < paired_test(ours + 10, np.zeros(4000)) < 1e-300
+    assert paired_test(ours[:500] + 10, np.zeros(500), flips=99) == 1 / 100  # too few for a limit

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from recblr.errors import InputError
 
 OURS = ("manifest.json", "prepared.json")  # one of them is in every folder we write
@@ -44,6 +46,20 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of an existing folder.
+
+    Raises:
+        InputError: another one is in it.
+    """
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f"another process is at work in {folder}; wait for it to end") from error
 
 
 def sha256(path: Path) -> str:

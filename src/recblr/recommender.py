@@ -22,7 +22,7 @@ from recblr.data.sequences import Part, Sequences
 from recblr.device import find_device
 from recblr.errors import InputError
 from recblr.evaluate import Evaluation, block_size, evaluate, expect_finite, hide
-from recblr.folders import check_absent
+from recblr.folders import alone_in, check_absent
 from recblr.models import find_model
 from recblr.models.model import Model
 from recblr.parts import Parts
@@ -124,13 +124,15 @@ class Recommender:
             )
         data = open_log(log, core, split, columns)
         _check_parts(data, "validation", "test")
-        if not resume:
-            shutil.rmtree(work, ignore_errors=True)
         work.mkdir(exist_ok=True)
-        self._fit(data, work, resume)
-        self.evaluate()
-        self.save(out, overwrite=True)
-        shutil.copy(work / "run.jsonl", out)
+        with alone_in(work):
+            if not resume:
+                for name in ("checkpoint.safetensors", "run.jsonl"):
+                    (work / name).unlink(missing_ok=True)
+            self._fit(data, work, resume)
+            self.evaluate()
+            self.save(out, overwrite=True)
+            shutil.copy(work / "run.jsonl", out)
         if self.trained.ended != "interrupted":
             shutil.rmtree(work)
         return self

@@ -6,10 +6,13 @@ seed.
 """
 
 import numpy as np
+from scipy import stats
 
 from recblr.metrics import mean_interval
 
 _BLOCK = 1 << 20  # signs in memory at once, so that they also stay in the cache
+_FEW = 10  # extreme flips, too few to tell how rare they are
+_MANY = 1000  # users, so that the sum over them is as good as normal
 _ROUNDING = 1e-12  # of a sum of floats, as a share of the sum of their sizes
 
 
@@ -19,7 +22,9 @@ def paired_test(ours: np.ndarray, theirs: np.ndarray, flips: int = 10_000, seed:
     If the models were alike, every user's difference could as well have had the other sign: p is the
     share of such flips whose mean is at least as far from 0 as the one found. Users of equal values
     change nothing and are not flipped. All flips are gone through where they are no more than
-    ``flips``; else so many are drawn and the one found counts among them, so that p is never 0.
+    ``flips``; else so many are drawn and the one found counts among them, so that p is never 0. A p
+    that is too small for the draws to tell is, of many users, that of the normal distribution which
+    the mean of the flips has in the limit.
 
     Raises:
         ValueError: not one value for each user of both, or a value is not finite.
@@ -44,7 +49,12 @@ def paired_test(ours: np.ndarray, theirs: np.ndarray, flips: int = 10_000, seed:
         kept = np.unpackbits(packed, axis=1, count=users, bitorder="little")
         sums = 2 * (kept @ differences) - total  # kept with their sign, the others turned
         extreme += int((np.abs(sums) >= limit).sum())
-    return extreme / count if exact else (1 + extreme) / (1 + count)
+    if exact:
+        return extreme / count
+    if extreme < _FEW and users >= _MANY:
+        p = 2 * stats.norm.sf(abs(total) / np.sqrt((differences**2).sum()))
+        return max(float(p), np.finfo(float).tiny)
+    return (1 + extreme) / (1 + count)
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -104,6 +104,10 @@ class TrainConfig:
             )
 
 
+class OtherRunError(InputError):
+    """The checkpoint is of another model, log or settings."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """How a training run stands or ended. Epochs count from 1; 0 is none yet."""
@@ -132,7 +136,8 @@ def train(
 
     Raises:
         DivergedError: the loss or a score is not finite; the last good checkpoint stays.
-        InputError: the model cannot be trained on ``config.examples``.
+        InputError: the model cannot be trained on ``config.examples``, or the checkpoint is damaged
+            or, as OtherRunError, another run's.
         KeyboardInterrupt: interrupted before the first epoch was done.
     """
     config = settled(config, model)
@@ -427,7 +432,7 @@ def _load_checkpoint(
         raise InputError(f"{path} is damaged ({error}); train without --resume") from error
     run = Trained(**about.pop("run"))
     if about != _identity(model, config, data):
-        raise InputError(
+        raise OtherRunError(
             f"{path} belongs to another configuration or log; resume with the same ones"
         )
     model.load_state_dict(parts.pop("model"))

@@ -73,7 +73,7 @@ def test_figures_and_verdicts(tmp_path: Path) -> None:
     assert rows["RecBLR"]["unmasked"]["NDCG@10"]["verdict"] == "worse"
     assert "verdict" not in rows["RecBLR"]["masked"]["NDCG@10"]
     assert "Of 3 published figures: 1 reproduced, 1 better, 1 worse." in found.verdict
-    assert found.headline == "NDCG@10 of RecBLR: 0.3000 (paper 0.6000) on beauty"
+    assert found.headline == "NDCG@10 of RecBLR, 1 to 3 seeds: 0.3000 (paper 0.6000) on beauty"
     assert (
         "| SASRec              | 0.5200 ± 0.0200 | 0.5000    | +4.0%      | reproduced |"
         in found.summary
@@ -117,8 +117,8 @@ def test_against_every_row(tmp_path: Path) -> None:
     assert 0.15 < low < 0.2 < high < 0.25
     assert against["GRU4Rec"]["difference"] == pytest.approx(-0.01)
     assert found.verdict.startswith("Of 3 published figures: 1 reproduced, 1 better, 1 worse. ")
-    # Four users differ: of 16 flips 2 are as extreme, and there are six metrics.
-    assert "-1.6% on GRU4Rec on beauty (p = 0.750)" in found.verdict
+    # Four users differ: of 16 flips 2 are as extreme, and it is the larger p of two.
+    assert "in NDCG@10: 1.6% behind GRU4Rec on beauty (p = 0.125)" in found.verdict
 
 
 def test_the_published_order(tmp_path: Path) -> None:
@@ -158,11 +158,41 @@ def test_runs_of_unlike_data_are_refused(tmp_path: Path) -> None:
         report(tmp_path)
 
 
-def test_records_of_the_first_format_have_one_floor(tmp_path: Path) -> None:
-    old = [{"protocol": {"data": "d1f6"}, "popularity": FLOOR} for _ in range(2)]
-    keep(tmp_path, Run("beauty"), hits(0.6), test=old)
+def test_no_star_where_a_row_is_missing(tmp_path: Path) -> None:
+    keep(tmp_path, Run("beauty"), hits(0.6))
+    keep(tmp_path, Run("beauty", "sasrec"), hits(0.2))
+    star = report(tmp_path).data["datasets"]["beauty"]["stars"]["NDCG@10"]
+    assert (star["against"], star["p"] < 0.001, star["earned"]) == ("SASRec", True, False)
+
+
+def test_rows_are_compared_by_the_seeds_that_all_have(tmp_path: Path) -> None:
+    for seed, share in enumerate((0.3, 0.6)):
+        keep(tmp_path, Run("beauty", seed=seed), hits(share))
+    keep(tmp_path, Run("beauty", "sasrec", seed=1), hits(0.5))
+    found = report(tmp_path).data["datasets"]["beauty"]
+    assert found["rows"]["RecBLR"]["unmasked"]["NDCG@10"]["mean"] == pytest.approx(0.45)
+    assert found["against"]["SASRec"]["difference"] == pytest.approx(0.1)
+
+    keep(tmp_path, Run("beauty", "gru4rec", seed=2), hits(0.5))
+    assert report(tmp_path).data["datasets"]["beauty"]["against"] == {}
+
+
+def test_a_seed_that_failed_is_named_beside_the_others(tmp_path: Path) -> None:
+    keep(tmp_path, Run("beauty"), hits(0.6))
+    why = {("beauty", row): "no run" for row in ("SASRec", "GRU4Rec")}
+    why["beauty", "RecBLR"] = "beauty RecBLR seed 1: the loss is nan"
+    found = STUDY.report(tmp_path, (0, 1), why)
+    assert "- RecBLR: without beauty RecBLR seed 1: the loss is nan" in found.summary
+    assert "- SASRec: not measured: no run" in found.summary
+
+
+def test_floors_are_of_all_runs(tmp_path: Path) -> None:
+    both = [{"protocol": {"data": "d1f6"}, "floors": {"popularity": FLOOR, "chain": FLOOR}}] * 2
+    keep(tmp_path, Run("beauty", "sasrec"), hits(0.6))
+    keep(tmp_path, Run("beauty"), hits(0.6), test=both)
     floors = report(tmp_path).data["datasets"]["beauty"]["floors"]
-    assert floors == {"popularity": {"unmasked": FLOOR, "masked": FLOOR}}
+    of_each = {"unmasked": FLOOR, "masked": FLOOR}
+    assert floors == {"popularity": of_each, "chain": of_each}
 
 
 LINE = Accuracy(
@@ -184,7 +214,7 @@ def test_the_optimum_within_the_interval(tmp_path: Path) -> None:
     assert (beauty["best"], beauty["verdict"]) == ("3", "reproduced")
     assert (sports["best"], sports["verdict"]) == ("3", "not reproduced")
     assert sports["interval"][0] > 0
-    assert found.headline == "best expansion factor: 3 on beauty, 3 on sports"
+    assert found.headline == "best expansion factor, 1 seed: 3 on beauty, 3 on sports"
     assert "reproduced on beauty (paper 2, here 3); not reproduced on sports" in found.verdict
 
 
@@ -193,7 +223,8 @@ def test_no_optimum_of_a_line_with_a_gap(tmp_path: Path) -> None:
     keep(tmp_path, Run("beauty", settings=LINE.rows[1].settings), hits(0.6))
     found = report(tmp_path, LINE)
     assert found.data["datasets"]["beauty"]["optimum"] is None
-    assert found.verdict == "Nothing is measured yet."
+    assert found.verdict == "No published figure, and too few rows are measured to be compared."
+    assert report(tmp_path / "empty", LINE).verdict == "Nothing is measured yet."
 
 
 @pytest.mark.parametrize("study", [STUDY, LINE], ids=["dots", "lines"])
@@ -201,7 +232,14 @@ def test_the_page(tmp_path: Path, study: Accuracy) -> None:
     for seed, share in ((0, 0.6), (1, 0.62)):
         for row in study.rows[1:]:
             keep(tmp_path, Run("beauty", row.model, row.settings, seed), hits(share))
-    page = write("study", study.title, report(tmp_path, study), {("beauty", "x"): "why"}, tmp_path)
+    page = write(
+        "study",
+        "recblr reproduce study",
+        study.title,
+        report(tmp_path, study),
+        {("beauty", "x"): "why"},
+        tmp_path,
+    )
     assert (tmp_path / "study.png").read_bytes()[:4] == b"\x89PNG"
     kept = json.loads((tmp_path / "study.json").read_text())
     assert kept == json.loads(json.dumps(page.content))

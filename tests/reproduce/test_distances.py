@@ -62,8 +62,7 @@ def test_a_run_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert cell.find(tmp_path) is None
     record = cell.make(tmp_path, "a command", "cpu")
     assert cell.find(tmp_path) == record
-    longest = study.recall.distances[-1]
-    assert list(record["right"]) == ["4", "8", f"{10 * longest}"]
+    assert list(record["right"]) == ["4", "8", "80"]
     assert all(0 <= share <= 1 for share in record["right"].values())
     other = replace(study, recall=replace(study.recall, brands=3))
     assert [cell.find(tmp_path) for cell in other.cells((0,), "cpu")] == [None] * 4
@@ -97,6 +96,22 @@ def test_the_page_says_how_far_each_one_finds_it(
     assert "GRU4Rec" in report.summary
     assert "not measured: no run" in report.summary
     assert report.data["rows"]["SASRec"]["right"] == [0.2, 0.1, None]
+    assert "- GRU4Rec: not measured: no run" in report.summary
+    assert study.report(tmp_path, (), {(LOG, "RecBLR"): "why"}).summary == (
+        "- RecBLR: not measured: why"
+    )
+
+
+def test_shares_of_several_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {0: 0.9, 1: 1.0}
+    monkeypatch.setattr(
+        Distances, "_find",
+        lambda self, model, seed, folder: record({"4": 1.0, "8": shares[seed]})
+        if model == "sasrec" else None,
+    )  # fmt: skip
+    report = smoke().report(tmp_path, (0, 1), {})
+    assert "| SASRec        | 100.0%        | 95.0% ± 7.1%  | cannot " in report.summary
+    assert report.headline == "SASRec finds it 8 events back"
 
 
 def test_the_log_is_the_one_that_is_trained_on() -> None:

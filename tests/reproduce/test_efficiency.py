@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from recblr.errors import InputError
 from recblr.reproduce.efficiency import Efficiency, Key
 from recblr.reproduce.logs import SIMULATED, XLONG_LIKE, open_dataset
 from recblr.reproduce.report import Report
@@ -57,10 +58,11 @@ def test_order_and_ratios_of_the_scans(tmp_path: Path) -> None:
     found = report("table5", tmp_path, scans)
     assert found.verdict == (
         "On the CPU: the order of the paper's three is reproduced on ml-1m, not measured on "
-        "gowalla-10core, not reproduced on xlong-like."
+        "gowalla-10core, not the same on xlong-like (not the paper's log)."
     )
     assert found.headline == (
-        "serial scan over embedding padding: 6.0 (paper 16.8) on ml-1m, 1.2 (paper 22.7) on xlong-like"
+        "on the CPU serial scan over embedding padding: 6.0 (paper 16.8) on ml-1m, "
+        "1.2 (paper 22.7) on xlong-like"
     )
     rows = found.data["devices"]["cpu"]["ml-1m"]
     assert rows[SERIAL] == {
@@ -79,9 +81,17 @@ def test_a_part_for_each_kind_of_device(tmp_path: Path) -> None:
     assert found.verdict.startswith("On the GPU: ")
     assert " On the CPU: " in found.verdict
     assert found.headline.startswith(
-        "serial scan over embedding padding: 1.0 (paper 16.8) on ml-1m"
+        "on the GPU serial scan over embedding padding: 1.0 (paper 16.8) on ml-1m"
     )
     assert found.summary.index("## GPU") < found.summary.index("## CPU")
+
+
+def test_timings_of_unlike_machines_are_not_put_beside_one_another(tmp_path: Path) -> None:
+    report("table5", tmp_path, scans)
+    path = next(tmp_path.glob("timings/cpu/ml-1m/*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 16}))
+    with pytest.raises(InputError, match="timed on unlike machines"):
+        STUDIES["table5"].report(tmp_path, (0,), {})
 
 
 def test_a_cpu_has_smaller_batches() -> None:
@@ -123,7 +133,7 @@ def test_claims_about_long_histories(tmp_path: Path) -> None:
     # At 700 events, and nowhere else, padding costs less here.
     assert padding.endswith("not reproduced (0.50 of it at 1,000).")
     assert found.headline.startswith(
-        "seconds an epoch at 1,000 events: SASRec 1,000, LRURec 1,000,"
+        "on the CPU seconds an epoch at 1,000 events: SASRec 1,000, LRURec 1,000,"
     )
     assert "| 700                        | 490    | 700    | 600 " in found.summary
     assert found.data["devices"]["cpu"]["RecBLR"][300] == {

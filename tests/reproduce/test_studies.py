@@ -4,15 +4,18 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recblr import cli
 from recblr.errors import DivergedError, InputError
+from recblr.folders import alone_in
 from recblr.reproduce import accuracy, studies
+from recblr.reproduce.logs import MADE, SIMULATED
 from recblr.reproduce.runs import Run
 from recblr.reproduce.studies import STUDIES
 
@@ -84,7 +87,7 @@ def test_every_study_in_small(reproduce: Reproduce, shared: Path, name: str) -> 
     assert (shared / f"{name}.png").exists() == (name != "table2")
     index = (shared / "README.md").read_text()
     assert f"[{title}]({name}.md) |" in index
-    assert all(f"| `recblr reproduce {other}` |" in index for other in STUDIES)
+    assert all(f"| `recblr reproduce {other}" in index for other in STUDIES)
 
     again = reproduce(name, "--quick", "-o", shared, "--device", "cpu", "--json")
     assert (again.code, again.err) == (0, "")
@@ -123,7 +126,7 @@ def test_finished_runs_are_not_made_again(reproduce: Reproduce, made: list[str])
     assert made == ["recblr", "sasrec", "sasrec"]
     assert re.search(r"\| SASRec +\| 0\.\d{4} ± 0\.\d{4} \|", more.out)
     assert re.search(r"\| RecBLR +\| 0\.\d{4}\*? +\|", more.out)  # it stays on the page
-    assert "- LRURec: not measured: no run; `recblr reproduce table4`" in more.out
+    assert "- LRURec: not measured: no run; `recblr reproduce table4 --quick`" in more.out
 
 
 def test_a_run_by_other_settings_is_made_again(reproduce: Reproduce, made: list[str]) -> None:
@@ -225,6 +228,102 @@ def test_a_run_that_diverges_does_not_end_the_study(
     assert found.code == 0
     assert "- SASRec: not measured: the loss is nan" in found.out
     assert re.search(r"\| RecBLR +\| 0\.\d{4}", found.out)
+
+
+def test_a_seed_that_diverges_is_named_beside_the_others(
+    reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = accuracy.make
+
+    def diverges(run: Run, *arguments: Any) -> dict[str, Any]:
+        if run.seed == 1:
+            raise DivergedError("the loss is nan")
+        return real(run, *arguments)
+
+    monkeypatch.setattr(accuracy, "make", diverges)
+    found = reproduce(*SMALL, "--seeds", "0,1,2")
+    line = "- RecBLR: without simulated RecBLR seed 1: the loss is nan"
+    assert line in found.out
+    assert line in reproduce(*SMALL, "--seeds", "0,1,2", "--report-only").out
+    monkeypatch.setattr(accuracy, "make", real)
+    assert line not in reproduce(*SMALL, "--seeds", "0,1,2").out
+
+
+def test_out_of_memory_does_not_end_the_study(
+    reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*arguments: Any) -> dict[str, Any]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(accuracy, "make", make)
+    found = reproduce(*SMALL)
+    assert (found.code, "Not measured: out of memory" in found.out) == (0, True)
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(
+    reproduce: Reproduce, tmp_path: Path
+) -> None:
+    work = tmp_path / "results/.models/simulated/recblr,seed=0.training"
+    work.mkdir(parents=True)
+    with alone_in(work):
+        found = reproduce(*SMALL)
+    assert found.code == 0
+    assert "another process is at work" in found.err
+    assert reproduce(*SMALL).err == "1 of 1: simulated RecBLR seed 0\n"
+
+
+def test_an_unfinished_run_by_other_settings_is_begun_anew(
+    reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recblr.train import validate
+
+    def stop(*arguments: Any) -> dict[str, float]:
+        patch.setattr("recblr.train.validate", interrupt)
+        return validate(*arguments)
+
+    def interrupt(*arguments: Any) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recblr.train.validate", stop)
+        assert reproduce(*SMALL).code == 130
+    with monkeypatch.context() as patch:
+        recipe = {"train": {"epochs": 3, "batch_size": 512, "max_length": 32}}
+        patch.setitem(MADE, SIMULATED, replace(MADE[SIMULATED], recipe=recipe))
+        found = reproduce(*SMALL)
+    assert (found.code, found.err) == (0, "1 of 1: simulated RecBLR seed 0\n")
+    assert "RecBLR: not measured" not in found.out
+
+
+def test_what_is_not_ours_is_not_written_over(reproduce: Reproduce, tmp_path: Path) -> None:
+    Path("README.md").write_text("mine")
+    found = reproduce("table2", "--report-only", "-o", ".")
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert "README.md is not ours to write over" in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert Path("README.md").read_text() == "mine"
+
+    found = reproduce("table2", "--report-only", "-o", "README.md")
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert "no folder can be written there" in found.err
+
+
+def test_a_smoke_run_is_not_written_over_a_page(reproduce: Reproduce) -> None:
+    assert reproduce("table2", "--report-only", "-o", "results").code == 0
+    before = Path("results/table2.json").read_text()
+    found = reproduce("table2", "--quick", "-o", "results")
+    assert found.code == 2
+    assert "is of 'recblr reproduce table2', not of 'recblr reproduce table2 --quick'" in found.err
+    assert Path("results/table2.json").read_text() == before
+
+
+def test_a_damaged_record_is_named(reproduce: Reproduce) -> None:
+    reproduce(*SMALL)
+    (path,) = Path("results/simulated").glob("*.json")
+    path.write_text(path.read_text()[:100])
+    found = reproduce(*SMALL)
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert f"recblr: {path}: cannot be read" in found.err
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 
-def provenance(command: str) -> dict[str, Any]:
-    """Command, date, commit, hardware and versions; with the GPU and CUDA's version where one is."""
+def provenance(command: str, device: str = "cuda") -> dict[str, Any]:
+    """Command, date, commit, hardware and versions; with the GPU and CUDA's version where one is, and
+    is the kind of ``device`` that was worked on."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     gpu = {}
-    if torch.cuda.is_available():
+    if device == "cuda" and torch.cuda.is_available():
         gpu["gpu"] = torch.cuda.get_device_name()
         versions["cuda"] = str(torch.version.cuda)
         versions["triton"] = version("triton")

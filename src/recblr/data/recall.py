@@ -22,15 +22,14 @@ from recblr.errors import InputError
 class Recall:
     """The dials; ``users`` of each part: training, validation, test.
 
-    With a single other thing to buy, all that is asked for is not to forget. With more of them a model
-    also has to find out, from few events among many, that they do not matter: at the sizes of a study
-    none did.
+    Of long distances alone little is learned in any reasonable time, as there are few answers among
+    many events that cannot be foretold. So a history begins with short ones, which teach the longer.
     """
 
-    distances: tuple[int, ...] = (10, 10, 10, 10, 30, 30, 100)
+    distances: tuple[int, ...] = (2, 2, 2, 2, 4, 4, 8, 8, 16, 32, 100)
     brands: int = 4
-    others: int = 1
-    users: tuple[int, int, int] = (5000, 200, 400)
+    others: int = 16
+    users: tuple[int, int, int] = (2000, 200, 400)
     seed: int = 0
 
     def __post_init__(self) -> None:

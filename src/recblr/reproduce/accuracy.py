@@ -41,9 +41,13 @@ class _Runs:
     ranks: Mapping[str, np.ndarray]
 
     @property
-    def values(self) -> dict[str, np.ndarray]:
-        """Every metric (U,), seen items unmasked."""
-        return per_user(self.ranks[SEEN[0]])
+    def seeds(self) -> list[int]:
+        """Of the records."""
+        return [record["seed"] for record in self.records]
+
+    def values(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+        """Every metric (U,) of these seeds, seen items unmasked."""
+        return per_user(self.ranks[SEEN[0]][[self.seeds.index(seed) for seed in seeds]])
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,16 @@ class Accuracy:
         """
         found = {dataset: self._find(dataset, folder, seeds) for dataset in self.datasets}
         data = {dataset: self._measure(dataset, runs, why) for dataset, runs in found.items()}
-        _compare(self.reference, found, data)
-        for dataset, runs in found.items():
-            data[dataset]["order"] = _order(runs, self.published.get(dataset, {}))
-            whole = len(runs) == len(self.rows) and self.axis
-            data[dataset]["optimum"] = _optimum(runs, self.optimum.get(dataset)) if whole else None
+        values = {dataset: _shared(runs) for dataset, runs in found.items()}
+        _compare(self.reference, values, data)
+        for dataset, of_rows in values.items():
+            data[dataset]["order"] = _order(of_rows, self.published.get(dataset, {}))
+            whole = len(of_rows) == len(self.rows)
+            for star in data[dataset]["stars"].values():  # the best may be among the missing
+                star["earned"] &= whole
+            claimed = self.optimum.get(dataset)
+            line = whole and bool(self.axis)
+            data[dataset]["optimum"] = _optimum(of_rows, claimed) if line else None
         records = [
             record for runs in found.values() for it in runs.values() for record in it.records
         ]
@@ -116,7 +125,7 @@ class Accuracy:
             verdict=page.verdict(data),
             summary=page.summary(data),
             details=page.details(data),
-            data={"seeds": list(seeds), "datasets": data},
+            data={"datasets": data},
             records=records,
             draw=partial(draw, data, self.axis or self.reference) if records else None,
         )
@@ -156,6 +165,7 @@ class Accuracy:
                     "runs": [_about(record) for record in it.records],
                     "unmasked": judged(it.ranks["unmasked"], published),
                     "masked": judged(it.ranks["masked"], {}),
+                    "failed": why.get((dataset, row.name), ""),
                 }
             else:
                 rows[row.name]["not_measured"] = why[dataset, row.name]
@@ -164,8 +174,14 @@ class Accuracy:
             "remark": self.remarks.get(dataset, ""),
             "reference": self.reference,
             "rows": rows,
-            "floors": _floors(records[0]) if records else {},
+            "floors": _floors(records),
         }
+
+
+def _shared(runs: Mapping[str, _Runs]) -> dict[str, dict[str, np.ndarray]]:
+    """By row every metric (U,), of the seeds that all rows have, so that like stands beside like."""
+    seeds = set.intersection(*(set(it.seeds) for it in runs.values())) if runs else set()
+    return {row: it.values(sorted(seeds)) for row, it in runs.items()} if seeds else {}
 
 
 def _about(record: Record) -> dict[str, Any]:
@@ -175,23 +191,28 @@ def _about(record: Record) -> dict[str, Any]:
     return {name: record[name] for name in names if name in record}
 
 
-def _floors(record: Record) -> dict[str, Any]:
-    """By name and protocol, the metrics of what a model has to beat; the same for all runs."""
+def _floors(records: Sequence[Record]) -> dict[str, Any]:
+    """By name and protocol, the metrics of what a model has to beat; the same in all runs."""
     floors: dict[str, Any] = {}
-    for seen, evaluation in zip(SEEN, record["test"], strict=True):
-        known = evaluation.get("floors") or {"popularity": evaluation["popularity"]}
-        for name, values in known.items():
-            floors.setdefault(name, {})[seen] = values
+    for record in records:
+        for seen, evaluation in zip(SEEN, record["test"], strict=True):
+            for name, values in evaluation["floors"].items():
+                floors.setdefault(name, {})[seen] = values
     return floors
 
 
 def _compare(
-    reference: str, found: Mapping[str, Mapping[str, _Runs]], data: Mapping[str, Any]
+    reference: str,
+    found: Mapping[str, Mapping[str, dict[str, np.ndarray]]],
+    data: Mapping[str, Any],
 ) -> None:
     """Put in how the reference row stands to the others, by :data:`MAIN`, and whether it has its
-    stars: is ahead of the best of the others in a metric, by more than chance."""
-    for dataset, runs in found.items():
-        values = {row: it.values for row, it in runs.items()}
+    stars: is ahead of the best of the others in a metric, by more than chance.
+
+    The p of the first are one family over all data sets, those of the stars another.
+    """
+    for dataset, of_rows in found.items():
+        values = dict(of_rows)
         ours = values.pop(reference, None)
         data[dataset]["against"], data[dataset]["stars"] = {}, {}
         if ours is None or not values:
@@ -199,7 +220,8 @@ def _compare(
         data[dataset]["against"] = {
             row: _difference(ours[MAIN], theirs[MAIN]) for row, theirs in values.items()
         }
-        for metric, of_users in ours.items():
+        published = any(row["published"] for row in data[dataset]["rows"].values())
+        for metric, of_users in ours.items() if published else ():
             row = best({row: theirs[metric] for row, theirs in values.items()})
             difference = float((of_users - values[row][metric]).mean())
             p = paired_test(of_users, values[row][metric])
@@ -226,11 +248,11 @@ def _correct(family: Sequence[dict[str, Any]]) -> None:
 
 
 def _order(
-    runs: Mapping[str, _Runs], published: Mapping[str, Mapping[str, float]]
+    found: Mapping[str, dict[str, np.ndarray]], published: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any] | None:
     """How our order of the rows agrees with the published one, and the pairs that differ from it by
     more than chance."""
-    values = {row: it.values[MAIN] for row, it in runs.items() if row in published}
+    values = {row: of_row[MAIN] for row, of_row in found.items() if row in published}
     ours = {row: float(of_users.mean()) for row, of_users in values.items()}
     theirs = {row: published[row][MAIN] for row in ours}
     tau = order(ours, theirs)
@@ -244,9 +266,9 @@ def _order(
     return {"rows": len(ours), "tau": tau, "other_way": [it for it in pairs if it["p"] < ALPHA]}
 
 
-def _optimum(runs: Mapping[str, _Runs], claimed: str | None) -> dict[str, Any]:
+def _optimum(rows: Mapping[str, dict[str, np.ndarray]], claimed: str | None) -> dict[str, Any]:
     """The best row, and whether the one that the paper names is as good within the interval."""
-    values = {row: it.values[MAIN] for row, it in runs.items()}
+    values = {row: of_row[MAIN] for row, of_row in rows.items()}
     found: dict[str, Any] = {"best": best(values)}
     if claimed is not None:
         low, _ = interval = difference_interval(values[found["best"]], values[claimed])

@@ -9,6 +9,7 @@ from recblr.reproduce.verdict import MAIN
 
 SHOWN = (MAIN, "HR@10")  # in the compact table
 VERDICTS = ("reproduced", "better", "worse", "not measured")
+ENDED = {"converged": "patience", "epochs": "epochs"}
 
 Data = Mapping[str, Any]
 """By data set."""
@@ -26,13 +27,17 @@ def headline(data: Data, reference: str, axis: str) -> str:
             paper = f" (paper {cell['published']:.4f})" if "published" in cell else ""
             found.append(f"{cell['mean']:.4f}{paper} on {dataset}")
     what = f"best {axis}" if axis else f"{MAIN} of {reference}"
-    return f"{what}: {', '.join(found)}" if found else ""
+    return f"{what}, {_seeds(data)}: {', '.join(found)}" if found else ""
 
 
 def verdict(data: Data) -> str:
     """What our figures say of the paper's, of who is ahead, of the order, of the optimum."""
     sentences = [_figures(data), _ahead(data), _order(data), _optimum(data)]
-    return " ".join(filter(None, sentences)) or "Nothing is measured yet."
+    return " ".join(filter(None, sentences)) or (
+        "No published figure, and too few rows are measured to be compared."
+        if any(_measured(of_data) for of_data in data.values())
+        else "Nothing is measured yet."
+    )
 
 
 def _figures(data: Data) -> str:
@@ -49,17 +54,22 @@ def _figures(data: Data) -> str:
 def _ahead(data: Data) -> str:
     found = []
     for dataset, of_data in data.items():
-        if star := of_data["stars"].get(MAIN):
-            theirs = of_data["rows"][star["against"]]["unmasked"][MAIN]["mean"]
-            share = f"{star['difference'] / theirs:+.1%}" if theirs else "ahead"
-            found.append(f"{share} on {star['against']} on {dataset} ({p_value(star['p'])})")
-    return f"Against the best of the others in {MAIN}: {'; '.join(found)}." if found else ""
+        if not of_data["against"]:
+            continue
+        row, comparison = min(of_data["against"].items(), key=lambda it: it[1]["difference"])
+        theirs = of_data["rows"][row]["unmasked"][MAIN]["mean"]
+        share = f"{abs(comparison['difference']) / theirs:.1%} " if theirs else ""
+        how = "ahead of" if comparison["difference"] > 0 else "behind"
+        found.append(f"{share}{how} {row} on {dataset} ({p_value(comparison['p'])})")
+    reference = next((of_data["reference"] for of_data in data.values()), "")
+    about = f"{reference} and the best of the other rows in {MAIN}"
+    return f"{about}: {'; '.join(found)}." if found else ""
 
 
 def _order(data: Data) -> str:
     found = [
         f"{order['tau']:.2f} on {dataset} ({order['rows']} rows, "
-        f"{len(order['other_way'])} pairs clearly the other way)"
+        f"{len(order['other_way'])} pairs the other way by more than chance)"
         for dataset, of_data in data.items()
         if (order := of_data["order"])
     ]
@@ -77,7 +87,7 @@ def _optimum(data: Data) -> str:
 
 def summary(data: Data) -> str:
     """A compact table a data set, and why what is not in it is not."""
-    parts = []
+    parts = [_about(data)] if any(map(_measured, data.values())) else []
     for dataset, of_data in data.items():
         rows = of_data["rows"]
         reasons = {name: row["not_measured"] for name, row in rows.items() if "not_measured" in row}
@@ -85,9 +95,28 @@ def summary(data: Data) -> str:
         if len(reasons) < len(rows):
             parts.append(_compact(of_data))
             parts.append("\n".join(f"- {row}: not measured: {it}" for row, it in reasons.items()))
+            failed = {name: row["failed"] for name, row in rows.items() if row.get("failed")}
+            parts.append("\n".join(f"- {row}: without {it}" for row, it in failed.items()))
         else:
             parts += [f"Not measured: {it}" for it in dict.fromkeys(reasons.values())]
     return "\n\n".join(filter(None, parts))
+
+
+def _about(data: Data) -> str:
+    """What weakens the figures, to be read before them."""
+    others = {
+        f"{name} ({run['examples'].replace('-', ' ')})"
+        for of_data in data.values()
+        for name, row in _measured(of_data).items()
+        for run in row["runs"]
+        if run["examples"] != "all-positions"
+    }
+    apart = f" Not trained on all positions of a history at once: {', '.join(sorted(others))}."
+    return (
+        "Every row is trained by the recipe of its data set, found with RecBLR on validation; "
+        f"no other model has had a search of its own. {_seeds(data).capitalize()} a row: the verdicts "
+        f"are by intervals over users, which say nothing of the seed.{apart if others else ''}"
+    )
 
 
 def _compact(of_data: Mapping[str, Any]) -> str:
@@ -120,18 +149,22 @@ def details(data: Data) -> str:
     """All metrics under both protocols, the comparisons, and what the figures rest on."""
     parts = []
     for dataset, of_data in data.items():
-        measured = {name: row for name, row in of_data["rows"].items() if "unmasked" in row}
+        measured = _measured(of_data)
         if not measured:
             continue
         parts += [f"## {dataset} in full", _in_full(measured, of_data["floors"])]
         if of_data["against"]:
             parts += [
                 f"{of_data['reference']} less each of the others, {MAIN}, seen items unmasked; p of a "
-                "paired randomisation test over users, after Holm over all of this page:",
+                "paired randomisation test over users, after Holm over all such rows of this page:",
                 _against(of_data["against"]),
-                "A star (p < 0.01) against the best of the others:",
-                _stars(of_data["stars"]),
             ]
+            if of_data["stars"]:
+                parts += [
+                    "The star: ahead of the best of the others, p < 0.01 after Holm over all metrics "
+                    "and data sets of this page; only where all rows are measured.",
+                    _stars(of_data["stars"]),
+                ]
         parts += [_other_way(of_data["order"]), "The runs:", _runs(measured)]
     return "\n\n".join(filter(None, parts))
 
@@ -182,13 +215,16 @@ def _stars(stars: Mapping[str, Any]) -> str:
 
 
 def _other_way(order: Mapping[str, Any] | None) -> str:
-    pairs = [f"{it['better']} before {it['worse']}" for it in order["other_way"]] if order else []
-    return f"Clearly the other way than published (p < 0.01): {', '.join(pairs)}." if pairs else ""
+    pairs = (
+        [f"{it['better']} better than {it['worse']}" for it in order["other_way"]] if order else []
+    )
+    about = "The other way than published by more than chance (p < 0.01)"
+    return f"{about}: {', '.join(pairs)}." if pairs else ""
 
 
 def _runs(measured: Mapping[str, Any]) -> str:
-    head = ["row", "examples", "parameters", "seeds", "epochs, the best", "seconds a seed",
-            "hardware", "date", "commit"]  # fmt: skip
+    head = ["row", "examples", "parameters", "seeds", "epochs, the best", "ended by",
+            "seconds a seed", "hardware", "date", "commit"]  # fmt: skip
     lines = []
     for name, row in measured.items():
         runs = row["runs"]
@@ -199,6 +235,7 @@ def _runs(measured: Mapping[str, Any]) -> str:
                 _each(f"{run['parameters']:,}" for run in runs),
                 _each(str(run["seed"]) for run in runs),
                 _each(f"{run['epochs']}, {run['best_epoch']}" for run in runs),
+                _each(ENDED[run["ended"]] for run in runs),
                 f"{mean(run['seconds'] for run in runs):,.0f}",
                 _each(
                     run.get("gpu", f"{run['hardware']}, {run['threads']} threads") for run in runs
@@ -212,6 +249,18 @@ def _runs(measured: Mapping[str, Any]) -> str:
 
 def _each(texts: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(texts))
+
+
+def _measured(of_data: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows that have a figure."""
+    return {name: row for name, row in of_data["rows"].items() if "unmasked" in row}
+
+
+def _seeds(data: Data) -> str:
+    """How many seeds a row has, from the fewest to the most."""
+    counts = {len(row["runs"]) for it in data.values() for row in _measured(it).values()}
+    some = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
+    return f"{some} seed{'s' * (max(counts) > 1)}"
 
 
 def _starred(of_data: Mapping[str, Any], metric: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from recblr.bench.provenance import provenance
 from recblr.reproduce.logs import SIMULATED, open_dataset
-from recblr.reproduce.report import Cell, Record, Report, Why, replace_file, table
+from recblr.reproduce.report import Cell, Record, Report, Why, read_record, replace_file, table
 
 COUNTS = ("users", "items", "interactions", "average length")
 
@@ -84,14 +84,18 @@ class Counts:
 
 
 def _find(name: str, folder: Path) -> Record | None:
-    path = folder / name / "counts.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_record(folder / name / "counts.json")
 
 
 def _make(name: str, folder: Path, command: str, device: str) -> Record:
     kept = open_dataset(name).summary["kept"]
     length = kept["interactions"] / kept["users"]
-    record = {"dataset": name, **provenance(command), **kept, "average length": round(length, 1)}
+    record = {
+        "dataset": name,
+        **provenance(command, "cpu"),
+        **kept,
+        "average length": round(length, 1),
+    }
     replace_file(folder / name / "counts.json", json.dumps(record, indent=1) + "\n")
     return record
 

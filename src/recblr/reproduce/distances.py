@@ -5,7 +5,7 @@ model with a state reads a longer history as it is; one without sees the last ev
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,17 +24,19 @@ from recblr.models.model import Model, RecurrentModel
 from recblr.presets import for_model
 from recblr.recommender import Recommender
 from recblr.reproduce import figures
-from recblr.reproduce.report import Cell, Record, Report, Why, replace_file, table
+from recblr.reproduce.report import Cell, Record, Report, Why, read_record, replace_file, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOG = "recall"
+FEWEST = 20  # test users
 ABOUT = """Now and again a user buys the same brand again, one of {brands}; in between come things that
 tell nothing (`data/recall.py`). Users are trained on, validated or tested, not two of these. Trained on
-{users:,} histories of {length:,} events, asked in as long ones and in longer ones, where the same
-purchases lie farther apart. Shown are the shares of purchases of the test users that rank first of all
-items; a guess is right in 1 of {brands}. A model finds it where nine of ten are right."""
+{users:,} histories of {length:,} events with purchases up to {last} events apart; asked also in longer
+ones, whose last purchase lies farther from the one before. Shown are the shares of purchases that rank
+first of all items, ± their deviation over several seeds; a guess is right in 1 of {brands}. There are
+{asked} test users, {fewest} where it is far. A model finds it where nine of ten are right."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ class Distances:
         title: how its page is headed.
         rows: models by their label.
         recall: what is trained on.
-        stretches: how many times as far the answers lie when they are asked for.
+        farther: what the last of its distances is replaced by when they are asked for.
         settings: of training, as on the command line.
     """
 
     title: str
     rows: dict[str, str]
     recall: Recall
-    stretches: tuple[int, ...]
+    farther: tuple[int, ...]
     settings: tuple[str, ...]
 
     def open(self, name: str) -> Sequences:
@@ -63,7 +65,7 @@ class Distances:
         """The same, much smaller."""
         recall = Recall(distances=(4, 8), brands=2, others=2, users=(60, 10, 10))
         settings = ("train.epochs=2", "train.batch_size=256", "model.dim=16")
-        return replace(self, recall=recall, stretches=(1, 10), settings=settings)
+        return replace(self, recall=recall, farther=(80,), settings=settings)
 
     def cells(self, seeds: Sequence[int], device: str) -> list[Cell]:
         """A run of every model and seed."""
@@ -84,26 +86,20 @@ class Distances:
         distances = self._distances()
         data: dict[str, Any] = {
             row: {
-                "right": [
-                    float(np.mean([it["right"][str(d)] for it in records]))
-                    if str(d) in records[0]["right"]
-                    else None
-                    for d in distances
-                ],
+                "right": _each(np.mean, records, distances),
+                "deviation": _each(np.std, records, distances, ddof=1)
+                if len(records) > 1
+                else None,
                 "seconds": float(np.mean([it["seconds"] for it in records])),
                 "seeds": len(records),
             }
             for row, records in found.items()
         }
         lines = [
-            [row, *("cannot" if share is None else f"{share:.0%}" for share in it["right"]),
-             f"{it['seconds']:,.0f}", str(it["seeds"])]
+            [row, *_shares(it), f"{it['seconds']:,.0f}", str(it["seeds"])]
             for row, it in data.items()
-        ]  # fmt: skip
-        lines += [
-            [row, f"not measured: {reason}", *[""] * (len(distances) + 1)]
-            for (_, row), reason in why.items()
         ]
+        missing = [f"- {row}: not measured: {reason}" for (_, row), reason in why.items()]
         head = ["answers right", *(f"{d:,} events back" for d in distances), "seconds", "seeds"]
         farthest = {row: self._farthest(it["right"], distances) for row, it in data.items()}
         headline = "; ".join(
@@ -111,12 +107,15 @@ class Distances:
             for row, d in farthest.items()
         )
         about = ABOUT.format(
-            brands=self.recall.brands, users=self.recall.users[0], length=self.recall.length
-        )
+            brands=self.recall.brands, users=self.recall.users[0], asked=self.recall.users[2],
+            length=self.recall.length, last=self.recall.distances[-1], fewest=FEWEST,
+        )  # fmt: skip
         return Report(
             headline=headline,
             verdict=f"{headline}." if headline else "",
-            summary=table(head, lines),
+            summary="\n\n".join(
+                [*([table(head, lines)] * bool(lines)), "\n".join(missing)]
+            ).strip(),
             details=about,
             data={"distances": distances, "rows": data},
             records=[record for records in found.values() for record in records],
@@ -124,8 +123,7 @@ class Distances:
         )
 
     def _distances(self) -> list[int]:
-        near = sorted(set(self.recall.distances))
-        return [*near, *(near[-1] * times for times in self.stretches[1:])]
+        return [*sorted(set(self.recall.distances)), *self.farther]
 
     def _farthest(self, right: Sequence[float | None], distances: Sequence[int]) -> int:
         """The greatest distance up to which at least nine of ten answers are right; 0 if none is."""
@@ -150,16 +148,13 @@ class Distances:
         return {
             **recommender.settings,
             "recall": json.loads(json.dumps(asdict(self.recall))),
-            "stretches": list(self.stretches),
+            "farther": list(self.farther),
         }
 
     def _find(self, model: str, seed: int, folder: Path) -> Record | None:
-        path = self._path(model, seed, folder)
-        if not path.exists():
-            return None
-        found: Record = json.loads(path.read_text())
+        found = read_record(self._path(model, seed, folder))
         ours = self._settings(self._recommender(model, seed, "cpu"))
-        return found if found["settings"] == ours else None
+        return found if found is not None and found["settings"] == ours else None
 
     def _make(self, model: str, seed: int, folder: Path, command: str, device: str) -> Record:
         keep_freed_memory()
@@ -171,7 +166,7 @@ class Distances:
             "dataset": LOG,
             "model": model,
             "seed": seed,
-            **provenance(command),
+            **provenance(command, recommender.device.type),
             "settings": self._settings(recommender),
             "epochs": trained.epoch,
             "best_epoch": trained.best_epoch,
@@ -185,18 +180,43 @@ class Distances:
     def _right(self, model: Model) -> dict[str, float]:
         """By distance, the share of the test users' answers that rank first."""
         found: dict[str, float] = {}
-        for times in self.stretches:
-            if times > 1 and not isinstance(model, RecurrentModel):
+        *near, last = self.recall.distances
+        for distance in (last, *self.farther):
+            if distance > last and not isinstance(model, RecurrentModel):
                 continue
-            distances = tuple(times * d for d in self.recall.distances)
-            users = max(10, self.recall.users[2] // times)
+            users = max(FEWEST, self.recall.users[2] * last // distance)
             asked = replace(
-                self.recall, distances=distances, users=(1, 1, users), seed=self.recall.seed + 1
-            )
+                self.recall, distances=(*near, distance), users=(1, 1, users),
+                seed=self.recall.seed + 1,
+            )  # fmt: skip
             shares = answers_right(model, asked)
-            shown = shares if times == 1 else [max(shares)]
-            found |= {str(distance): shares[distance] for distance in shown}
+            shown = shares if distance == last else [distance]
+            found |= {str(it): shares[it] for it in shown}
         return found
+
+
+def _each(
+    statistic: Callable[..., Any],
+    records: Sequence[Record],
+    distances: Sequence[int],
+    **options: Any,
+) -> list[float | None]:
+    """Of the shares of several seeds, by distance; None for those that a model cannot be asked at."""
+    return [
+        float(statistic([it["right"][str(d)] for it in records], **options))
+        if str(d) in records[0]["right"]
+        else None
+        for d in distances
+    ]
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    """As they stand in the table."""
+    spreads = row["deviation"] or [None] * len(row["right"])
+    return [
+        "cannot" if share is None else f"{share:.1%}" + (f" ± {spread:.1%}" if spread else "")
+        for share, spread in zip(row["right"], spreads, strict=True)
+    ]
 
 
 def answers_right(model: Model, recall: Recall) -> dict[int, float]:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from recblr.errors import InputError
 from recblr.reproduce import figures
 from recblr.reproduce.logs import SIMULATED, open_dataset
 from recblr.reproduce.report import Cell, Record, Report, Why, number, table
@@ -21,8 +22,10 @@ ABOUT = """An epoch has a sample of every prefix of every history, the paper's w
 of its batches, after others to warm up, and scaled by their events; inference is the median of five.
 The paper's batches are of 2,048 samples, 512 on XLong; on a CPU a quarter of that, to fit its memory.
 The paper's GPU is an A100.
-Memory is what training takes at its peak beyond the log and the weights. `xlong-like` is a simulated
-shop with histories as long as those of XLong, of 300 users and far fewer items."""
+Each cell is one such timing, on a machine that had other work: differences of a fifth are noise.
+Memory is what training takes at its peak beyond the log and the weights. Two logs stand in for the
+paper's: `gowalla-10core` is another filter of Gowalla, `xlong-like` a simulated shop with histories as
+long as those of XLong, of 300 users and far fewer items."""
 
 Key = tuple[str, str, int]
 """Log, row, longest history."""
@@ -50,12 +53,14 @@ class Efficiency:
         rows: a model and a setting, by name.
         logs: the longest histories that are kept, and the samples of the paper's batches, by name.
         published: the paper's seconds an epoch, by log and row.
+        stand_ins: logs that are not the paper's.
     """
 
     title: str
     rows: Mapping[str, tuple[str, str]]
     logs: Mapping[str, tuple[tuple[int, ...], int]]
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    stand_ins: tuple[str, ...] = ()
 
     inference: ClassVar[bool]
     small: ClassVar[tuple[int, ...]]  # longest histories of a smoke run
@@ -102,6 +107,12 @@ class Efficiency:
         for kind in DEVICES:
             timings = self.timings(kind).items()
             found = {key: it for key, timing in timings if (it := find(timing, kind, folder))}
+            machines = {(it["hardware"], it.get("gpu"), it["threads"]) for it in found.values()}
+            if len(machines) > 1:
+                raise InputError(
+                    f"{folder / 'timings' / kind}: timed on unlike machines, "
+                    f"{'; '.join(sorted(map(str, machines)))}; delete those of one"
+                )
             if found:
                 parts[kind] = self.examine(found)
                 records += found.values()
@@ -113,9 +124,9 @@ class Efficiency:
         summary.append(
             "\n".join(f"- {log}, {row}: not measured: {why[log, row]}" for log, row in why)
         )
-        first = next(iter(parts.values()), None)
+        kind, first = next(iter(parts.items()), ("", None))
         return Report(
-            headline=first.headline if first else "",
+            headline=f"on the {DEVICES[kind]} {first.headline}" if first and first.headline else "",
             verdict=verdict,
             summary="\n\n".join(filter(None, summary)),
             details=ABOUT,
@@ -174,12 +185,18 @@ class Scans(Efficiency):
     def _order(self, data: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         """Whether the scans that the paper has come in the same order."""
         found = []
+        words = {
+            (False, True): "reproduced", (False, False): "not reproduced",
+            (True, True): "the same", (True, False): "not the same",
+        }  # fmt: skip
         for log, paper in self.published.items():
             rows = data.get(log, {})
             if all(row in rows for row in paper):
                 ours = sorted(paper, key=lambda row: rows[row]["train"])
                 same = ours == sorted(paper, key=lambda row: paper[row])
-                found.append(f"{'reproduced' if same else 'not reproduced'} on {log}")
+                stands_in = log in self.stand_ins
+                remark = " (not the paper's log)" * stands_in
+                found.append(f"{words[stands_in, same]} on {log}{remark}")
             else:
                 found.append(f"not measured on {log}")
         return f"the order of the paper's three is {', '.join(found)}."

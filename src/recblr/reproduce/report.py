@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recblr.errors import InputError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 """What is kept of one training run or measurement, with its provenance."""
 Why = Mapping[tuple[str, str], str]
-"""Why a row of a data set has not been measured, by the two."""
+"""Why a row of a data set has not been measured, or some of its cells have not, by the two."""
+INDEX = "# The paper's tables and figures"
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,49 @@ class Page:
     text: str
 
 
-def write(name: str, title: str, report: Report, why: Why, folder: Path) -> Page:
+def check_folder(folder: Path, index: Path, name: str, command: str) -> None:
+    """Refuse, before long work, to write a study's page over what is not that page.
+
+    Raises:
+        InputError: it is in the way, or nothing can be written there.
+    """
+    there = next(it for it in (folder, *folder.absolute().parents) if it.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{folder}: no folder can be written there; name another with -o")
+    if index.exists() and not index.read_text(errors="replace").startswith(INDEX):
+        raise InputError(f"{index} is not ours to write over; name another folder with -o")
+    page = read_record(folder / f"{name}.json")
+    if page is not None and page.get("command") != command:
+        raise InputError(
+            f"{folder / name}.json is of {page.get('command')!r}, not of {command!r}; name another "
+            "folder with -o"
+        )
+
+
+def read_record(path: Path) -> Record | None:
+    """A JSON object that was kept, None where there is none.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds no JSON object; delete it")
+    return found
+
+
+def write(name: str, command: str, title: str, report: Report, why: Why, folder: Path) -> Page:
     """Write <name>.md, .json and .png to ``folder``."""
     about = measured_on(report.records)
     content = {
         "study": name,
         "title": title,
-        "command": f"recblr reproduce {name}",
+        "command": command,
         "headline": report.headline,
         "verdict": report.verdict,
         "measured": about,
@@ -96,11 +135,10 @@ def write_index(names: Iterable[str], folder: Path, page: Path) -> None:
     """One line a study: command, our figure, verdict, when and on what, where to read more."""
     rows = []
     for name in names:
-        path = folder / f"{name}.json"
-        if not path.exists():
+        found = read_record(folder / f"{name}.json")
+        if found is None:
             rows.append([f"`recblr reproduce {name}`", "", "not run yet", "", ""])
             continue
-        found = json.loads(path.read_text())
         link = os.path.relpath(folder / f"{name}.md", page.parent)
         rows.append(
             [f"`{found['command']}`", found["headline"], found["verdict"], found["measured"],
@@ -110,7 +148,7 @@ def write_index(names: Iterable[str], folder: Path, page: Path) -> None:
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     about = "Each is one command, which makes what is missing and writes its page and this one."
-    replace_file(page, f"# The paper's tables and figures\n\n{about}\n\n{table}\n")
+    replace_file(page, f"{INDEX}\n\n{about}\n\n{table}\n")
 
 
 def measured_on(records: Sequence[Mapping[str, Any]]) -> str:

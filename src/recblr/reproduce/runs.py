@@ -5,7 +5,6 @@ import json
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,8 @@ from recblr.memory import keep_freed_memory
 from recblr.metrics import CUTOFFS
 from recblr.recommender import Recommender
 from recblr.reproduce.logs import open_dataset, recipe
-from recblr.reproduce.report import replace_file
-from recblr.train import settled
+from recblr.reproduce.report import Record, read_record, replace_file
+from recblr.train import OtherRunError, settled
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,11 @@ class Run:
         return folder / self.dataset / f"{name}.json"
 
 
-def result(run: Run, folder: Path) -> dict[str, Any] | None:
+def result(run: Run, folder: Path) -> Record | None:
     """What is known of a run: None if it has not been made, or by other settings than today's."""
-    path = run.path(folder)
-    if not path.exists():
+    found = read_record(run.path(folder))
+    if found is None:
         return None
-    found: dict[str, Any] = json.loads(path.read_text())
     try:  # read as settings, so that one added since counts as its default
         then = Recommender.configured(run.model, found["settings"], "cpu")
     except InputError:
@@ -65,7 +63,7 @@ def result(run: Run, folder: Path) -> dict[str, Any] | None:
     return found if then.settings == run.resolved("cpu").settings else None
 
 
-def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str, Any]:
+def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:
     """The result of a run, made if it is not there; one that was interrupted goes on.
 
     Args:
@@ -82,7 +80,10 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str
     model = folder / ".models" / run.dataset / path.stem
     model.parent.mkdir(parents=True, exist_ok=True)
     begun = model.with_name(f"{model.name}.training") / "checkpoint.safetensors"
-    recommender.fit(data, out=model, resume=begun.exists(), overwrite=not begun.exists())
+    try:
+        recommender.fit(data, out=model, resume=begun.exists(), overwrite=not begun.exists())
+    except OtherRunError:  # by settings that are no longer today's
+        recommender.fit(data, out=model, overwrite=True)
     if recommender.trained.ended == "interrupted":  # a model, but no result: it goes on next time
         raise KeyboardInterrupt
     evaluations = recommender.evaluate()
@@ -91,7 +92,7 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> dict[str
         "dataset": run.dataset,
         "model": run.model,
         "seed": run.seed,
-        **provenance(command),
+        **provenance(command, recommender.device.type),
         "settings": recommender.settings,
         "examples": settled(training, recommender.network).examples,
         "parameters": sum(p.numel() for p in recommender.network.parameters()),

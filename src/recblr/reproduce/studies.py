@@ -1,11 +1,12 @@
 """The paper's tables and figures by name, and how one is made."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from rich.console import Console
 
 from recblr.config import near
@@ -19,7 +20,17 @@ from recblr.reproduce.counts import Counts
 from recblr.reproduce.distances import Distances
 from recblr.reproduce.efficiency import BASE, SERIAL, Lengths, Scans
 from recblr.reproduce.logs import XLONG_LIKE
-from recblr.reproduce.report import Cell, Page, Report, Why, reason, write, write_index
+from recblr.reproduce.report import (
+    Cell,
+    Page,
+    Report,
+    Why,
+    check_folder,
+    read_record,
+    reason,
+    write,
+    write_index,
+)
 
 RESULTS = Path("paper") / "results"
 SEEDS = (0, 1, 2)
@@ -113,6 +124,7 @@ STUDIES: dict[str, Study] = {
                 (XLONG_LIKE, "xlong"),
             )
         },
+        stand_ins=("gowalla-10core", XLONG_LIKE),
     ),
     "figure4": Lengths(
         "Figure 4: cost by length of history",
@@ -160,8 +172,8 @@ STUDIES: dict[str, Study] = {
         "Lengths: an event that depends on one far back",
         rows={name: name.lower() for name in ("GRU4Rec", "SASRec", "LRURec", "RecBLR")},
         recall=Recall(),
-        stretches=(1, 10, 100, 1000),
-        settings=("train.epochs=15", "train.batch_size=1024", "train.lr=0.003"),
+        farther=(300, 1_000, 3_000, 10_000, 30_000, 100_000),
+        settings=("train.epochs=10", "train.batch_size=1024", "train.lr=0.003"),
     ),
     "sparsity": Accuracy(
         "Sparsity: MovieLens-1M with some of its events",
@@ -193,7 +205,8 @@ def reproduce(
     """Make what is missing of a study, and its page: <name>.md, .json and .png in ``folder``.
 
     The page is of all that ``folder`` holds, whichever part of it is made now: parts may be made side
-    by side. A data set that cannot be had, and a run that diverges, are named with the reason.
+    by side, and a run that another process is at is left to it. A data set that cannot be had, and a
+    run that fails, are named with the reason.
 
     Args:
         name: in :data:`STUDIES`.
@@ -206,39 +219,52 @@ def reproduce(
         console: told which run is under way.
 
     Raises:
-        InputError: no such study, data set, row or device.
+        InputError: no such study, data set, row or device, or ``folder`` holds something else.
     """
     if name not in STUDIES:
         raise InputError(f"unknown study {name!r}{near(name, STUDIES)}")
     kind = find_device(device).type
     study = STUDIES[name].smoke() if quick else STUDIES[name]
     chosen = _chosen(study.cells(seeds, kind), datasets, rows)
+    index = (folder.parent if folder == RESULTS else folder) / "README.md"
+    command = f"recblr reproduce {name}{' --quick' * quick}"
+    tell = partial(console.print, highlight=False, soft_wrap=True)
+    check_folder(folder, index, name, command)
     absent: dict[str, str] = {}  # data sets, and why
-    failed: dict[tuple[str, str], str] = {}
+    failed: dict[str, str] = {}  # cells, and why
     for number, cell in enumerate([] if report_only else chosen, 1):
-        if cell.dataset in absent or cell.find(folder) is not None:
+        if cell.find(folder) is not None:
             continue
-        console.print(f"{number} of {len(chosen)}: {cell.name}", highlight=False)
-        try:
-            study.open(cell.dataset)
-        except InputError as error:
-            absent[cell.dataset] = reason(error)
-            console.print(f"{cell.dataset}: not measured: {error}", highlight=False)
+        if cell.dataset not in absent:
+            tell(f"{number} of {len(chosen)}: {cell.name}")
+            try:
+                study.open(cell.dataset)
+            except InputError as error:
+                absent[cell.dataset] = reason(error)
+                tell(f"{cell.dataset}: not measured: {error}")
+        if cell.dataset in absent:
+            failed[cell.name] = absent[cell.dataset]
             continue
         try:
-            cell.make(folder, f"recblr reproduce {name}", device)
+            cell.make(folder, command, device)
+            continue
         except (InputError, DivergedError) as error:
-            failed[cell.dataset, cell.row] = reason(error)
-            console.print(f"{cell.name}: not measured: {error}", highlight=False)
+            failed[cell.name] = reason(error)
+        except (MemoryError, torch.OutOfMemoryError):
+            failed[cell.name] = "out of memory"
+        tell(f"{cell.name}: not measured: {failed[cell.name]}")
 
-    seeds = sorted({*seeds, *([] if quick else SEEDS)})
-    why = _reasons(study.cells(seeds, kind), name, folder, absent, failed)
-    report = study.report(folder, seeds, why)
+    every = sorted({*seeds, *([] if quick else SEEDS)})
+    cells = study.cells(every, kind)
+    failed = (read_record(folder / f"{name}.json") or {}).get("failed", {}) | failed
+    failed = {it.name: failed[it.name] for it in cells if it.name in failed and not it.find(folder)}
+    why = _reasons(cells, folder, failed, f"no run; `{command}`")
+    report = study.report(folder, every, why)
     if quick:
         report = replace(report, verdict="Smoke run: no published value.")
-    page = write(name, study.title, report, why, folder)
-    beside = folder.parent if folder == RESULTS else folder
-    write_index(STUDIES, folder, beside / "README.md")
+    report = replace(report, data={**report.data, "failed": failed})
+    page = write(name, command, study.title, report, why, folder)
+    write_index(STUDIES, folder, index)
     return page
 
 
@@ -257,18 +283,16 @@ def _chosen(cells: Sequence[Cell], datasets: Sequence[str], rows: Sequence[str])
     return chosen
 
 
-def _reasons(
-    cells: Sequence[Cell], name: str, folder: Path, absent: Mapping[str, str],
-    failed: Mapping[tuple[str, str], str],
-) -> Why:  # fmt: skip
-    """Why each row that has no result has none: what went wrong now, or when the page was last made."""
-    path = folder / f"{name}.json"
-    before = json.loads(path.read_text())["not_measured"] if path.exists() else []
-    known = {(it["dataset"], it["row"]): it["why"] for it in before}
-    known |= failed
-    done = {(cell.dataset, cell.row) for cell in cells if cell.find(folder) is not None}
-    return {
-        key: absent.get(key[0]) or known.get(key) or f"no run; `recblr reproduce {name}`"
-        for key in dict.fromkeys((cell.dataset, cell.row) for cell in cells)
-        if key not in done
-    }
+def _reasons(cells: Sequence[Cell], folder: Path, failed: Mapping[str, str], otherwise: str) -> Why:
+    """Why each row without a result has none, and which of the others lacks some by a failure."""
+    rows: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.dataset, cell.row), []).append(cell)
+    why: dict[tuple[str, str], str] = {}
+    for key, of_row in rows.items():
+        told = {cell.name: failed[cell.name] for cell in of_row if cell.name in failed}
+        if all(cell.find(folder) is None for cell in of_row):
+            why[key] = "; ".join(dict.fromkeys(told.values())) or otherwise
+        elif told:
+            why[key] = "; ".join(f"{name}: {reason}" for name, reason in told.items())
+    return why

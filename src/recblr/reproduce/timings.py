@@ -22,7 +22,7 @@ from recblr.models import find_model
 from recblr.models.model import RecurrentModel
 from recblr.recommender import Recommender
 from recblr.reproduce.logs import open_dataset
-from recblr.reproduce.report import Record, replace_file
+from recblr.reproduce.report import Record, read_record, replace_file
 from recblr.train import adam, epoch_spans, settled, training_batches, training_step
 
 BATCHES = {"cpu": 3, "cuda": 30}  # of an epoch that are timed
@@ -49,11 +49,10 @@ class Timing:
 
 def find(timing: Timing, device: str, folder: Path) -> Record | None:
     """What was measured; None if nothing was, or by other settings than today's."""
-    path = timing.path(folder, device)
-    if not path.exists():
+    found = read_record(timing.path(folder, device))
+    if found is None or found["settings"] != timing.resolved("cpu").settings:
         return None
-    found: Record = json.loads(path.read_text())
-    return found if found["settings"] == timing.resolved("cpu").settings else None
+    return found
 
 
 def make(timing: Timing, folder: Path, command: str, device: str) -> Record:
@@ -62,7 +61,7 @@ def make(timing: Timing, folder: Path, command: str, device: str) -> Record:
     record = {
         "dataset": timing.dataset,
         "model": timing.model,
-        **provenance(command),
+        **provenance(command, recommender.device.type),
         "settings": recommender.settings,
         **measure(recommender, open_dataset(timing.dataset), timing.inference),
     }
