@@ -1,11 +1,13 @@
 """A folder appears whole or not at all."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from recblr.errors import InputError
-from recblr.folders import check_absent, new_folder, sha256
+from recblr.folders import alone_in, check_absent, new_folder, sha256
 
 
 def names(folder: Path) -> list[str]:
@@ -100,3 +102,27 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
     assert sha256(tmp_path / "a") == known
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    script = """
+import sys
+import subprocess
+import sys
+from pathlib import Path
+from recblr.errors import InputError
+from recblr.folders import alone_in
+try:
+    with alone_in(Path(sys.argv[1])):
+        print("in")
+except InputError as error:
+    print(error)
+"""
+
+    def other() -> str:
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with alone_in(tmp_path):
+        assert other() == f"another process is at work in {tmp_path}; wait for it to end\n"
+    assert other() == "in\n"
