@@ -421,6 +421,16 @@ def test_batches_smaller_than_a_window(sequences: Sequences, tmp_path: Path) -> 
     assert lines(tmp_path)[1]["loss"] < math.log(len(sequences.item_ids))
 
 
+def test_weight_decay_shrinks_the_weights(sequences: Sequences, tmp_path: Path) -> None:
+    def norm(decay: float) -> float:
+        model = fresh(sequences)
+        config = replace(TINY_TRAINING, epochs=1, weight_decay=decay)
+        train(model, sequences, config, folder(tmp_path, f"{decay}"))
+        return model.embedding.weight.norm().item()
+
+    assert norm(0.1) < 0.95 * norm(0.0)
+
+
 # ---- the step and its batches -------------------------------------------------------------------
 
 

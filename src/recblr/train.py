@@ -68,6 +68,7 @@ class TrainConfig:
     epochs: int = 40  # the most
     patience: int = 10  # epochs without a better validation NDCG@10 before it stops
     lr: float = 3e-3  # of Adam, at its highest
+    weight_decay: float = 0.0  # this share of each weight is added to its gradient (L2)
     warmup_steps: int = 200  # the rate rises linearly over these
     # After the warm-up the rate falls to 0 at the last epoch along a cosine, or stays.
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -92,7 +93,7 @@ class TrainConfig:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 0")
         if not 0 < self.lr < math.inf:
             raise InputError(f"train.lr = {self.lr}: must be positive and finite")
-        for name in ("label_smoothing", "weight_average"):
+        for name in ("label_smoothing", "weight_average", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be in [0, 1)")
         if self.hide_seen and self.label_smoothing:
@@ -142,7 +143,7 @@ def train(
     """
     config = settled(config, model)
     device = model.item_embeddings.device
-    average, optimizer = copy.deepcopy(model), adam(model)
+    average, optimizer = copy.deepcopy(model), adam(model, config.weight_decay)
     run, best = Trained(), dict[str, Tensor]()
     if resume:
         run, best = _load_checkpoint(folder, model, average, optimizer, config, data)
@@ -218,10 +219,12 @@ def settled(config: TrainConfig, model: Model) -> TrainConfig:
     return replace(config, examples=examples, window=window)
 
 
-def adam(model: Model) -> torch.optim.Adam:
+def adam(model: Model, weight_decay: float = 0.0) -> torch.optim.Adam:
     """The optimiser. Its learning rate is a tensor, which a CUDA graph reads anew at every step."""
     lr = torch.zeros((), device=model.item_embeddings.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=lr.is_cuda)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=lr, weight_decay=weight_decay, fused=True, capturable=lr.is_cuda
+    )
     # Or torch warns of the steps that do run outside of a graph.
     optimizer._warned_capturable_if_run_uncaptured = True
     return optimizer

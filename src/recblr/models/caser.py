@@ -5,7 +5,8 @@ Axes: M positions with a target, L events looked at, D the width of a vector, U 
 
 The vector of a position looks at the last L events, zero vectors before a history begins. As for all
 models here, one item is predicted and compared with one other; the paper has T = 3 and three others
-each, and shrinks the weights (L2). Start as in the authors' code, but that rows for nothing are zero.
+each. It shrinks the weights (L2), as the settings of `recblr.presets` do here. Start as in the
+authors' code, but that rows for nothing are zero.
 
 RecBole takes the whole padded history for the L events, has another layer over (z, user) and scores
 by the embedding that items come in by; we follow the paper and the authors' code.

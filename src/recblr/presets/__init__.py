@@ -11,18 +11,20 @@ from recblr.models import find_model
 from recblr.train import TrainConfig
 
 CLOZE_EPOCHS = 5  # an epoch has a cloze model find a fifth of the items, or fewer
+# Caser's paper shrinks the weights; else its vectors of users learn their histories by heart.
+WEIGHT_DECAY = {"caser": 1e-5}
 
 
 def read_preset(config: str | None, log: str, model: str = "recblr") -> dict[str, Any]:
     """Settings from a TOML file or a preset; without either, those of the data set ``log``.
 
-    A preset was found with RecBLR; :func:`for_model` makes it another ``model``'s.
+    A preset was found with RecBLR; :func:`for_model` makes it, or the defaults, another one's.
     """
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.toml"))
     if config is None:
         if log not in names or Path(log).exists():
-            return {}
+            return for_model({}, model)
         print(f"recblr: using the preset of {log}", file=sys.stderr)
         config = log
     elif config not in names or Path(config).exists():
@@ -37,7 +39,8 @@ def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
 
     It keeps the recipe of training, and of the model's shape what that model has too, such as the
     dropout. A model that can only be trained by cloze has :data:`CLOZE_EPOCHS` times the epochs and the
-    patience, to find about as many items; fewer leave BERT4Rec unfinished (arXiv 2207.07483).
+    patience, to find about as many items; fewer leave BERT4Rec unfinished (arXiv 2207.07483). Caser has
+    its weight decay.
     """
     cls, config = find_model(model)
     known = {field.name for field in fields(config)}
@@ -47,4 +50,6 @@ def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
         plain = {"epochs": TrainConfig.epochs, "patience": TrainConfig.patience, **training}
         longer = {name: CLOZE_EPOCHS * plain[name] for name in ("epochs", "patience")}
         training = {**training, **longer}
+    if model in WEIGHT_DECAY:
+        training = {"weight_decay": WEIGHT_DECAY[model], **training}
     return {"model": shape, "train": training}
