@@ -424,11 +424,11 @@ def test_batches_smaller_than_a_window(sequences: Sequences, tmp_path: Path) -> 
 def test_weight_decay_shrinks_the_weights(sequences: Sequences, tmp_path: Path) -> None:
     def norm(decay: float) -> float:
         model = fresh(sequences)
-        config = replace(TINY_TRAINING, epochs=1, weight_decay=decay)
+        config = replace(TINY_TRAINING, epochs=3, weight_decay=decay)
         train(model, sequences, config, folder(tmp_path, f"{decay}"))
         return model.embedding.weight.norm().item()
 
-    assert norm(0.1) < 0.95 * norm(0.0)
+    assert norm(0.5) < 0.9 * norm(0.0)
 
 
 # ---- the step and its batches -------------------------------------------------------------------
