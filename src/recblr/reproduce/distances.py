@@ -25,6 +25,7 @@ from recblr.presets import for_model
 from recblr.recommender import Recommender
 from recblr.reproduce import figures
 from recblr.reproduce.report import Cell, Record, Report, Why, read_record, replace_file, table
+from recblr.reproduce.runs import made_by
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,17 +145,18 @@ class Distances:
     def _path(self, model: str, seed: int, folder: Path) -> Path:
         return folder / LOG / f"{model},seed={seed}.json"
 
-    def _settings(self, recommender: Recommender) -> dict[str, Any]:
-        return {
-            **recommender.settings,
-            "recall": json.loads(json.dumps(asdict(self.recall))),
-            "farther": list(self.farther),
-        }
+    def _asked(self) -> dict[str, Any]:
+        """What is trained on and asked, as JSON values."""
+        asked: dict[str, Any] = json.loads(
+            json.dumps({"recall": asdict(self.recall), "farther": self.farther})
+        )
+        return asked
 
     def _find(self, model: str, seed: int, folder: Path) -> Record | None:
         found = read_record(self._path(model, seed, folder))
-        ours = self._settings(self._recommender(model, seed, "cpu"))
-        return found if found is not None and found["settings"] == ours else None
+        if found is None or found["asked"] != self._asked():
+            return None
+        return made_by(self._recommender(model, seed, "cpu"), found)
 
     def _make(self, model: str, seed: int, folder: Path, command: str, device: str) -> Record:
         keep_freed_memory()
@@ -167,7 +169,8 @@ class Distances:
             "model": model,
             "seed": seed,
             **provenance(command, recommender.device.type),
-            "settings": self._settings(recommender),
+            "settings": recommender.settings,
+            "asked": self._asked(),
             "epochs": trained.epoch,
             "best_epoch": trained.best_epoch,
             "seconds": round(trained.seconds, 1),

@@ -53,14 +53,19 @@ class Run:
 
 def result(run: Run, folder: Path) -> Record | None:
     """What is known of a run: None if it has not been made, or by other settings than today's."""
-    found = read_record(run.path(folder))
-    if found is None:
+    return made_by(run.resolved("cpu"), read_record(run.path(folder)))
+
+
+def made_by(recommender: Recommender, record: Record | None) -> Record | None:
+    """The record, None if it was made by other settings than the recommender's; one that has been added
+    since counts as its default."""
+    if record is None:
         return None
-    try:  # read as settings, so that one added since counts as its default
-        then = Recommender.configured(run.model, found["settings"], "cpu")
+    try:
+        then = Recommender.configured(recommender.model, record["settings"], "cpu")
     except InputError:
         return None
-    return found if then.settings == run.resolved("cpu").settings else None
+    return record if then.settings == recommender.settings else None
 
 
 def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:

@@ -23,6 +23,7 @@ from recblr.models.model import RecurrentModel
 from recblr.recommender import Recommender
 from recblr.reproduce.logs import open_dataset
 from recblr.reproduce.report import Record, read_record, replace_file
+from recblr.reproduce.runs import made_by
 from recblr.train import adam, epoch_spans, settled, training_batches, training_step
 
 BATCHES = {"cpu": 3, "cuda": 30}  # of an epoch that are timed
@@ -49,10 +50,7 @@ class Timing:
 
 def find(timing: Timing, device: str, folder: Path) -> Record | None:
     """What was measured; None if nothing was, or by other settings than today's."""
-    found = read_record(timing.path(folder, device))
-    if found is None or found["settings"] != timing.resolved("cpu").settings:
-        return None
-    return found
+    return made_by(timing.resolved("cpu"), read_record(timing.path(folder, device)))
 
 
 def make(timing: Timing, folder: Path, command: str, device: str) -> Record:
