@@ -1,6 +1,6 @@
 """The paper's tables and figures by name, and how one is made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -230,13 +230,33 @@ def reproduce(
     command = f"recblr reproduce {name}{' --quick' * quick}"
     tell = partial(console.print, highlight=False, soft_wrap=True)
     check_folder(folder, index, name, command)
+    failed = {} if report_only else _make(study, chosen, folder, command, device, tell)
+    every = sorted({*seeds, *([] if quick else SEEDS)})
+    cells = study.cells(every, kind)
+    failed = (read_record(folder / f"{name}.json") or {}).get("failed", {}) | failed
+    failed = {it.name: failed[it.name] for it in cells if it.name in failed and not it.find(folder)}
+    why = _reasons(cells, folder, failed, f"no run; `{command}`")
+    report = study.report(folder, every, why)
+    if quick:
+        report = replace(report, verdict="Smoke run: no published value.")
+    report = replace(report, data={**report.data, "failed": failed})
+    page = write(name, command, study.title, report, why, folder)
+    write_index(STUDIES, folder, index)
+    return page
+
+
+def _make(
+    study: Study, cells: Sequence[Cell], folder: Path, command: str, device: str,
+    tell: Callable[[str], None],
+) -> dict[str, str]:  # fmt: skip
+    """Make those that are missing; why each of them that fails does."""
     absent: dict[str, str] = {}  # data sets, and why
-    failed: dict[str, str] = {}  # cells, and why
-    for number, cell in enumerate([] if report_only else chosen, 1):
+    failed: dict[str, str] = {}
+    for number, cell in enumerate(cells, 1):
         if cell.find(folder) is not None:
             continue
         if cell.dataset not in absent:
-            tell(f"{number} of {len(chosen)}: {cell.name}")
+            tell(f"{number} of {len(cells)}: {cell.name}")
             try:
                 study.open(cell.dataset)
             except InputError as error:
@@ -253,19 +273,7 @@ def reproduce(
         except (MemoryError, torch.OutOfMemoryError):
             failed[cell.name] = "out of memory"
         tell(f"{cell.name}: not measured: {failed[cell.name]}")
-
-    every = sorted({*seeds, *([] if quick else SEEDS)})
-    cells = study.cells(every, kind)
-    failed = (read_record(folder / f"{name}.json") or {}).get("failed", {}) | failed
-    failed = {it.name: failed[it.name] for it in cells if it.name in failed and not it.find(folder)}
-    why = _reasons(cells, folder, failed, f"no run; `{command}`")
-    report = study.report(folder, every, why)
-    if quick:
-        report = replace(report, verdict="Smoke run: no published value.")
-    report = replace(report, data={**report.data, "failed": failed})
-    page = write(name, command, study.title, report, why, folder)
-    write_index(STUDIES, folder, index)
-    return page
+    return failed
 
 
 def _chosen(cells: Sequence[Cell], datasets: Sequence[str], rows: Sequence[str]) -> list[Cell]:
