@@ -31,3 +31,11 @@ def test_caser_shrinks_its_weights():
 def test_a_model_of_hidden_items_trains_five_times_as_long():
     found = for_model({"train": {"epochs": 50}}, "bert4rec")["train"]
     assert found == {"epochs": 250, "patience": 5 * TrainConfig.patience}
+
+
+def test_a_presets_name_is_the_preset_whatever_lies_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = read_preset("beauty", "log.csv")
+    (tmp_path / "beauty").mkdir()
+    assert read_preset("beauty", "log.csv") == before
+    assert before["train"]["epochs"] == 50

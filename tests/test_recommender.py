@@ -19,6 +19,7 @@ from conftest import TINY_MODEL, TINY_TRAINING, Tiny, assert_same_tensors
 from recblr.artifact import _digest
 from recblr.errors import DivergedError, InputError
 from recblr.folders import sha256
+from recblr.models.fpmc import FPMCConfig
 from recblr.recommender import Recommender, load
 
 FILES = {
@@ -276,6 +277,33 @@ def test_evaluating_the_same_log_again_is_the_same(tiny: Tiny) -> None:
     validation = tiny.recommender.evaluate(part="validation")
     assert validation[0].metrics == tiny.recommender.trained.validation
     assert tiny.recommender.measured == ours, "only the test is kept"
+
+
+def test_a_users_vector_is_the_users_in_another_log_too(tiny: Tiny) -> None:
+    training = replace(TINY_TRAINING, epochs=1)
+    rec = Recommender("fpmc", FPMCConfig(dim=8), training).fit(tiny.frame)
+    ours = [evaluation.to_json() for evaluation in rec.evaluate()]
+    assert [evaluation.to_json() for evaluation in rec.evaluate(tiny.frame)] == ours
+    strangers = tiny.frame.with_columns(pl.format("{}?", pl.col("user_id")).alias("user_id"))
+    assert rec.evaluate(strangers)[0].metrics != ours[0]["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sasrec", TINY_MODEL), "the config of sasrec is a SASRecConfig, not RecBLRConfig"),
+        (("recblr", {"dim": 16}), "the config of recblr is a RecBLRConfig"),
+        (("recblr", None, {"epochs": 1}), "training is a TrainConfig"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recommender(*arguments)
+
+
+def test_without_a_folder_nothing_is_resumed(tiny: Tiny) -> None:
+    with pytest.raises(InputError, match="name it by out"):
+        untrained().fit(tiny.frame, resume=True)
 
 
 def test_another_log_is_read_in_the_models_vocabulary(tiny: Tiny) -> None:

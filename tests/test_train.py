@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -27,14 +29,17 @@ from recblr.data.sequences import Sequences, prepare
 from recblr.errors import DivergedError, InputError
 from recblr.evaluate import rank_targets
 from recblr.models.recblr import RecBLR, RecBLRConfig
+from recblr.models.sasrec import SASRec, SASRecConfig
 from recblr.ops.cross_entropy import cross_entropy
 from recblr.train import (
+    OtherRunError,
     Step,
     TrainConfig,
     Trained,
     adam,
     epoch_spans,
     learning_rate,
+    settled,
     train,
     training_batches,
     training_step,
@@ -413,6 +418,53 @@ def test_hide_seen_leaves_the_histories_items_out_of_the_softmax(
             expected.append((history[t], sorted(set(history[:t]))))  # noqa: PERF401
     assert found == sorted(expected)
     assert hiding["loss"] < plain["loss"] - 0.1
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    """Change what a checkpoint says of itself, and its tensors."""
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(about, tensors)
+    save_file(tensors, path, {"about": json.dumps(about)})
+
+
+def test_a_checkpoint_from_before_a_setting_was_added_goes_on(
+    sequences: Sequences, tmp_path: Path
+) -> None:
+    train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    rewritten(path, lambda about, _: about["config"].pop("weight_decay"))
+    assert train(fresh(sequences), sequences, TINY_TRAINING, tmp_path, resume=True).epoch == 2
+    rewritten(path, lambda about, _: about["config"].update(lr=0.5))
+    with pytest.raises(OtherRunError, match="belongs to another configuration"):
+        train(fresh(sequences), sequences, TINY_TRAINING, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about, tensors: about["run"].update(more=1),
+        lambda about, tensors: about.pop("data"),
+        lambda about, tensors: tensors.pop("model/embedding.weight"),
+        lambda about, tensors: tensors.pop("exp_avg/embedding.weight"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_damaged(
+    sequences: Sequences, tmp_path: Path, change: Any
+) -> None:
+    train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
+    rewritten(tmp_path / "checkpoint.safetensors", change)
+    with pytest.raises(InputError, match="is damaged") as error:
+        train(fresh(sequences), sequences, TINY_TRAINING, tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_state_trains_on_as_much_as_it_looks_at() -> None:
+    model = SASRec(5, SASRecConfig(dim=4, heads=1), max_length=2000)
+    assert settled(TrainConfig(max_length=2000, window=1000), model).window == 2000
+    with pytest.raises(InputError, match="this model has no recurrence to scan"):
+        settled(TrainConfig(scan="serial"), model)
 
 
 def test_batches_smaller_than_a_window(sequences: Sequences, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from recblr import artifact
@@ -72,7 +73,12 @@ class Recommender:
         device: str = "auto",
     ) -> None:
         self.model = model
-        self.config = config or find_model(model)[1]()
+        kind = find_model(model)[1]
+        if not isinstance(config, kind | None):
+            raise InputError(f"the config of {model} is a {kind.__name__}, not {config!r}")
+        if not isinstance(training, TrainConfig | None):
+            raise InputError(f"training is a TrainConfig, not {training!r}")
+        self.config = config or kind()
         self.training = training or TrainConfig()
         self.device = find_device(device)
         self.measured: list[dict[str, Any]] = []
@@ -110,6 +116,8 @@ class Recommender:
             overwrite: replace what ``out`` holds.
         """
         if out is None:
+            if resume or overwrite:
+                raise InputError("resume and overwrite are of a folder; name it by out")
             with tempfile.TemporaryDirectory() as temporary:
                 return self._fit(open_log(log, core, split, columns), Path(temporary), False)
         out = Path(out)
@@ -165,8 +173,16 @@ class Recommender:
             other = open_log(log, data.core, data.split.name, columns)
             data = other.with_items(data.item_ids, part)
 
-            def score(batch: PackedBatch) -> torch.Tensor:  # its users are others
-                return self.network.score(replace(batch, users=None))
+            ids, known = data.user_ids, self.data.user_ids
+            if ids.type != known.type:
+                ids, known = ids.cast(pa.string()), known.cast(pa.string())
+            ours = torch.from_numpy(
+                pc.index_in(ids, known).fill_null(-1).to_numpy().astype(np.int64)
+            )
+
+            def score(batch: PackedBatch) -> torch.Tensor:  # its users are not numbered as ours
+                assert batch.users is not None
+                return self.network.score(replace(batch, users=ours[batch.users]))
 
         measured = evaluate(score, data, self.training.max_length, part)
         if log is None and part == "test":

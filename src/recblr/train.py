@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recblr import metrics, ops
-from recblr.config import expect_sizes
+from recblr.config import build, expect_sizes
 from recblr.cuda_graph import Graphed
 from recblr.data.batches import (
     PackedBatch,
@@ -88,6 +88,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         expect_sizes(self, "train", "max_length", "window", "batch_size", "epochs", "patience")
+        if self.seed >= 2**32:
+            raise InputError(f"train.seed = {self.seed}: must be below 2**32")
         for name in ("warmup_steps", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 0")
@@ -100,8 +102,8 @@ class TrainConfig:
             raise InputError("train.hide_seen and train.label_smoothing do not go together")
         if self.loss == "own" and (self.hide_seen or self.label_smoothing):
             raise InputError(
-                "train.hide_seen and train.label_smoothing belong to the softmax; set "
-                "train.loss=softmax, or leave them out"
+                "train.hide_seen and train.label_smoothing, which a preset may have set, belong to the "
+                "softmax; set train.loss=softmax, or train.hide_seen=false and train.label_smoothing=0"
             )
 
 
@@ -215,7 +217,9 @@ def settled(config: TrainConfig, model: Model) -> TrainConfig:
             "train.hide_seen does not go with cloze examples, which hide items themselves"
         )
     recurrent = isinstance(model, RecurrentModel)
-    window = config.window if recurrent else min(config.window, config.max_length)
+    if config.scan != "packed" and not recurrent:
+        raise InputError(f"train.scan = {config.scan!r}: this model has no recurrence to scan")
+    window = config.window if recurrent else config.max_length
     return replace(config, examples=examples, window=window)
 
 
@@ -396,7 +400,23 @@ def _log(folder: Path, event: str, **values: Any) -> None:
 
 def _identity(model: Model, config: TrainConfig, data: Sequences) -> dict[str, Any]:
     """What has to be the same for a run to go on."""
-    return {"model": asdict(model.config), "config": asdict(config), "data": data.fingerprint}
+    return {
+        "name": type(model).__name__, "model": asdict(model.config), "config": asdict(config),
+        "data": data.fingerprint,
+    }  # fmt: skip
+
+
+def _same(about: Mapping[str, Any], model: Model, config: TrainConfig, data: Sequences) -> bool:
+    """Whether a checkpoint is of this run; a setting added since counts as its default."""
+    try:
+        shape = build(type(model.config), about["model"], "model")
+        then = build(TrainConfig, about["config"], "train")
+    except InputError:
+        return False
+    name = about.get("name", type(model).__name__)
+    return (name, shape, then, about["data"]) == (
+        type(model).__name__, model.config, config, data.fingerprint,
+    )  # fmt: skip
 
 
 def _save_checkpoint(
@@ -431,18 +451,21 @@ def _load_checkpoint(
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 part, name = key.split("/", 1)
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
-    except (SafetensorError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}); train without --resume") from error
-    run = Trained(**about.pop("run"))
-    if about != _identity(model, config, data):
+        run = Trained(**about["run"])
+        same = _same(about, model, config, data)
+        if same:
+            model.load_state_dict(parts.pop("model"))
+            average.load_state_dict(parts.pop("average"))
+            best = parts.pop("best")
+            for name, parameter in model.named_parameters():
+                optimizer.state[parameter] = {
+                    key: tensors[name].to(parameter.device) for key, tensors in parts.items()
+                }
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is damaged ({what}); train without --resume") from error
+    if not same:
         raise OtherRunError(
             f"{path} belongs to another configuration or log; resume with the same ones"
         )
-    model.load_state_dict(parts.pop("model"))
-    average.load_state_dict(parts.pop("average"))
-    best = parts.pop("best")
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key: tensors[name].to(parameter.device) for key, tensors in parts.items()
-        }
     return run, best

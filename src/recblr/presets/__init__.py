@@ -27,7 +27,7 @@ def read_preset(config: str | None, log: str, model: str = "recblr") -> dict[str
             return for_model({}, model)
         print(f"recblr: using the preset of {log}", file=sys.stderr)
         config = log
-    elif config not in names or Path(config).exists():
+    elif config not in names:
         if not config.endswith(".toml"):
             raise InputError(f"--config {config}: no TOML file and no preset{near(config, names)}")
         return read_toml(Path(config))
