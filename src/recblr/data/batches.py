@@ -31,6 +31,11 @@ class PackedBatch:
     seen: Tensor | None = None
     users: Tensor | None = None
 
+    @property
+    def owners(self) -> Tensor:
+        """(M,) the history of each position."""
+        return torch.searchsorted(self.offsets, self.positions, right=True) - 1
+
     def to(self, device: torch.device) -> "PackedBatch":
         """The batch on ``device``."""
         if self.items.device == device:
@@ -232,7 +237,7 @@ def seen_pairs(batch: PackedBatch, count: int | None = None) -> Tensor:
     Of a history that a cut severed only the piece in this batch is known. ``count`` is P where the
     caller knows it, so that a GPU need not be asked.
     """
-    history = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
+    history = batch.owners
     begins = batch.offsets[history]
     lengths = batch.positions - begins + 1
     owner = torch.repeat_interleave(lengths, output_size=count)

@@ -83,7 +83,7 @@ class Caser(Model):
 
     def _last_items(self, batch: PackedBatch) -> Tensor:
         """(M, L) rows of the embedding, oldest first."""
-        history = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
+        history = batch.owners
         back = torch.arange(self.config.order - 1, -1, -1, device=batch.items.device)
         rows = batch.positions.unsqueeze(1) - back
         inside = rows >= batch.offsets[history].unsqueeze(1)

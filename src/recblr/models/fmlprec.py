@@ -62,7 +62,7 @@ class FMLPRec(Model):
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Each position is the end of a history of its own: no vector sees the events after it."""
         length = self.positions.num_embeddings
-        owner = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
+        owner = batch.owners
         rows = batch.positions.unsqueeze(1) + torch.arange(1 - length, 1, device=owner.device)
         inside = rows >= batch.offsets[owner].unsqueeze(1)
         items = batch.items[rows.clamp(min=0)].masked_fill(~inside, len(self.embedding.weight))

@@ -62,5 +62,4 @@ def user_rows(batch: PackedBatch) -> Tensor:
     """(M,) 1 + the user of each position, 0 for nobody of the log."""
     if batch.users is None:
         return torch.zeros_like(batch.positions)
-    history = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
-    return batch.users[history] + 1
+    return batch.users[batch.owners] + 1

@@ -74,7 +74,7 @@ class NARM(Model):
         In chunks of positions of like lengths, whose hidden layers (chunk, T, H) are not kept but
         computed again for the gradient: those of a batch would not fit into memory.
         """
-        history = torch.searchsorted(batch.offsets, batch.positions, right=True) - 1
+        history = batch.owners
         begins = batch.offsets[history]
         lengths, order = (batch.positions - begins + 1).sort(descending=True)
         parts, done = [h[:0]], 0
