@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from recblr import artifact
 from recblr.config import build, near
 from recblr.data import open_log
 from recblr.data.batches import PackedBatch, pack
-from recblr.data.sequences import Part, Sequences
+from recblr.data.sequences import Part, Sequences, index_in
 from recblr.device import find_device
 from recblr.errors import InputError
 from recblr.evaluate import Evaluation, block_size, evaluate, expect_finite, hide
@@ -173,12 +172,7 @@ class Recommender:
             other = open_log(log, data.core, data.split.name, columns)
             data = other.with_items(data.item_ids, part)
 
-            ids, known = data.user_ids, self.data.user_ids
-            if ids.type != known.type:
-                ids, known = ids.cast(pa.string()), known.cast(pa.string())
-            ours = torch.from_numpy(
-                pc.index_in(ids, known).fill_null(-1).to_numpy().astype(np.int64)
-            )
+            ours = torch.from_numpy(index_in(data.user_ids, self.data.user_ids))
 
             def score(batch: PackedBatch) -> torch.Tensor:  # its users are not numbered as ours
                 assert batch.users is not None

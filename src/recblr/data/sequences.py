@@ -69,16 +69,13 @@ class Sequences:
         """The same histories in the indices of another vocabulary.
 
         Events of items that are not in it leave the histories. A target of ``part`` that is not
-        in it stays, with the index V of ``item_ids``, which no model can score. Where one log has
-        numbers as ids and the other text, 7 is "7" and not "007".
+        in it stays, with the index V of ``item_ids``, which no model can score.
         """
         if self.item_ids.equals(item_ids):
             return self
-        ours, theirs = self.item_ids, item_ids
-        if ours.type != theirs.type:
-            ours, theirs = ours.cast(pa.string()), theirs.cast(pa.string())
-        code = pc.index_in(ours, theirs)
-        items = code.fill_null(len(item_ids)).to_numpy()[self.items].astype(np.int32)
+        code = index_in(self.item_ids, item_ids)
+        code[code < 0] = len(item_ids)
+        items = code[self.items].astype(np.int32)
         keep = items < len(item_ids)
         targets = getattr(self.split, part)
         keep[targets[targets >= 0]] = True
@@ -132,6 +129,17 @@ class Sequences:
         if sequences.fingerprint != about["fingerprint"]:
             raise InputError(f"{folder} is damaged: its fingerprint differs; prepare it again")
         return sequences
+
+
+def index_in(ids: pa.Array, known: pa.Array) -> np.ndarray:
+    """Where each id (M,) stands among the known ones, -1 where it does not.
+
+    Where one log has numbers as ids and the other text, 7 is "7" and not "007".
+    """
+    if ids.type != known.type:
+        ids, known = ids.cast(pa.string()), known.cast(pa.string())
+    found: np.ndarray = pc.index_in(ids, known).fill_null(-1).to_numpy(zero_copy_only=False)
+    return found.astype(np.int64)
 
 
 def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> Sequences:

@@ -110,11 +110,8 @@ class Accuracy:
         _compare(self.reference, values, data)
         for dataset, of_rows in values.items():
             data[dataset]["order"] = _order(of_rows, self.published.get(dataset, {}))
-            whole = len(of_rows) == len(self.rows)
-            for star in data[dataset]["stars"].values():  # the best may be among the missing
-                star["earned"] &= whole
+            line = self.axis and len(of_rows) == len(self.rows)
             claimed = self.optimum.get(dataset)
-            line = whole and bool(self.axis)
             data[dataset]["optimum"] = _optimum(of_rows, claimed) if line else None
         records = [
             record for runs in found.values() for it in runs.values() for record in it.records
@@ -207,7 +204,7 @@ def _compare(
     data: Mapping[str, Any],
 ) -> None:
     """Put in how the reference row stands to the others, by :data:`MAIN`, and whether it has its
-    stars: is ahead of the best of the others in a metric, by more than chance.
+    stars: is ahead of the best of all others in a metric, by more than chance.
 
     The p of the first are one family over all data sets, those of the stars another.
     """
@@ -228,9 +225,10 @@ def _compare(
             data[dataset]["stars"][metric] = {"against": row, "difference": difference, "p": p}
     for kind in ("against", "stars"):
         _correct([it for of_data in data.values() for it in of_data[kind].values()])
-    for of_data in data.values():
+    for dataset, of_data in data.items():
+        whole = len(found[dataset]) == len(of_data["rows"])  # or the best may be among the missing
         for star in of_data["stars"].values():
-            star["earned"] = bool(star["difference"] > 0 and star["p"] < ALPHA)
+            star["earned"] = bool(whole and star["difference"] > 0 and star["p"] < ALPHA)
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The paper's tables and figures by name, and how one is made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -234,8 +234,9 @@ def reproduce(
     every = sorted({*seeds, *([] if quick else SEEDS)})
     cells = study.cells(every, kind)
     failed = (read_record(folder / f"{name}.json") or {}).get("failed", {}) | failed
-    failed = {it.name: failed[it.name] for it in cells if it.name in failed and not it.find(folder)}
-    why = _reasons(cells, folder, failed, f"no run; `{command}`")
+    done = {cell.name for cell in cells if cell.find(folder) is not None}
+    failed = {it.name: failed[it.name] for it in cells if it.name in failed.keys() - done}
+    why = _reasons(cells, done, failed, f"no run; `{command}`")
     report = study.report(folder, every, why)
     if quick:
         report = replace(report, verdict="Smoke run: no published value.")
@@ -291,7 +292,9 @@ def _chosen(cells: Sequence[Cell], datasets: Sequence[str], rows: Sequence[str])
     return chosen
 
 
-def _reasons(cells: Sequence[Cell], folder: Path, failed: Mapping[str, str], otherwise: str) -> Why:
+def _reasons(
+    cells: Sequence[Cell], done: Set[str], failed: Mapping[str, str], otherwise: str
+) -> Why:
     """Why each row without a result has none, and which of the others lacks some by a failure."""
     rows: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -299,7 +302,7 @@ def _reasons(cells: Sequence[Cell], folder: Path, failed: Mapping[str, str], oth
     why: dict[tuple[str, str], str] = {}
     for key, of_row in rows.items():
         told = {cell.name: failed[cell.name] for cell in of_row if cell.name in failed}
-        if all(cell.find(folder) is None for cell in of_row):
+        if done.isdisjoint(cell.name for cell in of_row):
             why[key] = "; ".join(dict.fromkeys(told.values())) or otherwise
         elif told:
             why[key] = "; ".join(f"{name}: {reason}" for name, reason in told.items())

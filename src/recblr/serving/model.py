@@ -58,8 +58,6 @@ class ServedModel:
         self.start.flags.writeable = False
         self.counts = recommender.data.item_counts
         self.popular = np.argsort(-self.counts, kind="stable")
-        # For its first pass PyTorch loads a second's worth of modules; nobody is to wait for them.
-        self.fold(self.start[None], [np.zeros(STEPS + 1, np.int64)])
 
     def hidden(self, vectors: np.ndarray) -> np.ndarray:
         """Of vectors (B, D + S) what the items are compared with, (B, D)."""
