@@ -21,16 +21,17 @@ def test_a_model_keeps_of_the_shape_what_it_has():
     assert for_model(settings, "fpmc") == {"model": {}, "train": {"lr": 0.1}}
 
 
-def test_caser_shrinks_its_weights():
-    assert for_model({}, "caser")["train"] == {"weight_decay": 1e-5}
-    assert for_model({"train": {"weight_decay": 0.0}}, "caser")["train"] == {"weight_decay": 0.0}
-    assert read_preset(None, "some.csv", "caser")["train"]["weight_decay"] == 1e-5
-    assert read_preset(None, "some.csv") == {"model": {}, "train": {}}
-
-
-def test_a_model_of_hidden_items_trains_five_times_as_long():
-    found = for_model({"train": {"epochs": 50}}, "bert4rec")["train"]
-    assert found == {"epochs": 250, "patience": 5 * TrainConfig.patience}
+def test_what_suits_a_model_better_stands_in_its_section():
+    settings = {
+        "model": {"dropout": 0.5},
+        "train": {"lr": 0.1, "epochs": 3},
+        "bert4rec": {"model": {"dropout": 0.2}, "train": {"epochs": 4}},
+    }
+    plain = {"model": {"dropout": 0.5}, "train": {"lr": 0.1, "epochs": 3}}
+    assert for_model(settings, "sasrec") == plain
+    assert for_model(settings, "bert4rec") == {
+        "model": {"dropout": 0.2}, "train": {"lr": 0.1, "epochs": 4},
+    }  # fmt: skip
 
 
 def test_a_presets_name_is_the_preset_whatever_lies_there(tmp_path, monkeypatch):

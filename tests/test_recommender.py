@@ -21,6 +21,7 @@ from recblr.errors import DivergedError, InputError
 from recblr.folders import sha256
 from recblr.models.fpmc import FPMCConfig
 from recblr.recommender import Recommender, load
+from recblr.train import TrainConfig
 
 FILES = {
     "config.json",
@@ -299,6 +300,14 @@ def test_a_users_vector_is_the_users_in_another_log_too(tiny: Tiny) -> None:
 def test_a_configuration_of_another_kind_is_refused(arguments: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recommender(*arguments)
+
+
+def test_a_model_is_trained_as_its_paper_says() -> None:
+    assert Recommender("caser").training.weight_decay == 1e-5
+    assert Recommender.configured("caser", {"train": {"lr": 0.1}}).training.weight_decay == 1e-5
+    ours = Recommender.configured("caser", {"train": {"weight_decay": 0.0}})
+    assert ours.training.weight_decay == 0.0
+    assert Recommender("sasrec").training == TrainConfig()
 
 
 def test_without_a_folder_nothing_is_resumed(tiny: Tiny) -> None:

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
 
 from conftest import TINY_MODEL, TINY_TRAINING, assert_same_tensors
 from recblr import metrics
-from recblr.data.batches import pack, windows
+from recblr.data.batches import Spans, pack, windows
 from recblr.data.log import Interactions, read_log
 from recblr.data.sequences import Sequences, prepare
 from recblr.errors import DivergedError, InputError
@@ -612,6 +612,24 @@ def test_batches_out_of_a_tensor_have_shapes_that_recur_and_train_the_same(
     assert len(found[0]) >= 10 > 2 * len(shapes)
     if examples == "prefixes":
         assert {rows % 16384 for rows, _, _ in shapes} == {0}
+
+
+def test_an_epoch_of_hidden_items_is_five_passes(sequences: Sequences) -> None:
+    config = replace(TINY_TRAINING, window=20)
+    cloze = replace(config, examples="cloze")
+
+    def rows(spans: list[Spans]) -> list[int]:
+        each = [zip(starts, stops, strict=True) for starts, stops in spans]
+        return sorted(row for some in each for a, b in some for row in range(a, b))
+
+    once, every = rows(epoch_spans(sequences, config, 0)), epoch_spans(sequences, cloze, 1)
+    assert rows(every) == sorted(5 * once)
+    passes = [
+        every[first : first + len(every) // 5] for first in range(0, len(every), len(every) // 5)
+    ]
+    assert all(rows(one) == once for one in passes)
+    begins = [frozenset(start for starts, _ in one for start in starts) for one in passes]
+    assert len(set(begins)) == 5, "each is shuffled, and every other one cut elsewhere"
 
 
 def test_samples_are_filled_up_by_short_histories(sequences: Sequences) -> None:

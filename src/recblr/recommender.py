@@ -50,7 +50,7 @@ class Recommender:
     Args:
         model: a name in :data:`recblr.models.MODELS`.
         config: the shape of the model.
-        training: how it is trained.
+        training: how it is trained; by default as its paper says, the rest as :class:`TrainConfig`.
         device: where it trains and scores, "cpu", "cuda" or "cuda:N"; "auto" is a GPU if there is one.
 
     Attributes:
@@ -72,13 +72,13 @@ class Recommender:
         device: str = "auto",
     ) -> None:
         self.model = model
-        kind = find_model(model)[1]
+        cls, kind = find_model(model)
         if not isinstance(config, kind | None):
             raise InputError(f"the config of {model} is a {kind.__name__}, not {config!r}")
         if not isinstance(training, TrainConfig | None):
             raise InputError(f"training is a TrainConfig, not {training!r}")
         self.config = config or kind()
-        self.training = training or TrainConfig()
+        self.training = training or TrainConfig(**cls.recipe)
         self.device = find_device(device)
         self.measured: list[dict[str, Any]] = []
 
@@ -90,10 +90,10 @@ class Recommender:
                 raise InputError(
                     f"no such section of settings: {section}{near(section, ('model', 'train'))}"
                 )
-        recommender = Recommender(model, device=device)
-        recommender.config = build(find_model(model)[1], settings.get("model", {}), "model")
-        recommender.training = build(TrainConfig, settings.get("train", {}), "train")
-        return recommender
+        cls, kind = find_model(model)
+        config = build(kind, settings.get("model", {}), "model")
+        training = build(TrainConfig, {**cls.recipe, **settings.get("train", {})}, "train")
+        return Recommender(model, config, training, device)
 
     @property
     def settings(self) -> dict[str, Any]:

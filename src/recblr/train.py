@@ -45,6 +45,7 @@ Step = Callable[[PackedBatch, Tensor], Tensor]
 _SCANS: dict[str, ops.Implementation] = {
     "packed": "auto", "serial": "serial", "embedding-padding": "tree", "sequence-padding": "tree"
 }  # fmt: skip
+_CLOZE_PASSES = 5  # over the log in an epoch: each has a fifth of its items found, or fewer
 _ASSEMBLED = 1 << 18  # rows of the log assembled at a time, for several batches at once
 _BUCKET = 1 << 14  # rows of prefix samples are filled up to a multiple of this, for CUDA graphs
 _LOOK = 50  # steps from one look at the loss to the next on a GPU, which has to be waited for
@@ -212,9 +213,9 @@ def settled(config: TrainConfig, model: Model) -> TrainConfig:
         raise InputError(
             f"train.examples = {examples!r}: this model is trained on {' or '.join(model.examples)}"
         )
-    if examples == "cloze" and config.hide_seen:
+    if "cloze" in model.examples and config.hide_seen:
         raise InputError(
-            "train.hide_seen does not go with cloze examples, which hide items themselves"
+            "train.hide_seen does not go with a model that is trained to find hidden items"
         )
     recurrent = isinstance(model, RecurrentModel)
     if config.scan != "packed" and not recurrent:
@@ -313,7 +314,12 @@ def epoch_spans(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]
     begins, ends = data.offsets[:-1], data.split.train_end
     if config.examples == "prefixes":
         return prefixes(begins, ends, config.max_length, config.batch_size, rng)
-    return all_positions(begins, ends, config.window, config.batch_size, epoch, rng)
+    passes = _CLOZE_PASSES if config.examples == "cloze" else 1
+    return [
+        spans
+        for number in range(epoch * passes, (epoch + 1) * passes)
+        for spans in all_positions(begins, ends, config.window, config.batch_size, number, rng)
+    ]
 
 
 def training_batches(

@@ -88,6 +88,20 @@ def test_hidden_items_are_found_from_both_sides() -> None:
     np.testing.assert_allclose(vectors.numpy(), np.stack(truth), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_prefix_is_a_history_that_ends_in_its_target() -> None:
+    model = stirred(BERT4RecConfig(dim=8))
+    whole = all_positions([4, 1, LENGTH])
+    ends = whole.offsets[1:] - 1
+    prefixes = PackedBatch(whole.items, whole.offsets, ends, whole.targets[ends])
+    torch.manual_seed(5)
+    vectors, targets = model.examined(whole)
+    torch.manual_seed(5)
+    again = model.examined(prefixes)
+    assert again[0].equal(vectors)
+    assert again[1].equal(targets)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_half_of_the_histories_hide_their_last_item_alone(share: float) -> None:
     torch.manual_seed(0)

@@ -10,6 +10,9 @@ item hidden alone, as they will be asked, and half a random share of their items
 kinds; one half is RecBole's, of which Table 1 of arXiv 2406.12580 reports, while the authors' code
 has one in eleven. RecBole draws the kind for a batch, this file for each history.
 
+Histories are whole (cloze), as in the authors' code, or each prefix is one (prefixes), as in RecBole.
+Where they are short the latter is much the better (docs/log.md).
+
 Of T events and a [mask] the oldest event is dropped. RecBole drops the first event of every history
 when it appends the [mask], of short ones as well; this file does not.
 """
@@ -43,7 +46,7 @@ class BERT4Rec(Model):
     """Items and positions, Transformer layers that see both sides, a dense layer, prediction by the
     tied embedding and a bias of each item."""
 
-    examples = ("cloze",)
+    examples = ("cloze", "prefixes")
 
     def __init__(
         self, items: int, config: BERT4RecConfig, users: int = 0, max_length: int = 0
@@ -71,7 +74,8 @@ class BERT4Rec(Model):
     def examined(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """The vectors of hidden items and these; the last item of a history is its last target."""
         ends = batch.offsets[1:] - 1
-        items, offsets = self.followed(batch, ends, batch.targets[ends])
+        last = batch.targets[torch.searchsorted(batch.positions, ends)]
+        items, offsets = self.followed(batch, ends, last)
         hide = self.drawn(offsets)
         places = hide.nonzero().squeeze(1)
         return self.found(items.masked_fill(hide, self.mask), offsets, places), items[places]

@@ -4,7 +4,9 @@ Axes: N events of all histories laid end to end, B histories, M positions with a
 of a vector, V items, U users, T events of a history that a model looks at.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,6 +32,8 @@ class Model(nn.Module):
     # no vector depends on a later event.
     examples: ClassVar[tuple[Examples, ...]] = ("all-positions", "prefixes")
     personal: ClassVar[bool] = False  # whether it has a vector of each user
+    # How its paper trains it, where that is not the default of TrainConfig.
+    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self, items: int, config: Any, users: int = 0, max_length: int = 0) -> None:
         super().__init__()

@@ -8,11 +8,6 @@ from typing import Any
 from recblr.config import near, read_toml
 from recblr.errors import InputError
 from recblr.models import find_model
-from recblr.train import TrainConfig
-
-CLOZE_EPOCHS = 5  # an epoch has a cloze model find a fifth of the items, or fewer
-# Caser's paper shrinks the weights; else its vectors of users learn their histories by heart.
-WEIGHT_DECAY = {"caser": 1e-5}
 
 
 def read_preset(config: str | None, log: str, model: str = "recblr") -> dict[str, Any]:
@@ -38,18 +33,12 @@ def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
     """Settings found with RecBLR as those of another model.
 
     It keeps the recipe of training, and of the model's shape what that model has too, such as the
-    dropout. A model that can only be trained by cloze has :data:`CLOZE_EPOCHS` times the epochs and the
-    patience, to find about as many items; fewer leave BERT4Rec unfinished (arXiv 2207.07483). Caser has
-    its weight decay.
+    dropout. What is known to suit it better stands in a section of its name.
     """
-    cls, config = find_model(model)
-    known = {field.name for field in fields(config)}
+    known = {field.name for field in fields(find_model(model)[1])}
     shape = {name: value for name, value in settings.get("model", {}).items() if name in known}
-    training = settings.get("train", {})
-    if cls.examples == ("cloze",):
-        plain = {"epochs": TrainConfig.epochs, "patience": TrainConfig.patience, **training}
-        longer = {name: CLOZE_EPOCHS * plain[name] for name in ("epochs", "patience")}
-        training = {**training, **longer}
-    if model in WEIGHT_DECAY:
-        training = {"weight_decay": WEIGHT_DECAY[model], **training}
-    return {"model": shape, "train": training}
+    own = settings.get(model, {})
+    return {
+        "model": {**shape, **own.get("model", {})},
+        "train": {**settings.get("train", {}), **own.get("train", {})},
+    }

@@ -113,8 +113,9 @@ def _about(data: Data) -> str:
     }
     apart = f" Not trained on all positions of a history at once: {', '.join(sorted(others))}."
     return (
-        "Every row is trained by the recipe of its data set, found with RecBLR on validation; "
-        f"no row has had a search of its own. {_seeds(data).capitalize()} a row: the verdicts "
+        "Every row is trained by the recipe of its data set, found with RecBLR on validation, and what "
+        "that says of its model; no other row has had a search of its own. "
+        f"{_seeds(data).capitalize()} a row: the verdicts "
         f"are by intervals over users, which say nothing of the seed.{apart if others else ''}"
     )
 
