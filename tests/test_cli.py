@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny
 from recblr import cli
@@ -384,12 +385,20 @@ def test_divergence_exits_with_1(run: Run, tiny: Tiny, tmp_path: Path) -> None:
     assert names(tmp_path) == {"model"}
 
 
+NO_MEMORY = (
+    "recblr: out of memory; lower train.batch_size, train.window, train.max_length or the size of "
+    "the model\n"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (InputError("a mistake"), 2, "recblr: a mistake\n"),
         (DivergedError("not finite"), 1, "recblr: not finite\n"),
         (KeyboardInterrupt(), 130, "recblr: interrupted\n"),
+        (MemoryError(), 1, NO_MEMORY),
+        (torch.OutOfMemoryError(), 1, NO_MEMORY),
     ],
 )
 def test_exit_codes(
@@ -400,6 +409,12 @@ def test_exit_codes(
 
     monkeypatch.setattr("recblr.doctor.examine", fail)
     assert run("doctor") == Result(code, "", message)
+
+
+def test_a_model_larger_than_memory_is_one_line(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    found = run("train", tiny.log, "-o", "model", "--set", "model.dim=1000000000000")
+    assert found == Result(1, "", NO_MEMORY)
+    assert names(tmp_path) <= {"model.training"}
 
 
 def test_ctrl_c_and_resume(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

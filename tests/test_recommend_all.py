@@ -15,6 +15,7 @@ import torch
 import test_cli
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny
 from recblr.errors import InputError
+from recblr.folders import alone_in
 from recblr.recommender import Recommender, load
 from test_cli import Run, names
 
@@ -205,6 +206,18 @@ def test_an_older_file_is_replaced_when_the_new_one_is_whole(
     assert Path("out.parquet").read_text() == "old"
     ours.recommend_all("out.parquet")
     assert pl.read_parquet("out.parquet").equals(expected(ours))
+
+
+def test_a_file_is_one_processs_at_a_time(
+    ours: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = Path("out.parquet.parts")
+    parts.mkdir()
+    with alone_in(parts), pytest.raises(InputError, match="another process is at work in"):
+        ours.recommend_all("out.parquet")
+    ours.recommend_all("out.parquet")
+    assert names(tmp_path) == {"out.parquet"}
 
 
 def test_it_cannot_be_written_there(ours: Recommender, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from recblr.bench.commands import bench
-from recblr.errors import DivergedError, InputError
+from recblr.errors import DivergedError, InputError, out_of_memory
 from recblr.options import Device, Json, print_json
 from recblr.serving.commands import add_commands
 
@@ -353,6 +353,14 @@ def main() -> NoReturn:
         if end.code == 130:  # typer's silent answer to Ctrl-C
             _fail("interrupted", 130)
         raise
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        _fail(
+            "out of memory; lower train.batch_size, train.window, train.max_length or the size of "
+            "the model",
+            1,
+        )
     raise SystemExit(0)
 
 

@@ -15,6 +15,13 @@ class DivergedError(ArithmeticError):
     """Training or scoring produced numbers that are not finite. Nothing is ranked with them."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is it, by whichever name NumPy and PyTorch give it on a CPU and on a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 @contextmanager
 def from_extra(name: str) -> Iterator[None]:
     """Imports inside need the packages of an extra; without one of them it is an InputError."""

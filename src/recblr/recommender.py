@@ -244,13 +244,14 @@ class Recommender:
         parts lie in ``<out>.parts`` and are used if model, log and arguments are the same.
 
         Raises:
-            InputError: as in :meth:`recommend`, or ``out`` cannot be written.
+            InputError: as in :meth:`recommend`, or ``out`` cannot be written, by this process or
+                because another one is at it.
         """
         offer = self._offer(k, allow, deny, hide_seen)
         parts = Parts(Path(out), self._key(offer))
         size = max(1, _PART // self._block) * self._block
         firsts = range(0, self.data.users, size)
-        with progress("recommending", self.data.users) as advance:
+        with alone_in(parts.folder), progress("recommending", self.data.users) as advance:
             for number, first in enumerate(firsts):
                 rows = np.arange(first, min(first + size, self.data.users))
                 if number in parts:
@@ -258,7 +259,8 @@ class Recommender:
                     continue
                 ids, lists = self.data.user_ids.slice(first, size), self._events(rows)
                 parts.add(number, self._recommend(ids, rows, lists, offer, advance))
-        parts.join(len(firsts))
+            parts.join(len(firsts))
+        shutil.rmtree(parts.folder)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the artifact: safetensors, JSON and Parquet, hashed; the folder appears whole.

@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from rich.console import Console
 
 from recblr.config import near
 from recblr.data.recall import Recall
 from recblr.data.sequences import Sequences
 from recblr.device import find_device
-from recblr.errors import DivergedError, InputError
+from recblr.errors import DivergedError, InputError, out_of_memory
 from recblr.reproduce import published
 from recblr.reproduce.accuracy import Accuracy, Row
 from recblr.reproduce.counts import Counts
@@ -271,7 +270,9 @@ def _make(
             continue
         except (InputError, DivergedError) as error:
             failed[cell.name] = reason(error)
-        except (MemoryError, torch.OutOfMemoryError):
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             failed[cell.name] = "out of memory"
         tell(f"{cell.name}: not measured: {failed[cell.name]}")
     return failed
