@@ -169,6 +169,24 @@ def test_an_interrupted_run_goes_on(reproduce: Reproduce, monkeypatch: pytest.Mo
     assert whole.code == 0
 
 
+def test_an_interrupted_study_has_its_page(
+    reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = accuracy.make
+
+    def stops(run: Run, *arguments: Any) -> dict[str, Any]:
+        if run.model == "recblr":
+            raise KeyboardInterrupt
+        return real(run, *arguments)
+
+    monkeypatch.setattr(accuracy, "make", stops)
+    stopped = reproduce("table4", "--quick", "-o", "results")
+    assert (stopped.code, stopped.err.splitlines()[-1]) == (130, "recblr: interrupted")
+    page = Path("results/table4.md").read_text()
+    assert re.search(r"\| SASRec +\| 0\.\d{4}", page)
+    assert "- RecBLR: not measured: no run; `recblr reproduce table4 --quick`" in page
+
+
 def _figures(folder: str) -> Any:
     rows = json.loads(Path(folder, "table4.json").read_text())["datasets"]["simulated"]["rows"]
     return rows["RecBLR"]["unmasked"]

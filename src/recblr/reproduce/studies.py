@@ -203,9 +203,9 @@ def reproduce(
 ) -> Page:
     """Make what is missing of a study, and its page: <name>.md, .json and .png in ``folder``.
 
-    The page is of all that ``folder`` holds, whichever part of it is made now: parts may be made side
-    by side, and a run that another process is at is left to it. A data set that cannot be had, and a
-    run that fails, are named with the reason.
+    The page is of all that ``folder`` holds, whichever part of it is made now, and is made after Ctrl-C
+    too: parts may be made side by side, and a run that another process is at is left to it. A data set
+    that cannot be had, and a run that fails, are named with the reason.
 
     Args:
         name: in :data:`STUDIES`.
@@ -229,29 +229,32 @@ def reproduce(
     command = f"recblr reproduce {name}{' --quick' * quick}"
     tell = partial(console.print, highlight=False, soft_wrap=True)
     check_folder(folder, index, name, command)
-    failed = {} if report_only else _make(study, chosen, folder, command, device, tell)
-    every = sorted({*seeds, *([] if quick else SEEDS)})
-    cells = study.cells(every, kind)
-    failed = (read_record(folder / f"{name}.json") or {}).get("failed", {}) | failed
-    done = {cell.name for cell in cells if cell.find(folder) is not None}
-    failed = {it.name: failed[it.name] for it in cells if it.name in failed.keys() - done}
-    why = _reasons(cells, done, failed, f"no run; `{command}`")
-    report = study.report(folder, every, why)
-    if quick:
-        report = replace(report, verdict="Smoke run: no published value.")
-    report = replace(report, data={**report.data, "failed": failed})
-    page = write(name, command, study.title, report, why, folder)
-    write_index(STUDIES, folder, index)
+    failed: dict[str, str] = {}  # cells, and why
+    try:
+        if not report_only:
+            _make(study, chosen, folder, command, device, tell, failed)
+    finally:
+        every = sorted({*seeds, *([] if quick else SEEDS)})
+        cells = study.cells(every, kind)
+        failed = (read_record(folder / f"{name}.json") or {}).get("failed", {}) | failed
+        done = {cell.name for cell in cells if cell.find(folder) is not None}
+        failed = {it.name: failed[it.name] for it in cells if it.name in failed.keys() - done}
+        why = _reasons(cells, done, failed, f"no run; `{command}`")
+        report = study.report(folder, every, why)
+        if quick:
+            report = replace(report, verdict="Smoke run: no published value.")
+        report = replace(report, data={**report.data, "failed": failed})
+        page = write(name, command, study.title, report, why, folder)
+        write_index(STUDIES, folder, index)
     return page
 
 
 def _make(
     study: Study, cells: Sequence[Cell], folder: Path, command: str, device: str,
-    tell: Callable[[str], None],
-) -> dict[str, str]:  # fmt: skip
-    """Make those that are missing; why each of them that fails does."""
+    tell: Callable[[str], None], failed: dict[str, str],
+) -> None:  # fmt: skip
+    """Make those that are missing, and note in ``failed`` why each of them that fails does."""
     absent: dict[str, str] = {}  # data sets, and why
-    failed: dict[str, str] = {}
     for number, cell in enumerate(cells, 1):
         if cell.find(folder) is not None:
             continue
@@ -275,7 +278,6 @@ def _make(
                 raise
             failed[cell.name] = "out of memory"
         tell(f"{cell.name}: not measured: {failed[cell.name]}")
-    return failed
 
 
 def _chosen(cells: Sequence[Cell], datasets: Sequence[str], rows: Sequence[str]) -> list[Cell]:
