@@ -63,8 +63,10 @@ def feed_forward(h: Array, w: Weights, name: str) -> Array:
 
 def transformer(items: list[int], w: Weights, config: SASRecConfig, causal: bool) -> list[Array]:
     hs = [w["embedding.weight"][item] for item in items]
-    places = w["encoder.positions.weight"]
-    hs = [layer_norm(h + place, w, "encoder.norm") for h, place in zip(hs, places, strict=False)]
+    places = w["encoder.positions.weight"][: len(items)]
+    if not causal:
+        places = places[::-1]
+    hs = [layer_norm(h + place, w, "encoder.norm") for h, place in zip(hs, places, strict=True)]
     for layer in range(config.layers):
         name = f"encoder.layers.{layer}"
         out = attention(hs, w, f"{name}.attention", config.heads, causal)

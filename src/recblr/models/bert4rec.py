@@ -13,6 +13,10 @@ has one in eleven. RecBole draws the kind for a batch, this file for each histor
 Histories are whole (cloze), as in the authors' code, or each prefix is one (prefixes), as in RecBole.
 Where they are short the latter is much the better (docs/log.md).
 
+Positions are counted from the end of a history, where the authors' code and RecBole count from its
+start: the [mask] of the next item then always stands at one and the same place, instead of having to
+learn for every length which place is the last item's.
+
 Of T events and a [mask] the oldest event is dropped. RecBole drops the first event of every history
 when it appends the [mask], of short ones as well; this file does not.
 """

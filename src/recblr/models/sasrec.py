@@ -73,19 +73,24 @@ class SASRec(Model):
 
 
 class Transformer(nn.Module):
-    """Position embeddings and the layers, on packed histories of at most ``length`` events."""
+    """Position embeddings and the layers, on packed histories of at most ``length`` events.
+
+    ``causal``: each looks at earlier ones alone, and positions are counted from the start of the
+    history; else at all of it, and they are counted from its end.
+    """
 
     def __init__(self, config: SASRecConfig, length: int, causal: bool) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout, self.causal = config.dropout, causal
         self.positions = nn.Embedding(length, config.dim)
         self.norm = nn.LayerNorm(config.dim, EPS)
         self.layers = nn.ModuleList(Layer(config, causal) for _ in range(config.layers))
 
     def forward(self, h: Tensor, offsets: Tensor) -> Tensor:
         """Embedded items (N, D) → (N, D)."""
-        starts = torch.repeat_interleave(offsets[:-1], offsets.diff(), output_size=len(h))
-        h = self.norm(h + self.positions(torch.arange(len(h), device=h.device) - starts))
+        first = offsets[:-1] if self.causal else offsets[1:] - 1
+        first = torch.repeat_interleave(first, offsets.diff(), output_size=len(h))
+        h = self.norm(h + self.positions((torch.arange(len(h), device=h.device) - first).abs()))
         h = ops.dropout(h, self.dropout, self.training)
         for layer in self.layers:
             h = layer(h, offsets)
