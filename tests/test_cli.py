@@ -199,13 +199,25 @@ def test_what_a_person_reads(run: Run, tiny: Tiny) -> None:
 # ---- recommend -----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("always")
+def test_unknown_items_are_named(run: Run, tiny: Tiny) -> None:
+    a, b = tiny.recommender.data.item_ids.to_pylist()[:2]
+    plain = run("recommend", tiny.artifact, "--history", f"{a},{b}")
+    assert run("recommend", tiny.artifact, "--history", f'{a}, "{b}"') == plain
+    odd = run("recommend", tiny.artifact, "--history", f'{a},"x,y",{b}')
+    assert (odd.code, odd.out) == (0, plain.out)
+    assert odd.err == (
+        "recblr: --history: the model does not know 1 of 3 items, such as 'x,y'; passed over\n"
+    )
+
+
 def test_recommend_for_a_file_of_users(run: Run, tiny: Tiny) -> None:
     users = tiny.frame["user_id"].unique(maintain_order=True).to_list()[:5]
     Path("users.txt").write_text("\n".join(users) + "\n")
     expected = tiny.recommender.recommend(users=users, k=3)
     for name, read in (("out.parquet", pl.read_parquet), ("out.csv", pl.read_csv)):
         result = run("recommend", tiny.artifact, "--users", "users.txt", "-k", 3, "-o", name)
-        assert (result.code, result.out, result.err) == (0, "", "")
+        assert (result.code, result.out, result.err) == (0, f"5 users in {name}\n", "")
         found = read(name)
         assert found.columns == ["user_id", "item_id", "score", "rank"]
         assert found.drop("score").equals(expected.drop("score"))
@@ -293,7 +305,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no such TOML file": ("train LOG -o new --config no.toml", r"no\.toml: cannot be read"),
     "broken TOML": ("train LOG -o new --config BROKEN_TOML", "not valid TOML"),
     "setting outside of a section": ("train LOG -o new --config FLAT_TOML", "lr"),
-    "no model": ("evaluate nowhere", "nowhere is not a whole recblr artifact: .*manifest.json"),
+    "no model": (
+        "evaluate nowhere",
+        "nowhere is not a whole recblr artifact: there is no such folder",
+    ),
     "damaged model": ("evaluate DAMAGED", "model.safetensors is damaged"),
     "damaged model to recommend": ("recommend DAMAGED --history a", "safetensors is damaged"),
     "missing other log": ("evaluate MODEL no.csv", r"no\.csv: no such file"),
@@ -367,9 +382,13 @@ def test_overwrite(run: Run, tiny: Tiny, tmp_path: Path) -> None:
     run("train", tiny.log, "-o", "model", *FAST, "--set", "train.seed=1")
     assert run("train", tiny.log, "-o", "model", *FAST, "--overwrite").code == 0
     assert json.loads((tmp_path / "model/config.json").read_text())["train"]["seed"] == 0
-    assert run("prepare", tiny.log, "-o", "model", "--overwrite").code == 0
-    assert (tmp_path / "model/prepared.json").exists()
-    assert names(tmp_path) == {"model"}
+    refused = run("prepare", tiny.log, "-o", "model", "--overwrite")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "something else, there is no prepared.json in it" in refused.err
+    assert (tmp_path / "model/model.safetensors").exists()
+    assert run("prepare", tiny.log, "-o", "log").code == 0
+    assert run("prepare", tiny.log, "-o", "log", "--overwrite").code == 0
+    assert names(tmp_path) == {"model", "log"}
 
 
 # ---- trouble -------------------------------------------------------------------------------------

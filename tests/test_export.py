@@ -240,7 +240,7 @@ def test_export_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> Non
         ("MODEL -o MODEL", "is the model itself; choose another folder"),
         ("MODEL -o MODEL --overwrite", "is the model itself; choose another folder"),
         ("MODEL -o taken", "taken exists already"),
-        ("MODEL -o taken --overwrite", "holds something else than recblr wrote"),
+        ("MODEL -o taken --overwrite", "holds something else"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

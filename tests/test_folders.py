@@ -15,13 +15,13 @@ def names(folder: Path) -> list[str]:
 
 
 def write(path: Path, text: str, overwrite: bool = False) -> None:
-    with new_folder(path, overwrite) as new:
+    with new_folder(path, overwrite, "manifest.json") as new:
         (new / text).write_text(text)
         (new / "manifest.json").write_text("{}")
 
 
 def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "a") as new:
+    with new_folder(tmp_path / "a", False, "manifest.json") as new:
         (new / "file").write_text("1")
         assert not (tmp_path / "a").exists()
         assert new.parent == tmp_path
@@ -32,7 +32,7 @@ def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(overwrite: bool) -> None:
-        with new_folder(tmp_path / "a", overwrite) as new:
+        with new_folder(tmp_path / "a", overwrite, "manifest.json") as new:
             (new / "half").write_text("")
             raise error
 
@@ -56,7 +56,7 @@ def test_overwrite_swaps_and_leaves_no_trace(tmp_path: Path) -> None:
 def test_leftovers_of_a_crash_are_no_obstacle(tmp_path: Path) -> None:
     for name in ("a", ".a.writing", ".a.old"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "prepared.json").write_text("")
+        (tmp_path / name / "manifest.json").write_text("")
     write(tmp_path / "a", "new", overwrite=True)
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["manifest.json", "new"]
@@ -68,8 +68,8 @@ def test_what_exists_is_refused_before_any_work(tmp_path: Path) -> None:
         write(tmp_path / "a", "new")
     assert names(tmp_path / "a") == ["manifest.json", "old"]
     with pytest.raises(InputError, match="exists already"):
-        check_absent(tmp_path / "a", overwrite=False)
-    check_absent(tmp_path / "a", overwrite=True)
+        check_absent(tmp_path / "a", False, "manifest.json")
+    check_absent(tmp_path / "a", True, "manifest.json")
 
 
 def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
@@ -78,8 +78,11 @@ def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="something else"):
         write(tmp_path / "thesis", "new", overwrite=True)
     assert names(tmp_path / "thesis") == ["chapter"]
+    write(tmp_path / "a", "a model")
+    with pytest.raises(InputError, match="something else, there is no prepared"):
+        check_absent(tmp_path / "a", True, "prepared.json")
     with pytest.raises(InputError, match="name one"):
-        check_absent(Path(), overwrite=True)
+        check_absent(Path(), True, "manifest.json")
 
 
 def test_a_missing_parent_is_refused(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_all_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> None:
     items = tiny.recommender.data.item_ids.to_pylist()
     arguments = ["--all", "-k", 3, "--deny", items[0], "--no-hide-seen", "-o", "out.parquet"]
     result = run("recommend", tiny.artifact, *arguments)
-    assert (result.code, result.out, result.err) == (0, "", "")
+    assert (result.code, result.out, result.err) == (0, "150 users in out.parquet\n", "")
     found = pl.read_parquet("out.parquet")
     assert found.equals(expected(tiny.recommender, k=3, deny=[items[0]], hide_seen=False))
     assert names(tmp_path) == {"out.parquet"}

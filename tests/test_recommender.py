@@ -326,7 +326,8 @@ def test_another_log_is_read_in_the_models_vocabulary(tiny: Tiny) -> None:
     }
     rows = [(user, item) for user, items in histories.items() for item in items]
     log = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
-    unmasked, masked = tiny.recommender.evaluate(log)
+    with pytest.warns(UserWarning, match="does not know 2 of the 6 items of that log; they leave"):
+        unmasked, masked = tiny.recommender.evaluate(log)
     scores = scores_of(tiny.recommender, [a, b, c])
     rank = sum(score >= scores[d] for score in scores.values())
     ranks = {"plain": rank, "unknown inside": rank, "unknown before": rank}
@@ -336,6 +337,23 @@ def test_another_log_is_read_in_the_models_vocabulary(tiny: Tiny) -> None:
     unseen = [scores[item] >= scores[d] for item in scores if item not in (a, b, c)]
     assert masked.ranks.tolist() == [sum(unseen)] * 3 + [len(scores) + 1]
     assert unmasked.protocol.data != tiny.recommender.data.fingerprint
+
+
+def test_a_log_of_unknown_items_says_so(tiny: Tiny) -> None:
+    log = pl.DataFrame({"user_id": ["a"] * 5, "item_id": ["?", "!", "?", "!", "?"]})
+    with pytest.raises(InputError, match="knows none of the 2 items of that log"):
+        tiny.recommender.evaluate(log)
+
+
+def test_an_id_is_no_list_of_ids(tiny: Tiny) -> None:
+    calls: list[dict[str, Any]] = [
+        {"users": "u7"}, {"histories": ["u7"]}, {"histories": [["a"]], "deny": "u7"},
+    ]  # fmt: skip
+    for options in calls:
+        with pytest.raises(
+            InputError, match=r"^'u7' is one id where a list is due; write \['u7'\]"
+        ):
+            tiny.recommender.recommend(**options)
 
 
 def test_a_prepared_log_must_be_prepared_alike(tiny: Tiny) -> None:
@@ -641,7 +659,7 @@ def test_interrupt_and_resume(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.Mo
     assert load(out).trained.epoch == 1
     with pytest.raises(InputError, match="exists already"):
         start()
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match="of another run"):
         untrained().fit(tiny.frame, out=out, resume=True)
 
     resumed = start(resume=True)

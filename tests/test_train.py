@@ -277,15 +277,20 @@ def test_resuming_something_else_is_refused(
     filtered = prepare(interactions, core=9)
     by_time = prepare(interactions, split="time")
     longer = replace(TINY_TRAINING, epochs=3)
-    for data, model, config in (
-        (sequences, TINY_MODEL, longer),
-        (sequences, TINY_MODEL, replace(TINY_TRAINING, lr=0.011)),
-        (sequences, replace(TINY_MODEL, dropout=0.3), TINY_TRAINING),
-        (sequences, replace(TINY_MODEL, dim=8), TINY_TRAINING),
-        (filtered, TINY_MODEL, TINY_TRAINING),
-        (by_time, TINY_MODEL, TINY_TRAINING),
+    for data, model, config, what in (
+        (sequences, TINY_MODEL, longer, "train.epochs = 2, not 3"),
+        (sequences, TINY_MODEL, replace(TINY_TRAINING, lr=0.011), "train.lr = 0.01, not 0.011"),
+        (
+            sequences,
+            replace(TINY_MODEL, dropout=0.3),
+            TINY_TRAINING,
+            "model.dropout = 0.2, not 0.3",
+        ),
+        (sequences, replace(TINY_MODEL, dim=8), TINY_TRAINING, "model.dim = 16, not 8"),
+        (filtered, TINY_MODEL, TINY_TRAINING, "another log"),
+        (by_time, TINY_MODEL, TINY_TRAINING, "another log"),
     ):
-        with pytest.raises(InputError, match="another configuration or log"):
+        with pytest.raises(InputError, match=f"of another run, {what};"):
             train(fresh(data, model), data, config, tmp_path, resume=True)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
@@ -338,6 +343,9 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[100] == pytest.approx(0.25)
     assert 0 < rates[-1] < 1e-4
     assert learning_rate(replace(config, warmup_steps=0), 0, 0, 20) == 0.5
+    # It rises over a fifth of all updates at most: a small log has few.
+    assert learning_rate(replace(config, schedule="constant"), 0, 9, 5) == 0.5
+    assert learning_rate(replace(config, schedule="constant"), 0, 4, 5) == 0.25
 
 
 def test_the_optimiser_is_given_the_learning_rate(
@@ -437,7 +445,7 @@ def test_a_checkpoint_from_before_a_setting_was_added_goes_on(
     rewritten(path, lambda about, _: about["config"].pop("weight_decay"))
     assert train(fresh(sequences), sequences, TINY_TRAINING, tmp_path, resume=True).epoch == 2
     rewritten(path, lambda about, _: about["config"].update(lr=0.5))
-    with pytest.raises(OtherRunError, match="belongs to another configuration"):
+    with pytest.raises(OtherRunError, match=r"of another run, train.lr = 0.5, not 0.01; resume"):
         train(fresh(sequences), sequences, TINY_TRAINING, tmp_path, resume=True)
 
 

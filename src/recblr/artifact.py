@@ -6,6 +6,7 @@ It appears whole or not at all, and is refused when anything in it has changed.
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recblr.config import build
+from recblr.data.sequences import MARK as PREPARED
 from recblr.data.sequences import Sequences
 from recblr.data.split import Split
 from recblr.errors import InputError
@@ -29,7 +31,8 @@ from recblr.models import MODELS
 from recblr.models.model import Model
 from recblr.train import TrainConfig, Trained
 
-FILES = ("model.safetensors", "config.json", "vocabulary.parquet", "histories.parquet")
+MARK = "model.safetensors"  # what an artifact is known by
+FILES = (MARK, "config.json", "vocabulary.parquet", "histories.parquet")
 BROKEN = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException,
 )  # fmt: skip
@@ -55,14 +58,15 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
     """Write the folder, all of it or nothing."""
     data = artifact.data
     starts = data.offsets[:-1]
-    with new_folder(folder, overwrite) as new:
-        save_file(artifact.network.state_dict(), new / "model.safetensors")
+    with new_folder(folder, overwrite, MARK) as new:
+        save_file(artifact.network.state_dict(), new / MARK)
         settings = {
             "model": {"name": artifact.model, **asdict(artifact.config)},
             "train": asdict(artifact.training),
             "data": {"core": data.core, "split": data.split.name},
         }
         (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        shutil.copymode(new / "config.json", new / MARK)  # which was written for its owner alone
         vocabulary = {"item_id": data.item_ids, "training_count": data.item_counts}
         pq.write_table(pa.table(vocabulary), new / "vocabulary.parquet")
         # Rows of the split are kept relative to the user's first, -1 for none.
@@ -111,11 +115,17 @@ def load(folder: Path) -> Artifact:
         training = build(TrainConfig, settings["train"], "train")
         data = _read_data(folder, settings["data"], manifest["data"])
         trained, measured = Trained(**manifest["training"]), manifest["measured"]
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(folder / MARK)
     except InputError:
         raise
     except BROKEN as error:
         what = str(error) if isinstance(error, OSError) else repr(error)
+        if not folder.exists():
+            what = "there is no such folder; check the path"
+        elif (folder / PREPARED).exists():
+            what = "it is a prepared log; train a model on it"
+        elif isinstance(error, FileNotFoundError):
+            what = f"it has no {Path(error.filename).name}"
         raise InputError(f"{folder} is not a whole recblr artifact: {what}") from error
     network = MODELS[name][0](len(data.item_ids), config, data.users, training.max_length)
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}

@@ -1,5 +1,7 @@
 """The command line: parse, call one library function, print."""
 
+import csv
+import logging
 import sys
 import tempfile
 import warnings
@@ -70,9 +72,10 @@ def prepare(
 ) -> None:
     """Read, filter and split a log once, for many runs."""
     from recblr.data import open_log
+    from recblr.data.sequences import MARK
     from recblr.folders import check_absent
 
-    check_absent(out, overwrite)
+    check_absent(out, overwrite, MARK)
     data = open_log(log, core, split, _columns(columns))
     data.save(out, overwrite)
     kept = data.summary["kept"]
@@ -107,6 +110,9 @@ def train(
     from recblr.recommender import Recommender
 
     chosen = apply_settings(read_preset(config, log, model), settings)
+    if not as_json:  # a line an epoch
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("recblr").setLevel(logging.INFO)
     keep_freed_memory()
     recommender = Recommender.configured(model, chosen, device)
     recommender.fit(
@@ -117,11 +123,13 @@ def train(
         print_json(recommender.measured)
         return
     trained = recommender.trained
+    go_on = "; --resume goes on from there" * (trained.ended == "interrupted")
     print(
         f"best epoch {trained.best_epoch} of {trained.epoch} ({trained.ended}), "
-        f"{trained.seconds:,.0f} s; model in {out}"
+        f"{trained.seconds:,.0f} s; model in {out}{go_on}"
     )
     _print_evaluations(recommender.measured)
+    _print_duplicates(recommender.data.summary)
 
 
 @app.command()
@@ -185,7 +193,7 @@ def recommend(
     folder: Model,
     user: Annotated[list[str], typer.Option(help="A user of the log; repeatable.")] = [],  # noqa: B006
     history: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Item ids, oldest first.")
+        str | None, typer.Option(metavar="A,B,C", help="Item ids, oldest first, quoted as in CSV.")
     ] = None,
     users: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Users, one id a line.")
@@ -200,7 +208,8 @@ def recommend(
         bool, typer.Option(help="Leave out items the history holds already.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write .parquet or .csv instead.")
+        Path | None,
+        typer.Option("-o", "--out", help="Write .parquet, or .csv (not --all)."),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -217,24 +226,40 @@ def recommend(
     if out is not None and not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} does not exist; create it first")
     recommender = recblr.load(folder, device)
+    known = set(recommender.data.item_ids.to_pylist())
+
+    def items(option: str, text: str | None) -> list[str | int] | None:
+        if text is None:
+            return None
+        ids = recommender.item_ids(next(csv.reader([text], skipinitialspace=True), []))
+        strange = [name for name in ids if name not in known]
+        if 0 < len(strange) < len(ids):
+            warnings.warn(
+                f"--{option}: the model does not know {len(strange)} of {len(ids)} items, such as "
+                f"{strange[0]!r}; passed over",
+                stacklevel=2,
+            )
+        return ids
+
+    past = items("history", history)
     options: dict[str, Any] = {
-        "k": k,
-        "allow": None if allow is None else recommender.item_ids(allow.split(",")),
-        "deny": None if deny is None else recommender.item_ids(deny.split(",")),
-        "hide_seen": hide_seen,
-    }
+        "k": k, "allow": items("allow", allow), "deny": items("deny", deny), "hide_seen": hide_seen,
+    }  # fmt: skip
     if everyone:
         assert out is not None
         recommender.recommend_all(out, **options)
+        print(f"{recommender.data.users:,} users in {out}")
         return
-    names = user or _lines(users) if history is None else None
+    names = user or _lines(users) if past is None else None
     frame = recommender.recommend(
         users=None if names is None else recommender.user_ids(names),
-        histories=None if history is None else [recommender.item_ids(history.split(","))],
+        histories=None if past is None else [past],
         **options,
     )
     if out is not None:
         frame.write_parquet(out) if out.suffix == ".parquet" else frame.write_csv(out)
+        if not as_json:
+            print(f"{frame['user_id'].n_unique():,} users in {out}")
     if as_json:
         print_json(frame.to_dicts())
     elif out is None:
@@ -389,8 +414,10 @@ def _lines(path: Path | None) -> list[str]:
     assert path is not None
     try:
         return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no text in UTF-8 ({error})") from error
 
 
 def _print_summary(summary: dict[str, Any], core: int, split: str) -> None:
@@ -399,16 +426,18 @@ def _print_summary(summary: dict[str, Any], core: int, split: str) -> None:
     for name, row in (("read", read), (f"kept ({core}-core)", kept)):
         table.add_row(name, *(f"{row[key]:,}" for key in ("users", "items", "interactions")))
     Console().print(table)
-    duplicates = summary["duplicate_rows_kept"]
     print(
         f"{split}: {summary['training_interactions']:,} events train, "
         f"{summary['validation_users']:,} users validate, {summary['test_users']:,} test"
     )
-    print(
-        "no timestamps: the order of the file is the order of time"
-        if duplicates is None
-        else f"{duplicates:,} rows repeat another in user, item and time; they are kept"
-    )
+    if summary["duplicate_rows_kept"] is None:
+        print("no timestamps: the order of the file is the order of time")
+    _print_duplicates(summary)
+
+
+def _print_duplicates(summary: dict[str, Any]) -> None:
+    if duplicates := summary["duplicate_rows_kept"]:
+        print(f"{duplicates:,} rows repeat another in user, item and time; they are kept")
 
 
 def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
@@ -422,6 +451,11 @@ def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
                 *(f"{evaluation['floors'][floor][name]:.4f}" for floor in floors),
             )  # fmt: skip
     Console().print(table)
+    for evaluation in evaluations:
+        ours, seen = evaluation["metrics"]["NDCG@10"], evaluation["protocol"]["seen"]
+        for name in floors:
+            if (floor := evaluation["floors"][name]["NDCG@10"]) > ours:
+                print(f"{name}, which needs no training, is ahead: {floor:.4f} NDCG@10 ({seen})")
     protocol = evaluations[0]["protocol"]
     print(
         f"protocol: {protocol['split']} {protocol['part']}, {protocol['core']}-core, full ranking "

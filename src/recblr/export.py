@@ -82,7 +82,7 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
         },
         "score": {"inputs": {"hidden": hidden}, "outputs": {"scores": scores}},
     }
-    with new_folder(out, overwrite) as new, torch.no_grad():
+    with new_folder(out, overwrite, "step.onnx") as new, torch.no_grad():
         for name, build in (("step", _STEPS[recommender.model]), ("score", _score)):
             graph = _Graph(onnx)
             inputs = [_Value(graph, given) for given in graphs[name]["inputs"]]

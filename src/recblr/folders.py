@@ -10,27 +10,36 @@ from filelock import FileLock, Timeout
 
 from recblr.errors import InputError
 
-OURS = ("manifest.json", "prepared.json")  # one of them is in every folder we write
 
+def check_absent(path: Path, overwrite: bool, mark: str) -> None:
+    """Refuse early, before long work, to write over what is there.
 
-def check_absent(path: Path, overwrite: bool) -> None:
-    """Refuse early, before long work, to write over what is there."""
+    Args:
+        path: the folder to be.
+        overwrite: one of its own kind may be replaced.
+        mark: the file by which that kind is known.
+    """
     if not path.name:
         raise InputError(f"{path} is not a folder that can be written anew; name one")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; choose another folder or pass --overwrite")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; choose another folder")
-    if path.exists() and not any((path / name).exists() for name in OURS):
-        raise InputError(f"{path} holds something else than recblr wrote; choose another folder")
+    if path.exists() and not (path / mark).exists():
+        raise InputError(
+            f"{path} holds something else, there is no {mark} in it; choose another folder"
+        )
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; create it first")
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` that takes its name when the block ends well."""
-    check_absent(path, overwrite)
+def new_folder(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path`` that takes its name when the block ends well.
+
+    Arguments as in :func:`check_absent`; the block is to write the file ``mark``.
+    """
+    check_absent(path, overwrite, mark)
     temporary = path.with_name(f".{path.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -121,7 +122,7 @@ class Recommender:
                 return self._fit(open_log(log, core, split, columns), Path(temporary), False)
         out = Path(out)
         work = out.with_name(f"{out.name}.training")
-        check_absent(out, overwrite or resume)
+        check_absent(out, overwrite or resume, artifact.MARK)
         unfinished = (work / "checkpoint.safetensors").exists()
         if resume and not unfinished:
             raise InputError(f"nothing to resume: {work} holds no checkpoint; leave out --resume")
@@ -170,6 +171,18 @@ class Recommender:
             raise InputError("columns belong to a log; name the log as well")
         if log is not None:
             other = open_log(log, data.core, data.split.name, columns)
+            known = index_in(other.item_ids, data.item_ids) >= 0
+            if not known.any():
+                raise InputError(
+                    f"the model knows none of the {len(known):,} items of that log; give one whose ids "
+                    "are written as in the log it was trained on"
+                )
+            if not known.all():
+                warnings.warn(
+                    f"the model does not know {(~known).sum():,} of the {len(known):,} items of that "
+                    "log; they leave the histories, and as targets count as missed",
+                    stacklevel=2,
+                )
             data = other.with_items(data.item_ids, part)
 
             ours = torch.from_numpy(index_in(data.user_ids, self.data.user_ids))
@@ -214,6 +227,9 @@ class Recommender:
 
         if (users is None) == (histories is None):
             raise InputError("give users or histories, one of the two")
+        for given in (users, allow, deny, *(histories or ())):
+            if isinstance(given, str):  # its letters would be taken for ids
+                raise InputError(f"{given!r} is one id where a list is due; write [{given!r}]")
         offer = self._offer(k, allow, deny, hide_seen)
         if users is not None:
             users = list(users)
@@ -419,7 +435,10 @@ def _check_parts(data: Sequences, *parts: Part) -> None:
 def _as_ids(texts: Iterable[str], kind: pa.DataType) -> list[str | int]:
     if not pa.types.is_integer(kind):
         return list(texts)
-    try:
-        return [int(text) for text in texts]
-    except ValueError as error:
-        raise InputError(f"ids of this log are whole numbers: {error}") from error
+    found: list[str | int] = []
+    for text in texts:
+        try:
+            found.append(int(text))
+        except ValueError:
+            raise InputError(f"ids of this log are whole numbers, {text!r} is none") from None
+    return found

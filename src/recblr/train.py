@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import os
 import time
@@ -42,6 +43,7 @@ from recblr.progress import progress
 Step = Callable[[PackedBatch, Tensor], Tensor]
 """An update on a batch, see :func:`training_step`."""
 
+_LOGGER = logging.getLogger(__name__)
 _SCANS: dict[str, ops.Implementation] = {
     "packed": "auto", "serial": "serial", "embedding-padding": "tree", "sequence-padding": "tree"
 }  # fmt: skip
@@ -70,7 +72,9 @@ class TrainConfig:
     patience: int = 10  # epochs without a better validation NDCG@10 before it stops
     lr: float = 3e-3  # of Adam, at its highest
     weight_decay: float = 0.0  # this share of each weight is added to its gradient (L2)
-    warmup_steps: int = 200  # the rate rises linearly over these
+    warmup_steps: int = (
+        200  # the rate rises linearly over these, at most a fifth of all there can be
+    )
     # After the warm-up the rate falls to 0 at the last epoch along a cosine, or stays.
     schedule: Literal["cosine", "constant"] = "cosine"
     # Decay an update of the moving average of the weights; the average is what is kept.
@@ -193,6 +197,11 @@ def train(
             _log(
                 folder, "epoch", epoch=run.epoch, loss=loss, targets=count,
                 seconds=round(run.seconds, 2), validation=found,
+            )  # fmt: skip
+            _LOGGER.info(
+                "epoch %d/%d: loss %.4f, validation NDCG@10 %.4f%s, %.0f s", run.epoch,
+                config.epochs, loss, found["NDCG@10"],
+                ", the best so far" if run.best_epoch == run.epoch else "", run.seconds,
             )  # fmt: skip
         run = replace(run, ended="epochs" if run.epoch == config.epochs else "converged")
     except KeyboardInterrupt:
@@ -386,7 +395,8 @@ def validate(model: Model, data: Sequences, config: TrainConfig) -> dict[str, fl
 def learning_rate(config: TrainConfig, epoch: int, number: int, batches: int) -> float:
     """The rate of update ``number`` of ``batches`` in ``epoch``, both from 0."""
     done = epoch + number / batches
-    warmup = min(1.0, (done * batches + 1) / max(1, config.warmup_steps))
+    rising = min(config.warmup_steps, batches * config.epochs // 5)
+    warmup = min(1.0, (done * batches + 1) / max(1, rising))
     cosine = (1 + math.cos(math.pi * done / config.epochs)) / 2
     return config.lr * warmup * (cosine if config.schedule == "cosine" else 1.0)
 
@@ -412,17 +422,21 @@ def _identity(model: Model, config: TrainConfig, data: Sequences) -> dict[str, A
     }  # fmt: skip
 
 
-def _same(about: Mapping[str, Any], model: Model, config: TrainConfig, data: Sequences) -> bool:
-    """Whether a checkpoint is of this run; a setting added since counts as its default."""
+def _other(about: Mapping[str, Any], model: Model, config: TrainConfig, data: Sequences) -> str:
+    """What in a checkpoint is not of this run, "" if all is; a setting added since counts as its
+    default."""
+    if about.get("name", type(model).__name__) != type(model).__name__:
+        return "another model"
     try:
         shape = build(type(model.config), about["model"], "model")
         then = build(TrainConfig, about["config"], "train")
     except InputError:
-        return False
-    name = about.get("name", type(model).__name__)
-    return (name, shape, then, about["data"]) == (
-        type(model).__name__, model.config, config, data.fingerprint,
-    )  # fmt: skip
+        return "a version with other settings"
+    for section, theirs, ours in (("model", shape, model.config), ("train", then, config)):
+        for name, value in asdict(theirs).items():
+            if value != getattr(ours, name):
+                return f"{section}.{name} = {value!r}, not {getattr(ours, name)!r}"
+    return "" if about["data"] == data.fingerprint else "another log"
 
 
 def _save_checkpoint(
@@ -458,8 +472,8 @@ def _load_checkpoint(
                 part, name = key.split("/", 1)
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
         run = Trained(**about["run"])
-        same = _same(about, model, config, data)
-        if same:
+        other = _other(about, model, config, data)
+        if not other:
             model.load_state_dict(parts.pop("model"))
             average.load_state_dict(parts.pop("average"))
             best = parts.pop("best")
@@ -470,8 +484,8 @@ def _load_checkpoint(
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} is damaged ({what}); train without --resume") from error
-    if not same:
+    if other:
         raise OtherRunError(
-            f"{path} belongs to another configuration or log; resume with the same ones"
+            f"{path} is of another run, {other}; resume with the settings and the log it began with"
         )
     return run, best

@@ -7,7 +7,7 @@ from typing import Any
 from recblr.config import near
 from recblr.data.datasets import DATASETS, load_dataset
 from recblr.data.log import Interactions, read_log
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.sequences import MARK, Sequences, prepare
 from recblr.errors import InputError
 
 
@@ -26,7 +26,7 @@ def open_log(
         split: "leave-one-out" (default) or "time".
         columns: our column names to those of the file.
     """
-    if isinstance(source, str | Path) and (Path(source) / "prepared.json").exists():
+    if isinstance(source, str | Path) and (Path(source) / MARK).exists():
         source = Sequences.load(Path(source))
     if isinstance(source, Sequences):
         asked = (source.core if core is None else core, split or source.split.name)

@@ -20,6 +20,7 @@ from recblr.errors import InputError
 from recblr.folders import new_folder
 
 Part = Literal["validation", "test"]
+MARK = "prepared.json"  # what a prepared folder is known by
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ class Sequences:
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
         """Write the prepared folder: arrays that map into memory, vocabularies, summary."""
-        with new_folder(folder, overwrite) as new:
+        with new_folder(folder, overwrite, MARK) as new:
             np.save(new / "items.npy", self.items)
             np.save(new / "offsets.npy", self.offsets)
             np.save(
@@ -105,13 +106,13 @@ class Sequences:
                 "split": self.split.name, "core": self.core, "fingerprint": self.fingerprint,
                 "summary": self.summary,
             }  # fmt: skip
-            (new / "prepared.json").write_text(json.dumps(about, indent=2) + "\n")
+            (new / MARK).write_text(json.dumps(about, indent=2) + "\n")
 
     @staticmethod
     def load(folder: Path) -> "Sequences":
         """Read a prepared folder; nothing but its vocabulary and split is taken into memory."""
         try:
-            about = json.loads((folder / "prepared.json").read_text())
+            about = json.loads((folder / MARK).read_text())
             train_end, validation, test = np.load(folder / "split.npy")
             sequences = Sequences(
                 items=np.load(folder / "items.npy", mmap_mode="r"),
