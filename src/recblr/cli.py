@@ -15,7 +15,7 @@ from rich.table import Table
 
 from recblr.bench.commands import bench
 from recblr.errors import DivergedError, InputError, out_of_memory
-from recblr.options import Device, Json, print_json
+from recblr.options import Columns, Device, Json, print_json, read_columns
 from recblr.serving.commands import add_commands
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ Core = Annotated[
     typer.Option(help="Keep users and items with this many events. [data sets: 5, files: 1]"),
 ]
 Split = Annotated[str | None, typer.Option(help="leave-one-out (default) or time.")]
-Columns = Annotated[
-    str | None,
-    typer.Option(metavar="OURS=THEIRS,…", help="Column names, such as user_id=userId."),
-]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
 Settings = Annotated[
     list[str],
@@ -76,7 +72,7 @@ def prepare(
     from recblr.folders import check_absent
 
     check_absent(out, overwrite, MARK)
-    data = open_log(log, core, split, _columns(columns))
+    data = open_log(log, core, split, read_columns(columns))
     data.save(out, overwrite)
     kept = data.summary["kept"]
     if as_json:
@@ -116,7 +112,7 @@ def train(
     keep_freed_memory()
     recommender = Recommender.configured(model, chosen, device)
     recommender.fit(
-        log, core=core, split=split, columns=_columns(columns), out=out, resume=resume,
+        log, core=core, split=split, columns=read_columns(columns), out=out, resume=resume,
         overwrite=overwrite,
     )  # fmt: skip
     if as_json:
@@ -147,7 +143,7 @@ def evaluate(
 
     evaluations = [
         evaluation.to_json()
-        for evaluation in recblr.load(folder, device).evaluate(log, columns=_columns(columns))
+        for evaluation in recblr.load(folder, device).evaluate(log, columns=read_columns(columns))
     ]
     if as_json:
         print_json(evaluations)
@@ -176,7 +172,7 @@ def compare(
 
     if html is not None and not html.parent.is_dir():
         raise InputError(f"the folder {html.parent} does not exist; create it first")
-    comparison = measure(folders, log, _columns(columns), device)
+    comparison = measure(folders, log, read_columns(columns), device)
     if html is not None:
         try:
             html.write_text(page(comparison), encoding="utf-8")
@@ -392,15 +388,6 @@ def main() -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     print(f"recblr: {message}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def _columns(text: str | None) -> dict[str, str] | None:
-    if text is None:
-        return None
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(ours and equals and theirs for ours, equals, theirs in pairs):
-        raise InputError(f"--columns {text}: write user_id=theirs,item_id=theirs,timestamp=theirs")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

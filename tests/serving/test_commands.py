@@ -71,6 +71,31 @@ def test_a_model_without_a_state_is_refused(models: Path, tmp_path: Path) -> Non
         run("verify", models / "sasrec", "--store", tmp_path / "events.sqlite")
 
 
+def test_a_mistake_of_replay_and_verify_leaves_nothing(models: Path, tmp_path: Path) -> None:
+    store, log = tmp_path / "events.sqlite", tmp_path / "log.csv"
+    log.write_text("who,item_id\nann,1\n")
+    for command, message in (
+        (("verify",), "there is no such event log; name one by --store"),
+        (("replay", "--log", log), "no column user_id"),
+        (("replay", "--columns", "user_id=who"), "name it by --log"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(command[0], models / "a", "--store", store, *command[1:])
+        assert not store.exists()
+
+
+def test_dates_of_a_log_become_seconds(models: Path, tmp_path: Path) -> None:
+    store = tmp_path / "events.sqlite"
+    for name, when in (("dates", "2024-05-01T00:00:00.5Z"), ("numbers", "1714521601")):
+        log = tmp_path / f"{name}.csv"
+        log.write_text(f"who,item_id,timestamp\nann,1,{when}\n")
+        run("replay", models / "a", "--store", store, "--log", log, "--columns", "user_id=who")
+    events = SQLiteLog(store)
+    (user,) = events.users()
+    assert [time for time, _, _ in events.events(user)] == [1714521600.5, 1714521601.0]
+    events.close()
+
+
 def test_a_server_that_cannot_start_leaves_nothing(models: Path, tmp_path: Path) -> None:
     store = tmp_path / "events.sqlite"
     for model, message in (

@@ -53,6 +53,7 @@ class Interactions:
     user_ids: pa.Array  # string or int64
     item_ids: pa.Array
     source: str  # what messages call the log
+    dates: bool = False  # whether the times were dates, and are microseconds since 1970
 
     def __len__(self) -> int:
         return len(self.users)
@@ -98,7 +99,8 @@ def read_log(source: Any, *, columns: Mapping[str, str] | None = None) -> Intera
     # One column at a time is held twice, and not beside what Arrow keeps for its next batch.
     pa.default_memory_pool().release_unused()
     codes = users.finish(), items.finish()
-    return Interactions(*codes, times.finish(), users.ids, items.ids, source=name)
+    dates = times.form.startswith("date")
+    return Interactions(*codes, times.finish(), users.ids, items.ids, name, dates)
 
 
 # ---- columns to codes and times ------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from recblr.errors import InputError, from_extra
-from recblr.options import Json, print_json
+from recblr.options import Columns, Json, print_json, read_columns
 
 Model = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
 Store = Annotated[
@@ -76,13 +76,14 @@ def replay(
         str | None,
         typer.Option("--log", metavar="LOG", help="Put the events of this log in first."),
     ] = None,
+    columns: Columns = None,
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Make the states of all users anew from the event log."""
     with from_extra("serve"):
         from recblr.serving.replay import replay as run
-    found = run(model, store, log, cache)
+    found = run(model, store, log, cache, read_columns(columns))
     if as_json:
         print_json(found)
     else:

@@ -42,7 +42,7 @@ class EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """An event: who did something with which item, and when.
 
     Ids have 1 to 256 bytes. ``event_id`` is yours: sent twice, an event counts once. ``timestamp`` is
-    any number that rises with time, such as seconds since 1970.
+    a number that rises with time, seconds since 1970 or whatever all of a user's events have.
     """
 
     event_id: str | int

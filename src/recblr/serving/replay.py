@@ -1,7 +1,7 @@
 """The event log made into states again, and held against the offline scorer."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import torch
 
 from recblr.data.batches import pack
 from recblr.data.log import Interactions, read_log
+from recblr.errors import InputError
 from recblr.progress import progress
 from recblr.serving.app import ALONE
 from recblr.serving.events import Event, User
@@ -27,18 +28,25 @@ T = TypeVar("T")
 
 
 def replay(
-    model: Path, store: str, source: str | None = None, cache: str | None = None
-) -> dict[str, Any]:
+    model: Path, store: str, source: str | None = None, cache: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Make all snapshots anew from the events; those of a log first, where ``source`` names one.
 
-    An event of a log has the id ``<file>:<row>``, so that a log put in twice counts once.
+    An event of a log has the id ``<file>:<row>``, so that a log put in twice counts once. Its dates
+    become seconds since 1970, its numbers stay as they are. ``columns`` as for :func:`read_log`.
 
     Returns:
         ``users``, ``events`` in the log, ``added`` of them now, ``seconds``.
     """
+    if columns is not None and source is None:
+        raise InputError("--columns are of a log; name it by --log")
     begin = time.perf_counter()
-    states, log = _open(model, store, cache)
-    added = 0 if source is None else _add(log, read_log(source), Path(source).name)
+    served = ServedModel(model)
+    put = None if source is None else read_log(source, columns=columns)
+    log, kept = open_stores(store, cache, USERS)  # after all that can be wrong: it leaves no file
+    states = States(log, kept, served)
+    added = 0 if put is None else _add(log, put, Path(put.source).name)
     events, users = 0, list(log.users())
     with progress("replaying", len(users)) as advance:
         for some in _batches(users, USERS):
@@ -53,6 +61,8 @@ def _add(log: Log, source: Interactions, name: str) -> int:
     """Put the events of a log into the event log; how many were not there."""
     users, items = source.user_ids.to_pylist(), source.item_ids.to_pylist()
     times = np.arange(len(source)) if source.timestamps is None else source.timestamps
+    if source.dates:
+        times = times / 1e6
     added = 0
     with progress("adding events", len(source)) as advance:
         for rows in _batches(range(len(source)), EVENTS):
@@ -79,8 +89,9 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
         item; ``lists``, how many top 20 differ; ``equal``, whether none does and no score by more
         than 1e-4.
     """
-    states, log = _open(model, store, cache)
-    served = states.model
+    served = ServedModel(model)
+    log, kept = open_stores(store, cache, USERS, make=False)
+    states = States(log, kept, served)
     vectors = served.network.item_embeddings
     largest, lists, compared, events = 0.0, 0, 0, 0
     users = list(log.users())
@@ -112,13 +123,6 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
         "lists": lists,
         "equal": equal,
     }
-
-
-def _open(model: Path, store: str, cache: str | None) -> tuple[States, Log]:
-    """The log last: a mistake leaves no file."""
-    served = ServedModel(model)
-    log, kept = open_stores(store, cache, USERS)
-    return States(log, kept, served), log
 
 
 def _offline(served: ServedModel, log: Log, users: Sequence[User]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 
 from recblr.errors import InputError
-from recblr.serving.app import Server, application
+from recblr.serving.app import ALONE, Server, application
 from recblr.serving.engine import Engine
 from recblr.serving.keys import Keys
 from recblr.serving.model import ServedModel
@@ -45,9 +45,12 @@ def run(
         hosts = ["*"] if known else ["localhost", "127.0.0.1", "[::1]", host]
         app = application(Server(engine, known, folder.parent, names), hosts)
         name = f"[{host}]" if ":" in host else host
+        none = ", none yet; `recblr replay --log` puts those of a log in"
+        if known is not None or log.users_of(ALONE, 1):
+            none = ""
         print(
             f"serving {served.name} {served.hash} from {folder}\n"
-            f"{len(served.item_ids):,} items by {served.index.kind}, events in {log.name}\n"
+            f"{len(served.item_ids):,} items by {served.index.kind}, events in {log.name}{none}\n"
             f"http://{name}:{bound.getsockname()[1]}",
             flush=True,
         )

@@ -10,9 +10,11 @@ from recblr.serving.store import Cache, Log
 POSTGRESQL = ("postgresql://", "postgres://")
 
 
-def open_stores(store: str, cache: str | None, users: int = 100_000) -> tuple[Log, Cache]:
+def open_stores(
+    store: str, cache: str | None, users: int = 100_000, make: bool = True
+) -> tuple[Log, Cache]:
     """The event log in a file or at a URL of PostgreSQL, and states at one of Redis, or of so many
-    users in this process.
+    users in this process. ``make`` a file that is not there.
 
     Raises:
         InputError: one of them cannot be opened, or states are to be shared and the log is a file.
@@ -24,6 +26,8 @@ def open_stores(store: str, cache: str | None, users: int = 100_000) -> tuple[Lo
             raise InputError(
                 "--cache is for a log that is shared; name one by --store postgresql://…"
             )
+        if not make and not Path(store).exists():
+            raise InputError(f"{store}: there is no such event log; name one by --store")
         return SQLiteLog(Path(store)), LocalCache(users)
     with from_extra("shared"):
         from recblr.serving.postgresql import PostgreSQLLog
