@@ -78,7 +78,8 @@ def _order(data: Data) -> str:
 
 def _optimum(data: Data) -> str:
     found = [
-        f"{optimum['verdict']} on {dataset} (paper {optimum['claimed']}, here {optimum['best']})"
+        f"{optimum['verdict']} on {dataset} (paper {optimum['claimed']}; here {optimum['best']}, "
+        f"{'not ' * (optimum['verdict'] == 'reproduced')}ahead by more than chance)"
         for dataset, of_data in data.items()
         if (optimum := of_data["optimum"]) and "claimed" in optimum
     ]

@@ -240,19 +240,19 @@ def answers_right(model: Model, recall: Recall) -> dict[int, float]:
 
 
 def _draw(distances: Sequence[int], data: dict[str, Any], chance: float, figure: "Figure") -> None:
-    """Shares by distance, a line a model; dashed what a guess gives."""
-    figure.set_size_inches(6, 3.4)
+    """Shares by distance, a line a model, the last one in vermilion; dashed what a guess gives."""
+    figure.set_size_inches(6.6, 3.4)
     axes = figure.subplots()
-    for number, (row, it) in enumerate(data.items()):
+    for number, (row, it) in zip(reversed(range(len(data))), data.items(), strict=True):
         points = [(d, s) for d, s in zip(distances, it["right"], strict=True) if s is not None]
         axes.semilogx(
             *zip(*points, strict=True), color=figures.COLOURS[number], label=row,
-            marker=figures.MARKERS[number],
+            marker=figures.MARKERS[number], markersize=5 + 2 * number,  # none hides another
         )  # fmt: skip
-    axes.axhline(chance, color=figures.GREY, ls="--", lw=1)
-    axes.set_ylim(0, 1.05)
+    axes.axhline(chance, color=figures.GREY, ls="--", lw=1, label="a guess")
+    axes.set_ylim(0, 1.07)
     axes.set_xlabel("events between a key and its answer")
     axes.set_ylabel("answers right")
-    axes.set_xticks(distances, [f"{d:,}" for d in distances])
+    axes.set_xticks(distances, [f"{d:,}" if d < 10_000 else f"{d // 1000}k" for d in distances])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

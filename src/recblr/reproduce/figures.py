@@ -13,18 +13,28 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#555555"
 COLOURS = (VERMILION, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
+CHAIN = "markov chain"  # of the floors
 
 
 def dots(data: Mapping[str, Any], reference: str, figure: "Figure") -> None:
-    """A panel a data set: every row's figure with its interval, the published one hollow."""
+    """A panel a data set: every row's figure with its interval, the published one hollow, and the
+    Markov chain's as a line."""
     from matplotlib.ticker import MaxNLocator
 
     panels = _measured(data)
-    rows = list(next(iter(panels.values()))["rows"])
-    figure.set_size_inches(2 + 2.6 * len(panels), 1.3 + 0.33 * len(rows))
+    every = [it["rows"] for it in panels.values()]
+    rows = [
+        name
+        for name in every[0]
+        if any("unmasked" in rows[name] or rows[name]["published"] for rows in every)
+    ]
+    figure.set_size_inches(2 + 2.6 * len(panels), 1.5 + 0.33 * len(rows))
     places = _panels(figure, len(panels), sharey=True)
     for axes, (dataset, of_data) in zip(places, panels.items(), strict=True):
-        for height, (name, row) in enumerate(of_data["rows"].items()):
+        if chain := of_data["floors"].get(CHAIN):
+            axes.axvline(chain["unmasked"][MAIN], color=GREY, ls=":", lw=1, zorder=0)
+        for height, name in enumerate(rows):
+            row = of_data["rows"][name]
             if "unmasked" in row:
                 cell = row["unmasked"][MAIN]
                 colour = VERMILION if name == reference else BLUE
@@ -37,15 +47,23 @@ def dots(data: Mapping[str, Any], reference: str, figure: "Figure") -> None:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="x", alpha=0.3)
     places[0].set_yticks(range(len(rows)), rows)
-    places[0].invert_yaxis()
-    if any(MAIN in row["published"] for it in panels.values() for row in it["rows"].values()):
-        _legend(figure)
+    places[0].set_ylim(len(rows) - 0.5, -0.5)
+    compared = any(
+        MAIN in row["published"] for it in panels.values() for row in it["rows"].values()
+    )
+    _legend(figure, compared, any(CHAIN in it["floors"] for it in panels.values()))
 
 
 def lines(data: Mapping[str, Any], axis: str, figure: "Figure") -> None:
-    """A panel a data set: the figure with its interval along what the rows vary; dashed where the
-    paper finds the best."""
+    """A panel a data set of several points: the figure with its interval along what the rows vary;
+    dashed where the paper finds the best."""
     panels = _measured(data)
+    several = {
+        name: it
+        for name, it in panels.items()
+        if sum("unmasked" in row for row in it["rows"].values()) > 1
+    }
+    panels = several or panels
     figure.set_size_inches(0.6 + 2.6 * len(panels), 2.8)
     places = _panels(figure, len(panels))
     places[0].set_ylabel(f"{MAIN}, 95% interval")
@@ -60,7 +78,9 @@ def lines(data: Mapping[str, Any], axis: str, figure: "Figure") -> None:
             axes.plot([place, place], cell["interval"], color=BLUE, linewidth=1.5, alpha=0.6)
         axes.plot(x, [cell["mean"] for cell in cells], "o-", color=BLUE)
         if of_data["optimum"] and "claimed" in of_data["optimum"]:
-            axes.axvline(float(of_data["optimum"]["claimed"]), color=GREY, ls="--", lw=1, zorder=0)
+            claimed = float(of_data["optimum"]["claimed"])
+            axes.axvline(claimed, color=GREY, ls="--", lw=1, zorder=0, label="best in the paper")
+            axes.legend(frameon=False, fontsize=8)
         axes.set_xticks(x)
         axes.set_title(dataset, loc="left", fontsize=10)
         axes.set_xlabel(axis)
@@ -84,8 +104,8 @@ def ratios(data: Mapping[str, Any], figure: "Figure") -> None:
         axes.grid(axis="x", alpha=0.3)
     places[0].set_yticks(range(len(rows)), rows)
     places[0].invert_yaxis()
-    if any("published" in row for it in panels.values() for row in it.values()):
-        _legend(figure)
+    compared = any("published" in row for it in panels.values() for row in it.values())
+    _legend(figure, compared)
 
 
 def growth(
@@ -143,12 +163,13 @@ def _plain_log(axes: "Axes", which: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _legend(figure: "Figure") -> None:
+def _legend(figure: "Figure", published: bool, chain: bool = False) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [("o", BLUE, BLUE, "measured"), ("D", GREY, "none", "published")]
-    handles = [
-        Line2D([], [], ls="none", marker=marker, mec=edge, mfc=face, label=label)
-        for marker, edge, face, label in marks
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(marks), frameon=False)
+    handles = [Line2D([], [], ls="none", marker="o", color=BLUE, label="measured")]
+    if published:
+        mark = Line2D([], [], ls="none", marker="D", mec=GREY, mfc="none", label="published")
+        handles.append(mark)
+    if chain:
+        handles.append(Line2D([], [], ls=":", color=GREY, label="Markov chain, untrained"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
