@@ -2,14 +2,18 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import runpy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import recblr
+from recblr.models import MODELS
+from recblr.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,6 +41,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_of_settings_has_them_all() -> None:
+    training, models = (ROOT / "docs" / "settings.md").read_text().split("## `[model]`")
+    found = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", training, re.MULTILINE)
+    assert found == [(f.name, json.dumps(f.default)) for f in fields(TrainConfig)]
+    for name, (_, config) in MODELS.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (.+) \|$", models, re.MULTILINE)
+        stated = re.findall(r"`(\w+) = (\S+)`", row)
+        assert stated == [(f.name, json.dumps(f.default)) for f in fields(config)]
 
 
 def test_the_readmes_figures_are_those_of_the_results() -> None:

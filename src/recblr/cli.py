@@ -5,6 +5,7 @@ import logging
 import sys
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from recblr.compare import Comparison
 
 app = typer.Typer(
-    help="From a log of who did what when to recommendations, with numbers one can trust.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
@@ -44,6 +44,21 @@ Settings = Annotated[
         "--set", metavar="KEY=VALUE", help="A setting, such as train.lr=0.001; repeatable."
     ),
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"recblr {version('recblr')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and exit.")
+    ] = False,
+) -> None:
+    """From a log of who did what when to recommendations, with numbers one can trust."""
 
 
 @app.command()
@@ -355,7 +370,10 @@ def doctor(as_json: Json = False) -> None:
     else:
         table = Table(box=None, show_header=False)
         for name, value in findings.items():
-            table.add_row(name.replace("_", " "), str(value))
+            shown = (
+                "none" if value is None else f"{value:.1e}" if isinstance(value, float) else value
+            )
+            table.add_row(name.replace("_", " "), str(shown))
         Console().print(table)
     if not findings["healthy"]:
         raise typer.Exit(1)
