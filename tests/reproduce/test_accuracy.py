@@ -216,9 +216,9 @@ def test_the_optimum_within_the_interval(tmp_path: Path) -> None:
     assert sports["interval"][0] > 0
     assert found.headline == "best expansion factor, 1 seed: 3 on beauty, 3 on sports"
     assert (
-        "reproduced on beauty (paper 2; here 3, not ahead by more than chance); not reproduced on sports"
-        in found.verdict
-    )
+        "reproduced on beauty (paper 2; here 3, not ahead by more than chance); not reproduced on "
+        "sports (paper 2; here 3, ahead by more than chance)"
+    ) in found.verdict
 
 
 def test_no_optimum_of_a_line_with_a_gap(tmp_path: Path) -> None:
