@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -759,5 +760,6 @@ def test_a_device_that_is_not_there_is_an_error(tiny: Tiny) -> None:
 def test_the_public_names_are_there() -> None:
     for name in recblr.__all__:
         assert getattr(recblr, name).__name__ == name
+    assert recblr.__version__ == version("recblr")
     with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
         _ = recblr.Recomender

@@ -22,7 +22,10 @@ def check_absent(path: Path, overwrite: bool, mark: str) -> None:
     if not path.name:
         raise InputError(f"{path} is not a folder that can be written anew; name one")
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; choose another folder or pass --overwrite")
+        raise InputError(
+            f"{path} exists already; choose another folder or pass --overwrite "
+            "(in Python overwrite=True)"
+        )
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; choose another folder")
     if path.exists() and not (path / mark).exists():

@@ -184,9 +184,10 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         else splits.by_time(offsets, times[order], cuts)  # type: ignore[index]
     )
     if not np.any(parts.train_end - offsets[:-1] >= 2):
+        smaller = " or a smaller core" * (core > 1)
         raise InputError(
             f"{log.source}: no user is left with two events to train on "
-            f"({len(log):,} events, {core}-core, {split}); give a longer log or a smaller core"
+            f"({len(log):,} events, {core}-core, {split}); give a longer log{smaller}"
         )
     summary = {
         "source": log.source,
