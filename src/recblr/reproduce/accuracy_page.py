@@ -114,7 +114,7 @@ def _about(data: Data) -> str:
     }
     apart = f" Not trained on all positions of a history at once: {', '.join(sorted(others))}."
     return (
-        "Every row is trained by the recipe of its data set, found with RecBLR on validation; no row has "
+        "Every row is trained by the recipe of its data set, found with RecBLR on validation; none has "
         "had a search of its own (docs/reproducing.md says which has a setting of its own). "
         f"{_seeds(data).capitalize()} a row: the verdicts "
         f"are by intervals over users, which say nothing of the seed.{apart if others else ''}"
