@@ -7,11 +7,12 @@ the model, T events of a history that the model looks at, V items.
 Some items of a history are hidden behind [mask] and found again from those on both sides; the next
 item is found by a [mask] behind the history. For training half of the histories have their last
 item hidden alone, as they will be asked, and half a random share of their items. The paper has both
-kinds; one half is RecBole's, of which Table 1 of arXiv 2406.12580 reports, while the authors' code
-has one in eleven. RecBole draws the kind for a batch, this file for each history.
+kinds; one half is that of RecBole 1.2, of which Table 1 of arXiv 2406.12580 reports, while the
+authors' code has one in eleven. RecBole draws the kind for a batch, this file for each history.
 
-Histories are whole (cloze), as in the authors' code, or each prefix is one (prefixes), as in RecBole.
-Where they are short the latter is much the better (docs/log.md).
+Histories are whole (cloze), as in the authors' code, or each prefix is one (prefixes), as in RecBole,
+which leaves out the item that follows it. Where they are short prefixes are much the better
+(docs/log.md).
 
 Positions are counted from the end of a history, where the authors' code and RecBole count from its
 start: the [mask] of the next item then always stands at one and the same place, instead of having to
