@@ -106,10 +106,13 @@ def test_nobody_and_nothing_have_the_vector_zero_and_keep_it() -> None:
 
 def test_a_fresh_model_has_zeros_where_there_is_nothing() -> None:
     fresh = Caser(500, CaserConfig(), users=700)
-    for table in (fresh.embedding, fresh.user, fresh.out):
-        drawn = table.weight if table is fresh.out else table.weight[1:]
-        size = table.embedding_dim
-        assert drawn.std().item() == pytest.approx(1 / size, rel=0.05)
+    for drawn, deviation in (
+        (fresh.embedding.weight[1:], 1 / 8),
+        (fresh.user.weight[1:], 1 / 64),
+        (fresh.out.weight, 1 / 128),
+    ):
+        assert drawn.std().item() == pytest.approx(deviation, rel=0.05)
+    assert (fresh.full.bias == 0).all()
     assert (fresh.embedding.weight[0] == 0).all()
     assert (fresh.user.weight[0] == 0).all()
     assert (fresh.bias == 0).all()

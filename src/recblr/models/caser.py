@@ -5,9 +5,14 @@ Axes: M positions with a target, L events looked at, D the width of a vector, U 
 
 The vector of a position looks at the last L events, zero vectors before a history begins. As for all
 models here, one item is predicted and compared with one other; the paper has T = 3 and three others
-each. Its weights shrink (L2); else the vectors of users learn their histories by heart. Start as in
-the authors' code, but that rows for nothing are zero. Nobody of the log is one of these: the network
-relies on the user, and with few events each strangers have much worse figures (docs/log.md).
+each. Its weights shrink (L2); else the vectors of users learn their histories by heart. Nobody of the
+log is the vector 0: the network relies on the user, and where these have few events strangers have much
+worse figures (docs/log.md).
+
+Users and output rows start as in the authors' code, with deviation 1 / their width. Items that come in
+start larger, 1 / √D, and the layer over the features as in RecBole (Xavier's normal, no bias): else
+what the filters find is about the same for all histories at first, and users are learned by heart
+before it tells them apart (docs/log.md).
 
 RecBole takes the whole padded history for the L events, has another layer over (z, user) and scores
 by the embedding that items come in by; we follow the paper and the authors' code.
@@ -63,8 +68,11 @@ class Caser(Model):
         self.full = nn.Linear(order * config.horizontal + config.vertical * dim, dim)
         self.out = nn.Embedding(items, 2 * dim)
         self.bias = nn.Parameter(torch.zeros(items))
-        for table in (self.embedding, self.user, self.out):
+        nn.init.xavier_normal_(self.full.weight)
+        nn.init.zeros_(self.full.bias)
+        for table in (self.user, self.out):
             nn.init.normal_(table.weight, std=1 / table.embedding_dim)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         nn.init.zeros_(self.embedding.weight[0])
         nn.init.zeros_(self.user.weight[0])
 
