@@ -49,8 +49,9 @@ def fresh(
 
 
 def for_model(name: str, config: TrainConfig) -> TrainConfig:
-    """Smaller steps for a model that finds hidden items: before it can use their neighbours it has to
-    learn which positions these have."""
+    """As its paper trains it; in smaller steps where it finds hidden items: before it can use their
+    neighbours it has to learn which positions these have."""
+    config = replace(config, **MODELS[name][0].recipe)
     return replace(config, lr=3e-3) if name == "bert4rec" else config
 
 
