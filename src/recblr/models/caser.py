@@ -6,8 +6,7 @@ Axes: M positions with a target, L events looked at, D the width of a vector, U 
 The vector of a position looks at the last L events, zero vectors before a history begins. As for all
 models here, one item is predicted and compared with one other; the paper has T = 3 and three others
 each. Its weights shrink (L2); else the vectors of users learn their histories by heart. Nobody of the
-log is the vector 0: the network relies on the user, and where these have few events strangers have much
-worse figures (docs/log.md).
+log is the vector 0, which no example trains: strangers have worse figures than users (docs/log.md).
 
 Users and output rows start as in the authors' code, with deviation 1 / their width. Items that come in
 start larger, 1 / √D, and the layer over the features as in RecBole (Xavier's normal, no bias): else
