@@ -119,13 +119,14 @@ def load(folder: Path) -> Artifact:
     except InputError:
         raise
     except BROKEN as error:
-        what = str(error) if isinstance(error, OSError) else repr(error)
         if not folder.exists():
             what = "there is no such folder; check the path"
         elif (folder / PREPARED).exists():
             what = "it is a prepared log; train a model on it"
         elif isinstance(error, FileNotFoundError):
             what = f"it has no {Path(error.filename).name}"
+        else:
+            what = str(error) if isinstance(error, OSError) else repr(error)
         raise InputError(f"{folder} is not a whole recblr artifact: {what}") from error
     network = MODELS[name][0](len(data.item_ids), config, data.users, training.max_length)
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}

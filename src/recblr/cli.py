@@ -226,7 +226,10 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend to users of the log or to any history."""
+    import pyarrow as pa
+
     import recblr
+    from recblr.data.sequences import index_in
 
     if (len(user) > 0) + (history is not None) + (users is not None) + everyone != 1:
         raise InputError("give --user, --history or --users, or --all; one of the four")
@@ -237,17 +240,17 @@ def recommend(
     if out is not None and not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} does not exist; create it first")
     recommender = recblr.load(folder, device)
-    known = set(recommender.data.item_ids.to_pylist())
+    catalogue = recommender.data.item_ids
 
     def items(option: str, text: str | None) -> list[str | int] | None:
         if text is None:
             return None
         ids = recommender.item_ids(next(csv.reader([text], skipinitialspace=True), []))
-        strange = [name for name in ids if name not in known]
-        if 0 < len(strange) < len(ids):
+        strange = index_in(pa.array(ids, catalogue.type), catalogue) < 0
+        if strange.any() and not strange.all():
             warnings.warn(
-                f"--{option}: the model does not know {len(strange)} of {len(ids)} items, such as "
-                f"{strange[0]!r}; passed over",
+                f"--{option}: the model does not know {strange.sum()} of {len(ids)} items, such as "
+                f"{ids[strange.argmax()]!r}; passed over",
                 stacklevel=2,
             )
         return ids

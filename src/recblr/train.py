@@ -72,9 +72,8 @@ class TrainConfig:
     patience: int = 10  # epochs without a better validation NDCG@10 before it stops
     lr: float = 3e-3  # of Adam, at its highest
     weight_decay: float = 0.0  # this share of each weight is added to its gradient (L2)
-    warmup_steps: int = (
-        200  # the rate rises linearly over these, at most a fifth of all there can be
-    )
+    # The rate rises linearly over these, but at most over a fifth of all updates there can be.
+    warmup_steps: int = 200
     # After the warm-up the rate falls to 0 at the last epoch along a cosine, or stays.
     schedule: Literal["cosine", "constant"] = "cosine"
     # Decay an update of the moving average of the weights; the average is what is kept.

@@ -26,7 +26,7 @@ def dots(data: Mapping[str, Any], reference: str, figure: "Figure") -> None:
     rows = [
         name
         for name in every[0]
-        if any("unmasked" in rows[name] or rows[name]["published"] for rows in every)
+        if any("unmasked" in it[name] or it[name]["published"] for it in every)
     ]
     figure.set_size_inches(2 + 2.6 * len(panels), 1.5 + 0.33 * len(rows))
     places = _panels(figure, len(panels), sharey=True)
@@ -48,9 +48,7 @@ def dots(data: Mapping[str, Any], reference: str, figure: "Figure") -> None:
         axes.grid(axis="x", alpha=0.3)
     places[0].set_yticks(range(len(rows)), rows)
     places[0].set_ylim(len(rows) - 0.5, -0.5)
-    compared = any(
-        MAIN in row["published"] for it in panels.values() for row in it["rows"].values()
-    )
+    compared = any(MAIN in row["published"] for it in every for row in it.values())
     _legend(figure, compared, any(CHAIN in it["floors"] for it in panels.values()))
 
 

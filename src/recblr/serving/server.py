@@ -45,9 +45,8 @@ def run(
         hosts = ["*"] if known else ["localhost", "127.0.0.1", "[::1]", host]
         app = application(Server(engine, known, folder.parent, names), hosts)
         name = f"[{host}]" if ":" in host else host
-        none = ", none yet; `recblr replay --log` puts those of a log in"
-        if known is not None or log.users_of(ALONE, 1):
-            none = ""
+        empty = known is None and not log.users_of(ALONE, 1)
+        none = ", none yet; `recblr replay --log` puts those of a log in" * empty
         print(
             f"serving {served.name} {served.hash} from {folder}\n"
             f"{len(served.item_ids):,} items by {served.index.kind}, events in {log.name}{none}\n"
