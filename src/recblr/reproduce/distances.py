@@ -161,6 +161,7 @@ class Distances:
     def _make(self, model: str, seed: int, folder: Path, command: str, device: str) -> Record:
         keep_freed_memory()
         recommender = self._recommender(model, seed, device)
+        origin = provenance(command, recommender.device.type)  # before it, as in runs.make
         trained = recommender.fit(self.open(LOG)).trained
         if trained.ended == "interrupted":
             raise KeyboardInterrupt
@@ -168,7 +169,7 @@ class Distances:
             "dataset": LOG,
             "model": model,
             "seed": seed,
-            **provenance(command, recommender.device.type),
+            **origin,
             "settings": recommender.settings,
             "asked": self._asked(),
             "epochs": trained.epoch,

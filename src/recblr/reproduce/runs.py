@@ -81,6 +81,8 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:
         return found
     keep_freed_memory()
     recommender, path = run.resolved(device), run.path(folder)
+    # Before the training: the commit is the one whose code is in memory, whatever is checked out meanwhile.
+    origin = provenance(command, recommender.device.type)
     data = open_dataset(run.dataset)
     model = folder / ".models" / run.dataset / path.stem
     model.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +99,7 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:
         "dataset": run.dataset,
         "model": run.model,
         "seed": run.seed,
-        **provenance(command, recommender.device.type),
+        **origin,
         "settings": recommender.settings,
         "examples": settled(training, recommender.network).examples,
         "parameters": sum(p.numel() for p in recommender.network.parameters()),
