@@ -81,7 +81,7 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:
         return found
     keep_freed_memory()
     recommender, path = run.resolved(device), run.path(folder)
-    # Before the training: the commit is the one whose code is in memory, whatever is checked out meanwhile.
+    # Before the training: the commit whose code is in memory, whatever is checked out meanwhile.
     origin = provenance(command, recommender.device.type)
     data = open_dataset(run.dataset)
     model = folder / ".models" / run.dataset / path.stem
