@@ -23,7 +23,7 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -355,8 +355,9 @@ def _download(record: Dataset) -> Path:
     except (*DAMAGED, HTTPException) as failure:
         if isinstance(failure, HTTPError):
             failure.close()  # it is the server's answer as well
+        why = failure.reason if type(failure) is URLError else failure
         raise InputError(
-            f"{record.name}: no download from {record.home} ({failure}); try again, or get it by "
+            f"{record.name}: no download from {record.home} ({why}); try again, or get it by "
             f"hand and {_by_hand(name)}"
         ) from failure
     return target
