@@ -16,7 +16,7 @@ from recblr.data.batches import (
     pack_each,
     prefixes,
     ranges,
-    rectangle,
+    rectangles,
     seen_pairs,
     sequence_padding,
     windows,
@@ -128,17 +128,23 @@ def test_histories_of_no_event_are_put_at_the_end() -> None:
 
 
 @settings(deadline=None)
-@given(lengths=st.lists(st.integers(0, 9), max_size=5))
-def test_a_rectangle_is_a_plain_loop(lengths: list[int]) -> None:
+@given(lengths=st.lists(st.integers(0, 40), max_size=9))
+def test_rectangles_hold_every_history_once(lengths: list[int]) -> None:
     offsets = torch.tensor([0, *lengths]).cumsum(0)
-    values = torch.arange(1.0, 2 * sum(lengths) + 1).reshape(-1, 2)
-    padded, inside = rectangle(values, offsets)
-    assert padded.shape == (len(lengths), max(lengths, default=0), 2)
-    for row, mask, (begin, end) in zip(padded, inside, pairwise(offsets.tolist()), strict=True):
-        assert row[: end - begin].equal(values[begin:end])
-        assert (row[end - begin :] == 0).all()
-        assert mask.tolist() == [True] * (end - begin) + [False] * (len(mask) - end + begin)
-    assert padded[inside].equal(values)
+    events = sum(lengths)
+    shapes, places = rectangles(offsets)
+    found = []
+    for rows in shapes:
+        sizes = (rows < events).sum(1).tolist()
+        assert max(sizes) == rows.shape[1]
+        assert max(sizes) <= 4 or max(sizes) < 2 * min(sizes)
+        for row, size in zip(rows.tolist(), sizes, strict=True):
+            assert row[size:] == [events] * (len(row) - size)
+            found.append(row[:size])
+    plain = [list(range(*ends)) for ends in pairwise(offsets.tolist()) if ends[0] < ends[1]]
+    assert sorted(found) == plain
+    together = torch.cat([torch.empty(0, dtype=torch.int64), *(rows.flatten() for rows in shapes)])
+    assert together[places].tolist() == list(range(events))
 
 
 @pytest.mark.parametrize("targets", ["all", "last"])

@@ -397,7 +397,9 @@ def test_nobody_answers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as closed:
         port = closed.server_port
     serve_from(monkeypatch, f"http://127.0.0.1:{port}")
-    with pytest.raises(InputError, match=r"ml-100k: no download from \S+ \(\[Errno \d+\] .*refused\)"):
+    with pytest.raises(
+        InputError, match=r"ml-100k: no download from \S+ \(\[Errno \d+\] .*refused\)"
+    ):
         load_dataset("ml-100k")
     assert list(cache_folder().iterdir()) == []
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recblr import ops
-from recblr.data.batches import PackedBatch
+from recblr.data.batches import PackedBatch, rectangles
 from recblr.errors import InputError
 from recblr.losses import binary_cross_entropy
 from recblr.models.sasrec import SASRec, SASRecConfig, SelfAttention
@@ -130,11 +130,11 @@ def test_training_attends_like_evaluation(causal: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(ops, "dropout", lambda x, p, training: x)
     torch.manual_seed(0)
     attention = SelfAttention(SASRecConfig(dim=6, heads=3), causal).double()
-    offsets = torch.tensor([0, 5, 6, 13])
+    offsets = torch.tensor([0, 5, 6, 13])  # two rectangles
     h = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
     found = []
     for training in (True, False):
-        out = attention.train(training)(h, offsets)
+        out = attention.train(training)(h, *rectangles(offsets))
         leaves = (h, *attention.parameters())
         found.append((out, *torch.autograd.grad((out * torch.arange(6)).sum(), leaves)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)

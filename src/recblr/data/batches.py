@@ -1,5 +1,6 @@
 """PackedBatch: the histories of a batch laid end to end, without padding."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -120,19 +121,28 @@ def with_empty(batch: PackedBatch, histories: int) -> PackedBatch:
     return replace(batch, offsets=F.pad(batch.offsets, (0, more), value=len(batch.items)))
 
 
-def rectangle(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows (N, …) of each history side by side, zeros behind them, for what needs a rectangle.
+def rectangles(offsets: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Histories of like length side by side, for what needs rectangles.
+
+    The lengths of a rectangle lie within a factor of two (or are at most 4), so that fewer than half
+    of its places are pads. Histories of no event are left out.
 
     Returns:
-        (B, T, …) with T the longest history, and (B, T) which of it are events: indexing the first by
-        the second gives ``values`` back.
+        The event (B', T) at each place of each rectangle, N for the pads behind a history; and (N,)
+        at which of all places, end to end, each event is.
     """
-    lengths = offsets.diff()
-    longest = int(lengths.max()) if len(lengths) else 0
-    inside = torch.arange(longest, device=offsets.device) < lengths.unsqueeze(1)
-    padded = values.new_zeros(*inside.shape, *values.shape[1:])
-    padded[inside] = values
-    return padded, inside
+    lengths, order = offsets.diff().sort(stable=True)
+    begins, known, events = offsets[:-1][order], lengths.tolist(), offsets[-1]
+    found: list[Tensor] = []
+    first = bisect_right(known, 0)
+    while first < len(known):
+        stop = bisect_right(known, max(4, 1 << (known[first] - 1).bit_length()))
+        t = torch.arange(known[stop - 1], device=offsets.device)
+        inside = t < lengths[first:stop, None]
+        found.append(torch.where(inside, begins[first:stop, None] + t, events))
+        first = stop
+    places = torch.cat([offsets[:0], *(rows.flatten() for rows in found)])
+    return found, places.argsort()[: sum(known)]  # the pads come last
 
 
 def sequence_padding(batch: PackedBatch) -> PackedBatch:

@@ -14,6 +14,7 @@ history, and what follows the end of a history is thrown away.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
-from recblr.data.batches import PackedBatch, rectangle
+from recblr.data.batches import PackedBatch, rectangles
 from recblr.errors import InputError
 from recblr.losses import binary_cross_entropy
 from recblr.models.model import Model
@@ -92,8 +93,9 @@ class Transformer(nn.Module):
         first = torch.repeat_interleave(first, offsets.diff(), output_size=len(h))
         h = self.norm(h + self.positions((torch.arange(len(h), device=h.device) - first).abs()))
         h = ops.dropout(h, self.dropout, self.training)
+        shapes, places = rectangles(offsets)
         for layer in self.layers:
-            h = layer(h, offsets)
+            h = layer(h, shapes, places)
         return h
 
 
@@ -105,8 +107,9 @@ class Layer(nn.Module):
         self.attention = SelfAttention(config, causal)
         self.feed_forward = FeedForward(config.dim, config.inner, config.dropout)
 
-    def forward(self, h: Tensor, offsets: Tensor) -> Tensor:
-        out: Tensor = self.feed_forward(self.attention(h, offsets))
+    def forward(self, h: Tensor, shapes: Sequence[Tensor], places: Tensor) -> Tensor:
+        """(N, D) → (N, D); the others as :func:`rectangles` gives them."""
+        out: Tensor = self.feed_forward(self.attention(h, shapes, places))
         return out
 
 
@@ -120,12 +123,16 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim)
         self.norm = nn.LayerNorm(config.dim, EPS)
 
-    def forward(self, h: Tensor, offsets: Tensor) -> Tensor:
-        """(N, D) → (N, D)."""
-        qkv, inside = rectangle(self.qkv(h), offsets)  # (B, T, 3·D)
-        shape = (*inside.shape, 3, self.heads, h.shape[1] // self.heads)
-        q, k, v = qkv.view(shape).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
-        y = self.attend(q, k, v, inside).transpose(1, 2).flatten(2)[inside]
+    def forward(self, h: Tensor, shapes: Sequence[Tensor], places: Tensor) -> Tensor:
+        """(N, D) → (N, D); the others as :func:`rectangles` gives them."""
+        qkv, found = self.qkv(h), [h[:0]]
+        for rows in shapes:  # (B, T), N for a pad
+            some = qkv.index_select(0, rows.flatten().clamp(max=len(h) - 1))
+            some = some.view(*rows.shape, 3, self.heads, h.shape[1] // self.heads)
+            q, k, v = some.permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
+            y = self.attend(q, k, v, rows < len(h))
+            found.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
+        y = torch.cat(found).index_select(0, places)
         return self.norm(h + ops.dropout(self.out(y), self.dropout, self.training))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inside: Tensor) -> Tensor:
