@@ -69,7 +69,8 @@ def _ahead(data: Data) -> str:
 def _order(data: Data) -> str:
     found = [
         f"{order['tau']:.2f} on {dataset} ({order['rows']} rows, "
-        f"{len(order['other_way'])} pairs the other way by more than chance)"
+        f"{(wrong := len(order['other_way']))} {'pair' if wrong == 1 else 'pairs'} the other way by "
+        "more than chance)"
         for dataset, of_data in data.items()
         if (order := of_data["order"])
     ]
