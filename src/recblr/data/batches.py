@@ -124,8 +124,8 @@ def with_empty(batch: PackedBatch, histories: int) -> PackedBatch:
 def rectangles(offsets: Tensor) -> tuple[list[Tensor], Tensor]:
     """Histories of like length side by side, for what needs rectangles.
 
-    The lengths of a rectangle lie within a factor of two (or are at most 4), so that fewer than half
-    of its places are pads. Histories of no event are left out.
+    The lengths of a rectangle lie within a factor of two, so that fewer than half of its places are
+    pads; but all of at most 4 events share one. Histories of no event are left out.
 
     Returns:
         The event (B', T) at each place of each rectangle, N for the pads behind a history; and (N,)

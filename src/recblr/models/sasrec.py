@@ -125,7 +125,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Tensor, shapes: Sequence[Tensor], places: Tensor) -> Tensor:
         """(N, D) → (N, D); the others as :func:`rectangles` gives them."""
-        qkv, found = self.qkv(h), [h[:0]]
+        qkv = self.qkv(h)
+        found = [qkv.new_empty(0, h.shape[1])]
         for rows in shapes:  # (B, T), N for a pad
             some = qkv.index_select(0, rows.flatten().clamp(max=len(h) - 1))
             some = some.view(*rows.shape, 3, self.heads, h.shape[1] // self.heads)

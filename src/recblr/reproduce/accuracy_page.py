@@ -67,13 +67,14 @@ def _ahead(data: Data) -> str:
 
 
 def _order(data: Data) -> str:
-    found = [
-        f"{order['tau']:.2f} on {dataset} ({order['rows']} rows, "
-        f"{(wrong := len(order['other_way']))} {'pair' if wrong == 1 else 'pairs'} the other way by "
-        "more than chance)"
-        for dataset, of_data in data.items()
-        if (order := of_data["order"])
-    ]
+    found = []
+    for dataset, of_data in data.items():
+        if order := of_data["order"]:
+            wrong = len(order["other_way"])
+            found.append(
+                f"{order['tau']:.2f} on {dataset} ({order['rows']} rows, "
+                f"{wrong} pair{'s' * (wrong != 1)} the other way by more than chance)"
+            )
     return f"Agreement with the published order, Kendall's tau: {'; '.join(found)}." * bool(found)
 
 
