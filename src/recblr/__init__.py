@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 # training step takes ten times as long for it. Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Its matrix library keeps a kernel for each of the last 1,024 shapes it has met: 230 MB, strewn over
-# the heap, where batches vary in size. A step needs some 30. Read once, too.
+# the heap, where batches vary in size. A step needs 20 to 60. Read once, too.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 if TYPE_CHECKING:
