@@ -42,7 +42,8 @@ def write(text: str) -> str:
 
 
 def accuracy() -> str:
-    """RecBLR and the best baseline beside the published figures; nothing before table 1 is there."""
+    """RecBLR and the best baseline, without and with the memory of transitions, beside the published
+    figures; nothing before table 1 is there."""
     if not TABLE_1.exists():
         return ""
     found = json.loads(TABLE_1.read_text())
@@ -52,13 +53,14 @@ def accuracy() -> str:
         if not rows:
             continue
         shown = {}
-        if ours := rows.pop("RecBLR", None):
-            shown["RecBLR"] = ours
-            took = mean(run["seconds"] for run in ours["runs"]) / 60
-            minutes.append(f"{took:.0f} minutes a seed on {dataset}")
-        if rows:
-            best = max(rows, key=lambda name: rows[name]["unmasked"]["NDCG@10"]["mean"])
-            shown[f"best baseline, {best}"] = rows[best]
+        for memory in (False, True):
+            kind = {name: row for name, row in rows.items() if name.endswith("memory") == memory}
+            if ours := kind.pop("RecBLR + memory" if memory else "RecBLR", None):
+                shown["RecBLR + memory" if memory else "RecBLR"] = ours
+                minutes += [] if memory else [f"{dataset} {took(ours['runs'])}"]
+            if kind:
+                best = max(kind, key=lambda name: kind[name]["unmasked"]["NDCG@10"]["mean"])
+                shown[f"best baseline, {best}"] = kind[best]
         for name, row in shown.items():
             figures = (spread(row[seen][metric]) for seen, metric in FIGURES)
             lines.append([dataset, f"{name}, {seeds(len(row['runs']))}", *figures])
@@ -70,7 +72,7 @@ def accuracy() -> str:
             lines.append([dataset, "RecBLR as published", *figures, *[""] * len(MASKED)])
     head = ["data", "run", *METRICS, *(f"masked {metric}" for metric in MASKED)]
     about = f"`{found['command']}`; {found['measured']}"
-    about += f" RecBLR took {', '.join(minutes)}." if minutes else ""
+    about += f" Minutes a seed of RecBLR: {'; '.join(minutes)}." if minutes else ""
     more = f"Every model and verdict: [table 1]({TABLE_1.with_suffix('.md').relative_to(ROOT)})."
     return blocks(table(head, lines), paragraph(f"{about} {more}"))
 
@@ -100,7 +102,10 @@ def speed() -> str:
     ]
     done = [it for it in (*training.values(), *steps.values(), twin, prepare) if it]
     logs = sorted({it["log"] for it in training.values() if it})
-    about = [f"Epochs of {' and '.join(logs)}"] * bool(logs) + [measured(done)] * bool(done)
+    about = [f"Epochs of {' and '.join(logs)}"] * bool(logs)
+    for device in NAMES:
+        of_device = [it for it in done if ("gpu" in it) == (device == "cuda")]
+        about += [f"{NAMES[device]}: {measured(of_device)}"] * bool(of_device)
     notes = [paragraph(f"{text}.") for text in (*shares, "; ".join(about)) if text]
     return blocks(table(head, rows), *notes, not_measured(train=training, step=steps))
 
@@ -255,6 +260,15 @@ def measured(results: Iterable[Result]) -> str:
 
 def picture(device: str) -> Path:
     return RESULTS / f"length-{device}.png"
+
+
+def took(runs: list[Result]) -> str:
+    """Mean minutes of a run, on each kind of device."""
+    found = {
+        name: [run["seconds"] / 60 for run in runs if ("gpu" in run) == (device == "cuda")]
+        for device, name in NAMES.items()
+    }
+    return ", ".join(f"{mean(it):.0f} on the {name}" for name, it in found.items() if it)
 
 
 def seeds(count: int) -> str:

@@ -1,4 +1,6 @@
-"""Ten recommendations for a history by an exported model, with onnxruntime, numpy and pyarrow alone.
+"""Ten recommendations for a history by an exported model, where there is no torch.
+
+Needs onnxruntime, numpy, pyarrow and safetensors.
 
 python examples/serve_onnx.py FOLDER ITEM ITEM …
 """
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file
 
 folder, names = Path(sys.argv[1]), sys.argv[2:]
 manifest = json.loads((folder / "manifest.json").read_text())
@@ -29,6 +32,12 @@ state = np.zeros([1, *manifest["step"]["inputs"]["state"]["shape"][1:]], np.floa
 for row in history[-manifest["model"]["max_length"] :]:  # as recblr recommend
     hidden, state = step.run(None, {"items": np.array([row]), "state": state})
 scores = score.run(None, {"hidden": hidden})[0][0]
+if (memory := manifest["memory"]) is not None:
+    matrix, m = load_file(folder / memory["file"]), np.zeros_like(scores)
+    for age, row in enumerate(history[::-1][: memory["reach"]]):
+        entries = slice(*matrix["ends"][row : row + 2])
+        m[matrix["items"][entries]] += memory["decay"] ** age * matrix["values"][entries]
+    scores += memory["weight"] * np.log1p(memory["scale"] * m)
 scores[history] = -np.inf  # what was seen
 for row in np.argsort(-scores)[:10]:
     if np.isfinite(scores[row]):

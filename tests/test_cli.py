@@ -75,7 +75,7 @@ def assert_evaluations(found: Any) -> None:
     assert [row["protocol"]["seen"] for row in found] == ["unmasked", "masked"]
     for row in found:
         assert row["metrics"].keys() == METRICS
-        assert list(row["floors"]) == ["popularity", "markov chain"]
+        assert list(row["floors"]) == ["popularity", "markov chain", "transitions"]
         assert all(floor.keys() == METRICS for floor in row["floors"].values())
         assert all(0 <= value <= 1 for value in row["metrics"].values())
         assert row["metrics"]["HR@10"] <= row["metrics"]["HR@20"]
@@ -179,6 +179,9 @@ def test_what_a_person_reads(run: Run, tiny: Tiny) -> None:
     assert (result.code, result.err) == (0, "")
     assert "best epoch 1 of 1 (epochs)" in result.out
     assert "model in model" in result.out
+    assert re.search(
+        r"^memory of transitions: weight .*validation NDCG@10", result.out, re.MULTILINE
+    )
     evaluated = run("evaluate", "model")
     assert evaluated.code == 0
     assert result.out.endswith(evaluated.out)

@@ -26,6 +26,7 @@ from recblr.compare_page import _apart, page
 from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
 from recblr.evaluate import Evaluation
+from recblr.memory import MemoryConfig
 from recblr.models import MODELS
 from recblr.models.model import Model
 from recblr.recommender import Recommender
@@ -70,7 +71,8 @@ def last_item() -> Any:
 def folders(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The tiny model, one that has learned nothing, and one without a state, on one log."""
     home = tmp_path_factory.mktemp("compared")
-    Recommender("recblr", replace(TINY_MODEL, dim=4), UNTRAINED).fit(tiny.log, out=home / "dull")
+    dull = Recommender("recblr", replace(TINY_MODEL, dim=4), UNTRAINED, MemoryConfig(enabled=False))
+    dull.fit(tiny.log, out=home / "dull")
     shorter = replace(TINY_TRAINING, max_length=5)
     Recommender("last-item", None, shorter).fit(tiny.log, out=home / "last")
     return [tiny.artifact, home / "dull", home / "last"]
@@ -214,7 +216,7 @@ def test_the_headline(compared: Comparison) -> None:
     told = "c is best by NDCG@10; a is as good within the noise; b and d are worse"
     assert found.headline == f"Under both protocols {told}."
     found = with_outcome(compared, four, floor=0.9)
-    told += "; popularity and markov chain are not beaten"
+    told += "; popularity, markov chain and transitions are not beaten"
     assert found.headline == f"Under both protocols {told}."
 
     equal = with_outcome(compared, {"a": (0.2, None), "b": (0.2, 1.0), "c": (0.2, 1.0)})

@@ -18,7 +18,15 @@ from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences
 from recblr.data.split import by_time, leave_one_out
 from recblr.errors import DivergedError, InputError
-from recblr.evaluate import Evaluation, Scorer, evaluate, markov, popularity, rank_targets
+from recblr.evaluate import (
+    Evaluation,
+    Scorer,
+    evaluate,
+    markov,
+    popularity,
+    rank_targets,
+    transitions,
+)
 
 PARTS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 
@@ -348,8 +356,12 @@ def test_figures_are_those_of_the_ranks(measured: list[Evaluation]) -> None:
     data = random_data(200, 30)
     ours = rank_targets(scorer_of(30), data, "test", 7)
     floors = {
-        name: rank_targets(floor(data), data, "test", 7)
-        for name, floor in (("popularity", popularity), ("markov chain", markov))
+        name: rank_targets(floor(data), data, "test", 8)
+        for name, floor in (
+            ("popularity", popularity),
+            ("markov chain", markov),
+            ("transitions", transitions),
+        )
     }
     for evaluation in measured:
         seen = evaluation.protocol.seen

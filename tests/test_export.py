@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import Tensor
 
 import test_cli
 from conftest import TINY_TRAINING, Tiny
+from recblr.data.batches import latest
 from recblr.errors import InputError
 from recblr.export import _STEPS, export
 from recblr.folders import sha256
+from recblr.memory import MemoryConfig
 from recblr.models import MODELS
 from recblr.models.gru4rec import GRU4RecConfig
 from recblr.models.lrurec import LRURecConfig
@@ -29,7 +33,8 @@ from test_cli import Run, answer, names
 
 run = test_cli.run  # a fixture
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "serve_onnx.py"
+ROOT = Path(__file__).parent.parent
+EXAMPLE, DOCS = ROOT / "examples" / "serve_onnx.py", ROOT / "docs" / "export.md"
 RECURRENT = {name for name, (model, _) in MODELS.items() if issubclass(model, RecurrentModel)}
 CASES = {
     "recblr": RecBLRConfig(dim=16),
@@ -51,7 +56,7 @@ every_case = pytest.mark.parametrize("case", CASES)
 def save(tiny: Tiny, name: str, config: Any, folder: Path) -> Recommender:
     """An artifact on the tiny log, of weights large enough that every part matters to the result."""
     torch.manual_seed(0)
-    recommender = Recommender(name, config, TINY_TRAINING, "cpu")
+    recommender = Recommender(name, config, TINY_TRAINING, device="cpu")
     recommender.data, recommender.trained = tiny.recommender.data, tiny.recommender.trained
     data = recommender.data
     network = MODELS[name][0](len(data.item_ids), config, data.users, TINY_TRAINING.max_length)
@@ -59,6 +64,9 @@ def save(tiny: Tiny, name: str, config: Any, folder: Path) -> Recommender:
         for parameter in network.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     recommender.network = network.eval()
+    recommender.memory_choice, memory = None, tiny.recommender.memory
+    assert memory is not None
+    recommender.memory = replace(memory, weight=1.5, scale=10.0, repeat=-0.7)
     recommender.save(folder)
     return recommender
 
@@ -156,14 +164,17 @@ def test_the_manifest(tiny: Tiny, name: str, tmp_path: Path) -> None:
     manifest = export(tmp_path / "model", tmp_path / "out")
     out = tmp_path / "out"
     assert names(tmp_path) == {"model", "out"}
-    assert names(out) == {"step.onnx", "score.onnx", "vocabulary.parquet", "manifest.json"}
+    files = {"step.onnx", "score.onnx", "memory.safetensors", "vocabulary.parquet"}
+    assert names(out) == {*files, "manifest.json"}
     ours = Exported(out)
     assert ours.manifest == manifest
-    assert manifest["files"] == {
-        file: sha256(out / file) for file in ("step.onnx", "score.onnx", "vocabulary.parquet")
-    }
-    vocabulary = (tmp_path / "model" / "vocabulary.parquet").read_bytes()
-    assert (out / "vocabulary.parquet").read_bytes() == vocabulary
+    assert manifest["files"] == {file: sha256(out / file) for file in files}
+    for file in ("vocabulary.parquet", "memory.safetensors"):
+        assert (out / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
+    about = {"file": "memory.safetensors", "weight": 1.5, "scale": 10.0, "repeat": -0.7,
+             "reach": 8, "decay": 0.7}  # fmt: skip
+    assert about.items() < manifest["memory"].items()
+    assert manifest["memory"].keys() - about.keys() == {"formula"}
     digest = json.loads((tmp_path / "model" / "manifest.json").read_text())["digest"]
     assert manifest["model"] == {"name": name, "digest": digest, "max_length": 16}
     state = recommender.network.initial_state(1)
@@ -175,6 +186,39 @@ def test_the_manifest(tiny: Tiny, name: str, tmp_path: Path) -> None:
                 end.name: {"type": kinds[end.type], "shape": end.shape} for end in ends
             }
     assert 0 < manifest["difference"] < 1e-4
+
+
+def test_a_model_without_a_memory_has_no_file_of_it(tiny: Tiny, tmp_path: Path) -> None:
+    recommender = save(tiny, "recblr", CASES["recblr"], tmp_path / "model")
+    recommender.memory_config, recommender.memory = MemoryConfig(enabled=False), None
+    recommender.save(tmp_path / "model", overwrite=True)
+    manifest = export(tmp_path / "model", tmp_path / "out")
+    assert manifest["memory"] is None
+    assert "memory.safetensors" not in names(tmp_path / "out")
+    done = serve(tmp_path / "out", [str(recommender.data.item_ids[2])])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@torch.no_grad()
+def test_the_lines_of_the_docs_add_the_memory(tiny: Tiny, tmp_path: Path) -> None:
+    recommender = save(tiny, "recblr", CASES["recblr"], tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "out")
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (lines,) = re.findall(r"def add_memory.*?\n\n\n", "".join(blocks), re.DOTALL)
+    known: dict[str, Any] = {"np": np}
+    exec(lines, known)
+    about = json.loads((tmp_path / "out" / "manifest.json").read_text())["memory"]
+    matrix = load_file(tmp_path / "out" / "memory.safetensors")
+    draw = np.random.default_rng(0)
+    changed = 0.0
+    for length in (1, 3, 8, 9, 40):
+        history = draw.integers(len(recommender.data.item_ids), size=length)
+        batch = latest(history, np.array([0]), np.array([length]), 16, "none")
+        network, whole = recommender.network.score(batch)[0].numpy(), recommender.score(batch)[0]
+        found = known["add_memory"](network, history, about, matrix)
+        np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
+        changed = max(changed, np.abs(found - network).max())
+    assert changed > 1
 
 
 def test_models_with_a_step_are_exported_others_refused(tiny: Tiny, tmp_path: Path) -> None:

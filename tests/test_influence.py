@@ -5,14 +5,17 @@ from functools import partial
 from threading import Thread, current_thread, main_thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recblr.data.batches import PackedBatch
+from recblr.data.batches import PackedBatch, latest
 from recblr.errors import InputError
 from recblr.influence import influence, state_parts
+from recblr.memory import Memory, MemoryConfig
 from recblr.models.recblr import RecBLR, RecBLRConfig
 
 ITEMS, TARGET = 23, 4
@@ -165,6 +168,26 @@ def test_values_and_rest_are_the_score(config: RecBLRConfig, length: int) -> Non
     if length == 1:
         assert found.rest == pytest.approx(0, abs=1e-12)
         assert found.first_layer.item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 5, 12])
+@torch.no_grad()
+def test_parts_of_network_and_memory_are_the_whole_score(length: int) -> None:
+    model, items = stirred(CONFIGS[0]), history(length)
+    draw = np.random.default_rng(0)
+    matrix = sparse.csr_array(draw.random((ITEMS, ITEMS)).astype(np.float32))
+    memory = Memory(MemoryConfig(reach=4), matrix, 1.5, 10.0, -2.0)
+    for target in (TARGET, int(items[0])):
+        alone, found = influence(model, items, target), influence(model, items, target, memory)
+        assert (alone.memory.tolist(), alone.repeat) == ([0.0] * length, 0.0)
+        assert found.score.equal(alone.score)
+        assert found.repeat == (-2.0 if target in items else 0.0)
+        batch = latest(items.numpy(), np.array([0]), np.array([length]), length, "none")
+        whole = memory.add_to(model.score(batch), batch)[0, target].item()
+        parts = found.score.sum() + found.rest + found.memory.sum() + found.repeat
+        assert parts.item() == pytest.approx(whole, abs=1e-5)
+        assert (found.memory[-4:] > 0).all()
+        assert (found.memory[:-4] == 0).all()
 
 
 @pytest.mark.parametrize("gated", [True, False])

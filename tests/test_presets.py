@@ -8,8 +8,9 @@ from recblr.train import TrainConfig
 
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_every_model_is_configured_from_every_preset(model):
-    for log in ("ml-1m", "beauty", "sports", "gowalla", "gowalla-10core", "steam", "xlong"):
-        settings = read_preset(None, log, model)
+    for log in ("ml-1m", "ml-1m-recbole", "beauty", "sports", "gowalla", "gowalla-10core", "steam",
+                "xlong"):  # fmt: skip
+        settings = read_preset(log, model)
         build(find_model(model)[1], settings["model"], "model")
         assert build(TrainConfig, settings["train"], "train").max_length >= 50
 
@@ -36,7 +37,7 @@ def test_what_suits_a_model_better_stands_in_its_section():
 
 def test_a_presets_name_is_the_preset_whatever_lies_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = read_preset("beauty", "log.csv")
+    before = read_preset("beauty")
     (tmp_path / "beauty").mkdir()
-    assert read_preset("beauty", "log.csv") == before
+    assert read_preset("beauty") == before
     assert before["train"]["epochs"] == 50

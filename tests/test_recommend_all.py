@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +13,7 @@ import torch
 
 import test_cli
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny
+from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
 from recblr.folders import alone_in
 from recblr.recommender import Recommender, load
@@ -43,17 +43,15 @@ class Blocks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.stop = 0, -1
-        score = Recommender._scores
+        score = Recommender.score
 
-        def counted(
-            recommender: Recommender, histories: list[np.ndarray], users: np.ndarray
-        ) -> torch.Tensor:
+        def counted(recommender: Recommender, batch: PackedBatch) -> torch.Tensor:
             if self.count == self.stop:
                 raise KeyboardInterrupt
             self.count += 1
-            return score(recommender, histories, users)
+            return score(recommender, batch)
 
-        monkeypatch.setattr(Recommender, "_scores", counted)
+        monkeypatch.setattr(Recommender, "score", counted)
 
 
 @pytest.fixture

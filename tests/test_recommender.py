@@ -28,6 +28,7 @@ FILES = {
     "config.json",
     "histories.parquet",
     "manifest.json",
+    "memory.safetensors",
     "model.safetensors",
     "vocabulary.parquet",
 }
@@ -49,13 +50,20 @@ def history_of(frame: pl.DataFrame, user: Any) -> list[Any]:
 
 
 def scores_of(recommender: Recommender, history: list[Any]) -> dict[Any, float]:
-    """Every item's score after a history: the model by itself, with nothing around it."""
+    """Every item's score after a history: the model's, and what the memory adds, from equation (1)."""
     ids = recommender.data.item_ids.to_pylist()
     latest = history[-recommender.training.max_length :]
     items = torch.tensor([ids.index(item) for item in latest])
     with torch.no_grad():
         hidden, _ = recommender.network(items, torch.tensor([0, len(items)]))
         scores = hidden[-1] @ recommender.network.item_embeddings.T
+    memory = recommender.memory
+    assert memory is not None
+    rows = items[-memory.config.reach :].flip(0)
+    decay = memory.config.decay ** torch.arange(len(rows))
+    m = decay @ torch.from_numpy(memory.matrix.toarray())[rows]
+    scores += memory.weight * torch.log1p(memory.scale * m)
+    scores[[ids.index(item) for item in set(history)]] += memory.repeat
     return dict(zip(ids, scores.tolist(), strict=True))
 
 
@@ -277,7 +285,11 @@ def test_evaluating_the_same_log_again_is_the_same(tiny: Tiny) -> None:
     for log in (tiny.log, str(tiny.log), tiny.frame):
         assert [e.to_json() for e in tiny.recommender.evaluate(log)] == ours
     validation = tiny.recommender.evaluate(part="validation")
-    assert validation[0].metrics == tiny.recommender.trained.validation
+    choice = tiny.recommender.memory_choice
+    assert choice is not None
+    for evaluation in validation:
+        chosen = getattr(choice.best, evaluation.protocol.seen)
+        assert evaluation.metrics["NDCG@10"] == pytest.approx(chosen, abs=1e-6)
     assert tiny.recommender.measured == ours, "only the test is kept"
 
 
@@ -412,7 +424,12 @@ def test_the_files_and_nothing_that_could_run(tiny: Tiny, tmp_path: Path) -> Non
     tiny.recommender.save(tmp_path / "model")
     assert names(tmp_path) == {"model"}
     assert names(tmp_path / "model") == FILES
-    starts = {"model.safetensors": b"", "config.json": b"{", "manifest.json": b"{"}
+    starts = {
+        "model.safetensors": b"",
+        "memory.safetensors": b"",
+        "config.json": b"{",
+        "manifest.json": b"{",
+    }
     for name in FILES:
         content = (tmp_path / "model" / name).read_bytes()
         assert content.startswith(starts.get(name, b"PAR1"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recblr import retrieval
 from recblr.errors import DivergedError, InputError
-from recblr.retrieval import Exact, Index, InvertedFile, build
+from recblr.retrieval import Added, Exact, Index, InvertedFile, build
 
 Rows = Sequence[int] | np.ndarray
 
@@ -41,9 +41,13 @@ def truth(
     k: int,
     hidden: Sequence[Rows] | None = None,
     allowed: Sequence[Rows | None] | None = None,
+    added: Sequence[Added | None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sort all scores in float64, equal ones by item, and strike out what may not be shown."""
     scores = queries.double().numpy() @ vectors.double().numpy().T
+    for row, values in zip(scores, added or (), strict=added is not None):
+        if values is not None:
+            row[values[0]] += values[1]
     best, items = np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1)
     for b, row in enumerate(scores):
         order = np.lexsort((np.arange(len(row)), -row)).tolist()
@@ -74,6 +78,15 @@ def clustered(seed: int, items: int, width: int = 16, clusters: int = 60) -> tup
     return vectors, centres.repeat(4, 1) + 0.3 * normal(seed + 3, 4 * clusters, width)
 
 
+def drawn_values(seed: int, size: int, count: int, most: float) -> Added:
+    """Values up to ``most`` of some items, as a memory adds them, and a constant for two repeats."""
+    draw = np.random.default_rng(seed)
+    items = np.sort(draw.permutation(size)[:count])
+    values = (most * draw.random(count) ** 4).astype(np.float32)
+    values[:2] += (-1) ** seed * 3 * most
+    return items, values
+
+
 def assert_same_scores(ours: np.ndarray, exact: np.ndarray, vectors: Tensor, q: Tensor) -> None:
     """Within what float32 rounds. An item that was missed would leave a lower score in its place."""
     bound = 1e-6 * q.norm(dim=1, keepdim=True).numpy() * vectors.norm(dim=1).max().item()
@@ -81,6 +94,11 @@ def assert_same_scores(ours: np.ndarray, exact: np.ndarray, vectors: Tensor, q: 
     shown = np.isfinite(exact)
     assert (np.isfinite(ours) == shown).all()
     assert (np.abs(np.where(shown, ours, 0) - np.where(shown, exact, 0)) <= bound).all()
+
+
+def by_item(values: dict[int, float]) -> Added:
+    items = np.array(sorted(values), np.int64)
+    return items, np.array([values[item] for item in items.tolist()], np.float32)
 
 
 # ---- exact ---------------------------------------------------------------------------------------
@@ -98,12 +116,15 @@ def test_items_are_those_of_a_sort_of_all_scores(data: st.DataObject) -> None:
     filters = st.lists(rows, min_size=count, max_size=count)
     alone = st.lists(st.none() | rows, min_size=count, max_size=count)
     hidden, allowed = data.draw(st.none() | filters), data.draw(st.none() | alone)
+    numbers = st.integers(-9, 9) | st.sampled_from([-1000, 1000, 20_000_000])
+    values = st.dictionaries(st.integers(0, size - 1), numbers.map(lambda it: it / 2)).map(by_item)
+    added = data.draw(st.none() | st.lists(st.none() | values, min_size=count, max_size=count))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "_NUMBERS", data.draw(st.sampled_from([100, 1 << 20])))
         patch.setattr(retrieval, "_BLOCK", data.draw(st.sampled_from([16, 128])))
         patch.setattr(retrieval, "_FEW", data.draw(st.sampled_from([0, 1 << 20])))
-        scores, items = Exact(vectors).search(queries, k, hidden, allowed)
-    best, order = truth(vectors, queries, k, hidden, allowed)
+        scores, items = Exact(vectors).search(queries, k, hidden, allowed, added)
+    best, order = truth(vectors, queries, k, hidden, allowed, added)
     assert items.dtype == np.int64
     assert items.tolist() == order.tolist()
     assert scores.tolist() == best.tolist()
@@ -126,6 +147,40 @@ def test_no_item_is_lost_to_rounding(
         best, _ = truth(vectors, queries, k, hidden)
         assert_same_scores(scores, best, vectors, queries)
         assert (items >= 0).sum(1).tolist() == [min(k, size - len(rows)) for rows in hidden]
+
+
+@pytest.mark.usefixtures("product")
+@pytest.mark.parametrize("most", [1e-30, 1e-3, 1.0, 30.0, 1e7])
+@pytest.mark.parametrize("size", [129, 3000])
+@pytest.mark.parametrize("numbers", [1 << 10, 1 << 20])
+def test_added_values_are_part_of_the_score(
+    monkeypatch: pytest.MonkeyPatch, numbers: int, size: int, most: float
+) -> None:
+    """Far below the products, like them, and so large that the products hardly matter."""
+    monkeypatch.setattr(retrieval, "_NUMBERS", numbers)
+    vectors, queries = normal(size, size, 33), normal(1, 5, 33)
+    added = [drawn_values(b, size, (0, 1, 40, 128, 100)[b], most) for b in range(5)]
+    hidden = [range(0, size, b + 2) for b in range(5)]
+    index = Exact(vectors)
+    for k in (1, 20, 500):
+        for filters in (
+            (None, None),
+            (hidden, None),
+            (None, hidden),
+            (hidden, [None, *hidden[:4]]),
+        ):
+            scores, items = index.search(queries, k, *filters, added)
+            best, order = truth(vectors, queries, k, *filters, added)
+            np.testing.assert_allclose(scores, best, rtol=1e-6, atol=2e-5)
+            assert ((items >= 0) == (order >= 0)).all()
+
+
+@pytest.mark.usefixtures("product")
+def test_a_query_of_nothing_is_answered_by_the_added_values() -> None:
+    vectors, added = normal(0, 3000, 16), by_item({7: 2.0, 70: -1.0, 700: 5.0, 2999: 2.0})
+    scores, items = Exact(vectors).search(torch.zeros(2, 16), 4, None, None, [added, None])
+    assert items.tolist() == [[700, 7, 2999, 0], [0, 1, 2, 3]]
+    assert scores.tolist() == [[5, 2, 2, 0], [0] * 4]
 
 
 @pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-4])
@@ -170,7 +225,8 @@ def test_few_more_items_are_scored_than_are_wanted(
 
     monkeypatch.setattr(Exact, "_scores", spy)
     index.search(queries, 20)
-    assert len(scored) == 8
+    index.search(queries, 20, None, None, [drawn_values(b, 20000, 8192, 3.0) for b in range(8)])
+    assert len(scored) == 16
     assert max(scored) < 200
 
 
@@ -241,6 +297,30 @@ def test_allowed_items_alone_are_shown_and_exactly(index: Index) -> None:
     assert items[[0, 1, 2, 4]].tolist() == order[[0, 1, 2, 4]].tolist()
     assert sorted(items[3].tolist()) == sorted(order[3].tolist())
     assert_same_scores(scores, best, vectors, queries[:5])
+
+
+def test_added_values_of_allowed_items_count(index: Index) -> None:
+    vectors, queries = clustered(0, 700)
+    added = [drawn_values(b, 700, 90, 4.0) for b in range(3)]
+    allowed, hidden = [range(0, 700, 3), added[1][0], [5, 9]], [[9], added[1][0][:3], [5]]
+    scores, items = index.search(queries[:3], 12, hidden, allowed, added)
+    best, order = truth(vectors, queries[:3], 12, hidden, allowed, added)
+    assert items.tolist() == order.tolist()
+    np.testing.assert_allclose(scores, best, rtol=1e-5, atol=1e-5)
+
+
+def test_all_that_is_left_is_found_whatever_is_added(index: Index) -> None:
+    """More than k values below what others have, and k more than what is left."""
+    vectors, queries = clustered(0, 700)
+    items = np.arange(0, 690)
+    for value in (-50.0, 50.0):
+        added = [(items, np.full(690, value, np.float32))] * 2
+        hidden = [range(300), range(695)]
+        scores, found = index.search(queries[:2], 400, hidden, None, added)
+        best, _ = truth(vectors, queries[:2], 400, hidden, None, added)
+        assert (found >= 0).sum(1).tolist() == [400, 5]
+        np.testing.assert_allclose(scores, best, rtol=1e-5, atol=1e-5)
+        assert sorted(found[1, :5].tolist()) == [695, 696, 697, 698, 699]
 
 
 def test_nothing_is_left(index: Index) -> None:
@@ -333,6 +413,21 @@ def test_what_cannot_be_asked(index: Index) -> None:
             index.search(query, 1, None, filters)
 
 
+def test_what_cannot_be_added(index: Index) -> None:
+    query, one = torch.zeros(1, 16), np.ones(1, np.float32)
+    for items, values in (([3], [1.0, 2.0]), ([3, 3], [1.0, 2.0]), ([4, 3], [1.0, 2.0])):
+        with pytest.raises(ValueError, match="to distinct items in rising order, one to each"):
+            index.search(query, 1, None, None, [(np.array(items), np.array(values))])
+    for item in (-1, 700):
+        with pytest.raises(ValueError, match=r"items must be 0 \.\. 699"):
+            index.search(query, 1, None, None, [(np.array([item]), one)])
+    with pytest.raises(ValueError, match="a filter for each of 1 queries"):
+        index.search(query, 1, None, None, [])
+    for value in (np.nan, np.inf):
+        with pytest.raises(DivergedError, match="not finite"):
+            index.search(query, 1, None, None, [(np.array([3]), value * one)])
+
+
 def test_threads_search_while_others_build(index: Index) -> None:
     vectors, queries = clustered(0, 700)
     hidden = [range(b) for b in range(len(queries))]
@@ -364,6 +459,20 @@ def test_an_inverted_file_finds_nearly_all_and_says_how_many() -> None:
         if some is measured:
             assert index.recall == pytest.approx(np.mean(shares))
     assert InvertedFile(vectors).recall >= 0.99  # measured by the items
+
+
+@pytest.mark.usefixtures("faiss")
+def test_an_inverted_file_finds_all_that_a_value_lifts_and_nearly_all_others() -> None:
+    vectors, queries = clustered(7, 12000)
+    index, queries = InvertedFile(vectors, queries[:120]), queries[120:]
+    added = [drawn_values(b, 12000, 3000, 6.0) for b in range(len(queries))]
+    _, items = index.search(queries, 20, None, None, added)
+    _, exact = Exact(vectors).search(queries, 20, None, None, added)
+    shares = []
+    for found, best, (of, values) in zip(items.tolist(), exact.tolist(), added, strict=True):
+        assert set(best) & set(of[values > 0].tolist()) <= set(found)
+        shares.append(len({*found} & {*best}) / 20)
+    assert np.mean(shares) >= 0.985
 
 
 @pytest.mark.usefixtures("faiss")

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
+from safetensors import numpy as safe_arrays
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 
 from recblr.config import build
 from recblr.data.sequences import MARK as PREPARED
@@ -27,12 +29,15 @@ from recblr.data.sequences import Sequences
 from recblr.data.split import Split
 from recblr.errors import InputError
 from recblr.folders import new_folder, sha256
+from recblr.memory import Memory, MemoryConfig
+from recblr.memory_search import Choice, Trial
 from recblr.models import MODELS
 from recblr.models.model import Model
 from recblr.train import TrainConfig, Trained
 
 MARK = "model.safetensors"  # what an artifact is known by
 FILES = (MARK, "config.json", "vocabulary.parquet", "histories.parquet")
+MEMORY = "memory.safetensors"  # where the model has one
 BROKEN = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException,
 )  # fmt: skip
@@ -42,7 +47,7 @@ BROKEN = (
 class Artifact:
     """What an artifact holds: the model by name, its settings and weights, the log and the figures.
 
-    ``measured`` are evaluations on the test part as JSON values.
+    ``measured`` are evaluations on the test part as JSON values. Without memory the last two are None.
     """
 
     model: str
@@ -52,6 +57,9 @@ class Artifact:
     network: Model
     trained: Trained
     measured: list[dict[str, Any]]
+    memory_config: MemoryConfig
+    memory: Memory | None
+    memory_choice: Choice | None
 
 
 def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
@@ -63,6 +71,7 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
         settings = {
             "model": {"name": artifact.model, **asdict(artifact.config)},
             "train": asdict(artifact.training),
+            "memory": asdict(artifact.memory_config),
             "data": {"core": data.core, "split": data.split.name},
         }
         (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -81,15 +90,28 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             **held,
         }
         pq.write_table(pa.table(histories), new / "histories.parquet")
+        memory, choice = artifact.memory, artifact.memory_choice
+        if memory is not None:
+            matrix = {
+                "ends": memory.matrix.indptr, "items": memory.matrix.indices,
+                "values": memory.matrix.data,
+            }  # fmt: skip
+            safe_arrays.save_file(matrix, new / MEMORY)
+            shutil.copymode(new / "config.json", new / MEMORY)
+        files = FILES if memory is None else (*FILES, MEMORY)
         manifest = {
             "format": 1,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {"recblr": version("recblr"), "torch": torch.__version__,
                          "python": platform.python_version()},
-            "files": {name: sha256(new / name) for name in FILES},
+            "files": {name: sha256(new / name) for name in files},
             "data": {"fingerprint": data.fingerprint, **data.summary},
             "training": asdict(artifact.trained),
             "measured": artifact.measured,
+            "memory": None if memory is None else {
+                "weight": memory.weight, "scale": memory.scale, "repeat": memory.repeat,
+                "chosen": None if choice is None else asdict(choice),
+            },
         }  # fmt: skip
         manifest["digest"] = _digest(manifest)
         (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -106,7 +128,7 @@ def load(folder: Path) -> Artifact:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["digest"] != _digest(manifest):
             raise InputError(f"{folder / 'manifest.json'} is damaged: it does not match its digest")
-        for file in FILES:
+        for file in (*FILES, *([MEMORY] if manifest.get("memory") else [])):
             if sha256(folder / file) != manifest["files"][file]:
                 raise InputError(f"{folder / file} is damaged: its hash is not the manifest's")
         settings = json.loads((folder / "config.json").read_text())
@@ -114,6 +136,9 @@ def load(folder: Path) -> Artifact:
         config = build(MODELS[name][1], settings["model"], "model")
         training = build(TrainConfig, settings["train"], "train")
         data = _read_data(folder, settings["data"], manifest["data"])
+        # Version 0.1.0 had no memory.
+        memory_config = build(MemoryConfig, settings.get("memory", {"enabled": False}), "memory")
+        memory, choice = _read_memory(folder, memory_config, manifest.get("memory"))
         trained, measured = Trained(**manifest["training"]), manifest["measured"]
         weights = load_file(folder / MARK)
     except InputError:
@@ -135,7 +160,20 @@ def load(folder: Path) -> Artifact:
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
         raise InputError(f"{folder}: a weight is not finite; train the model again")
     network.load_state_dict(weights)
-    return Artifact(name, config, training, data, network.eval(), trained, measured)
+    if memory is not None and memory.matrix.shape[0] != len(data.item_ids):
+        raise InputError(f"{folder}: the memory is of another catalogue; train the model again")
+    return Artifact(
+        name,
+        config,
+        training,
+        data,
+        network.eval(),
+        trained,
+        measured,
+        memory_config,
+        memory,
+        choice,
+    )
 
 
 def digest(folder: Path) -> str:
@@ -162,6 +200,24 @@ def _read_data(folder: Path, settings: Mapping[str, Any], about: Mapping[str, An
     items = lists.values.to_numpy()
     user_ids = table["user_id"].combine_chunks()
     return Sequences(items, offsets, user_ids, item_ids, split, settings["core"], dict(about))
+
+
+def _read_memory(
+    folder: Path, config: MemoryConfig, about: Mapping[str, Any] | None
+) -> tuple[Memory | None, Choice | None]:
+    if about is None:
+        return None, None
+    found = safe_arrays.load_file(folder / MEMORY)
+    size = len(found["ends"]) - 1
+    matrix = sparse.csr_array((found["values"], found["items"], found["ends"]), (size, size))
+    matrix.check_format(full_check=True)
+    if not np.isfinite(matrix.data).all():
+        raise InputError(f"{folder / MEMORY}: a value is not finite; train the model again")
+    memory = Memory(config, matrix, *(float(about[name]) for name in ("weight", "scale", "repeat")))
+    chosen = about["chosen"]
+    if chosen is None:
+        return memory, None
+    return memory, Choice(chosen["users"], [Trial(**trial) for trial in chosen["trials"]])
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

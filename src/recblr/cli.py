@@ -21,6 +21,7 @@ from recblr.serving.commands import add_commands
 
 if TYPE_CHECKING:
     from recblr.compare import Comparison
+    from recblr.memory_search import Choice
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -36,7 +37,7 @@ Core = Annotated[
     int | None,
     typer.Option(help="Keep users and items with this many events. [data sets: 5, files: 1]"),
 ]
-Split = Annotated[str | None, typer.Option(help="leave-one-out (default) or time.")]
+Split = Annotated[str | None, typer.Option(help="leave-one-out (default), time or time-last.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
 Settings = Annotated[
     list[str],
@@ -103,7 +104,7 @@ def train(
     model: Annotated[str, typer.Option(help="The model.")] = "recblr",
     config: Annotated[
         str | None,
-        typer.Option(metavar="FILE|PRESET", help="TOML, or a preset's name. [a data set's own]"),
+        typer.Option(metavar="FILE|PRESET", help="TOML, or a preset's name. [by the log's size]"),
     ] = None,
     settings: Settings = [],  # noqa: B006 - typer reads it
     core: Core = None,
@@ -115,17 +116,17 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model, measure it and keep it."""
+    from recblr.allocator import keep_freed_memory
     from recblr.config import apply_settings
-    from recblr.memory import keep_freed_memory
     from recblr.presets import read_preset
     from recblr.recommender import Recommender
 
-    chosen = apply_settings(read_preset(config, log, model), settings)
+    chosen = apply_settings({} if config is None else read_preset(config, model), settings)
     if not as_json:  # a line an epoch
         logging.basicConfig(format="%(message)s")
         logging.getLogger("recblr").setLevel(logging.INFO)
     keep_freed_memory()
-    recommender = Recommender.configured(model, chosen, device)
+    recommender = Recommender.configured(model, chosen, device, by_size=config is None)
     recommender.fit(
         log, core=core, split=split, columns=read_columns(columns), out=out, resume=resume,
         overwrite=overwrite,
@@ -139,6 +140,8 @@ def train(
         f"best epoch {trained.best_epoch} of {trained.epoch} ({trained.ended}), "
         f"{trained.seconds:,.0f} s; model in {out}{go_on}"
     )
+    if recommender.memory_choice is not None:
+        _print_memory(recommender.memory_choice)
     _print_evaluations(recommender.measured)
     _print_duplicates(recommender.data.summary)
 
@@ -313,7 +316,7 @@ def reproduce(
         str,
         typer.Argument(
             metavar="STUDY",
-            help="table1 to table5, figure4 to figure6, examples, lengths, sparsity or diversity.",
+            help="table1 to 5, figure4 to 6, examples, lengths, sparsity, diversity or time.",
         ),
     ],
     dataset: Annotated[
@@ -450,7 +453,8 @@ def _print_duplicates(summary: dict[str, Any]) -> None:
 
 def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     floors = evaluations[0]["floors"]
-    table = Table("seen items", "metric", "model", "95% interval", *floors, box=None)
+    heads = (floor.replace(" ", "\n") for floor in floors)  # or intervals are cut at 80 columns
+    table = Table("seen", "metric", "model", "95% interval", *heads, box=None)
     for evaluation in evaluations:
         for name, value in evaluation["metrics"].items():
             low, high = evaluation["intervals"][name]
@@ -474,6 +478,15 @@ def _print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     for name, row in evaluations[1]["slices"].items():
         slices.add_row(name, f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
     Console().print(slices)
+
+
+def _print_memory(choice: "Choice") -> None:
+    best, alone = choice.best, choice.trials[0]
+    without = "" if alone.weight else f", {alone.masked:.4f} without"
+    print(
+        f"memory of transitions: weight {best.weight:g}, scale {best.scale:g}, repeat {best.repeat:g}; "
+        f"validation NDCG@10 (masked) {best.masked:.4f}{without}, on {choice.users:,} users"
+    )
 
 
 def _print_comparison(comparison: "Comparison") -> None:

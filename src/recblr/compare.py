@@ -15,7 +15,7 @@ from recblr.bench.provenance import provenance
 from recblr.bench.step import served_step
 from recblr.bench.timing import medians
 from recblr.data import open_log
-from recblr.data.batches import pack
+from recblr.data.batches import latest
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.evaluate import Evaluation
@@ -287,11 +287,10 @@ def _costs(loaded: Mapping[str, Recommender]) -> dict[str, Cost]:
 
 def _recommendation(recommender: Recommender) -> Callable[[], object]:
     """The ten best items for one user of the log with the longest history that the model looks at."""
-    network, known = recommender.network, len(recommender.data.item_ids)
-    length = recommender.training.max_length
-    history = pack(np.arange(length) % known, np.array([0]), np.array([length]), "none")
+    known, length = len(recommender.data.item_ids), recommender.training.max_length
+    history = latest(np.arange(length) % known, np.array([0]), np.array([length]), length, "none")
     batch = replace(history, users=torch.tensor([0]))
-    return lambda: network.score(batch).topk(min(10, known))
+    return lambda: recommender.score(batch).topk(min(10, known))
 
 
 def _step(network: RecurrentModel) -> Callable[[], object]:

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from recblr.errors import InputError
@@ -82,6 +83,10 @@ def near(name: str, names: Iterable[str]) -> str:
 
 
 def _check(value: Any, kind: Any, where: str) -> Any:
+    if isinstance(kind, UnionType):  # of a type and None
+        if value is None:
+            return None
+        (kind,) = (each for each in get_args(kind) if each is not NoneType)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise InputError(f"{where} = {value!r}: choose one of {', '.join(get_args(kind))}")

@@ -4,7 +4,7 @@ Two protocols, always both: **unmasked** leaves the items of a user's history am
 paper's and RecBole's way), **masked** takes them out (what a user of a shop sees). They do not compare.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -15,9 +15,10 @@ from scipy import sparse
 from torch import Tensor
 
 from recblr import metrics
-from recblr.data.batches import PackedBatch, pack, ranges
+from recblr.data.batches import PackedBatch, latest, ranges
 from recblr.data.sequences import Part, Sequences
 from recblr.errors import DivergedError, InputError
+from recblr.memory import MemoryConfig, fit
 from recblr.progress import progress
 
 Scorer = Callable[[PackedBatch], Tensor]
@@ -83,22 +84,12 @@ def rank_targets(
     Raises:
         DivergedError: a score is not finite.
     """
-    rows = getattr(data.split, part)
-    users = np.flatnonzero(rows >= 0)
-    targets, begins, catalogue = rows[users], data.offsets[users], len(data.item_ids)
-    shown = targets > begins
-    users, targets, begins = users[shown], targets[shown], begins[shown]
-    if not len(users):
-        raise InputError(f"no user has an event to predict in the {part} part; give a longer log")
-    starts = np.maximum(begins, targets - max_length)
-    block = block_size(catalogue, max_length)
+    catalogue = len(data.item_ids)
+    users = predicted_users(data, part)
     found: dict[str, list[Tensor]] = {"unmasked": [], "masked": []}
     finite = []
     with progress(title or f"ranking ({part})", len(users)) as advance:
-        for first in range(0, len(users), block):
-            some = slice(first, first + block)
-            batch = pack(data.items, starts[some], targets[some], "last")
-            batch = replace(batch, users=torch.from_numpy(users[some]))
+        for batch in history_batches(data, part, users, max_length):
             scores = scorer(batch)
             finite.append(scores.isfinite().all())
             target = batch.targets.to(scores.device).unsqueeze(1)
@@ -106,8 +97,7 @@ def rank_targets(
             missing = target.squeeze(1) >= catalogue
             target = target.clamp(max=catalogue - 1)
             found["unmasked"].append(_rank(scores, target, missing))
-            lengths = targets[some] - begins[some]
-            hide(scores, data.items[ranges(begins[some], lengths)], lengths)
+            hide(scores, batch)
             found["masked"].append(_rank(scores, target, missing))
             advance(len(scores))
     expect_finite(torch.stack(finite))  # at the end, as the host has to wait for a GPU
@@ -115,13 +105,36 @@ def rank_targets(
     return {"users": users} | ranks
 
 
-def hide(scores: Tensor, items: np.ndarray, lengths: np.ndarray) -> None:
-    """Set the scores (B, V) of what each history holds to -∞, in place.
+def predicted_users(data: Sequences, part: Part) -> np.ndarray:
+    """(U,) those with an event to predict in ``part`` and one before it.
 
-    The histories lie end to end in ``items``, history b with lengths[b] of them.
+    Raises:
+        InputError: there is none.
     """
-    owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(scores.device)
-    scores[owner, torch.from_numpy(items.astype(np.int64)).to(scores.device)] = -torch.inf
+    rows = getattr(data.split, part)
+    users = np.flatnonzero((rows >= 0) & (rows > data.offsets[:-1]))
+    if not len(users):
+        raise InputError(f"no user has an event to predict in the {part} part; give a longer log")
+    return users
+
+
+def history_batches(
+    data: Sequences, part: Part, users: np.ndarray, max_length: int
+) -> Iterator[PackedBatch]:
+    """The histories before the held-out event of each user, which is the target, a block at a time."""
+    block = block_size(len(data.item_ids), max_length)
+    for some in np.split(users, range(block, len(users), block)):
+        batch = latest(
+            data.items, data.offsets[some], getattr(data.split, part)[some], max_length, "last"
+        )
+        yield replace(batch, users=torch.from_numpy(some))
+
+
+def hide(scores: Tensor, batch: PackedBatch) -> None:
+    """Set the scores (B, V) of what each history holds, ``batch.seen``, to -∞, in place."""
+    assert batch.seen is not None
+    row, item = batch.seen.to(scores.device)
+    scores[row, item] = -torch.inf
 
 
 def expect_finite(finite: Tensor) -> None:
@@ -167,9 +180,21 @@ def markov(data: Sequences) -> Scorer:
     return score
 
 
+def transitions(data: Sequences) -> Scorer:
+    """A floor: the memory of transitions by itself, with its default numbers (memory.py).
+
+    Items that it does not reach stand in order of their training count.
+    """
+    memory = fit(data, MemoryConfig())
+    # Far below any count of a pair, but above 0, and equal for nobody's order of two counts.
+    counts = torch.from_numpy(data.item_counts / (1e9 * data.item_counts.max(initial=1)))
+    return lambda batch: memory.add_to(counts.repeat(len(batch.offsets) - 1, 1), batch)
+
+
 FLOORS: dict[str, Callable[[Sequences], Scorer]] = {
     "popularity": popularity,
     "markov chain": markov,
+    "transitions": transitions,
 }
 """What a model has to beat to be worth its training, by name."""
 
@@ -187,7 +212,7 @@ def evaluate(
     """
     ours = rank_targets(scorer, data, part, max_length)
     floors = {
-        name: rank_targets(floor(data), data, part, 1, f"{name} ({part})")
+        name: rank_targets(floor(data), data, part, MemoryConfig.reach, f"{name} ({part})")
         for name, floor in FLOORS.items()
     }
     users = ours["users"]

@@ -1,5 +1,7 @@
 """A recurrent model as ONNX: its step and its scores, to serve it where there is no PyTorch.
 
+The memory of transitions is no graph: it is exported as the arrays of a sparse matrix.
+
 The graphs are written an equation a line instead of traced: what a step is in PyTorch is the pass over
 packed histories, of one event each. That they compute the same is measured at every export, in
 onnxruntime.
@@ -24,6 +26,7 @@ from torch.nn import functional as F
 from recblr import artifact
 from recblr.errors import InputError, from_extra
 from recblr.folders import new_folder, sha256
+from recblr.memory import Memory
 from recblr.models import lrurec
 from recblr.models.gru4rec import GRU4Rec
 from recblr.models.lrurec import LRURec
@@ -35,21 +38,30 @@ TOLERANCE = 1e-4  # of a hidden vector, state or score
 _LARGEST = 2**31 - 2**24  # bytes of the items' vectors: a file of protobuf ends at 2 GiB
 _OPSET, _IR = 17, 8  # the oldest with layer norms, which onnxruntime reads from 1.13 on
 _USERS, _EVENTS = 8, 64  # looked at to find the difference
+_FORMULA = (
+    "score = score of the network + weight * log(1 + scale * m) + repeat * [item is in the history]; "
+    "m = sum over the last `reach` items of the history of decay^age * B[item, :], age 0 the last; "
+    "B[i, items[ends[i]:ends[i + 1]]] = values[ends[i]:ends[i + 1]], all other values are 0"
+)
 _Ends = Mapping[str, Mapping[str, Any]]  # inputs or outputs: name to type and shape
 
 
 def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict[str, Any]:
-    """Write an artifact as ``step.onnx``, ``score.onnx``, ``vocabulary.parquet``, ``manifest.json``.
+    """Write an artifact as ``step.onnx``, ``score.onnx``, ``vocabulary.parquet``, ``manifest.json``
+    and, where the model has a memory of transitions, ``memory.safetensors``.
 
     - step: items (B,) int64, rows of the vocabulary, and state (B, …), zero before the first event
       → hidden (B, D) and next_state (B, …). Other than these float32.
-    - score: hidden (B, D) → scores (B, V).
+    - score: hidden (B, D) → scores (B, V) of the network, without the memory.
+    - memory: the sparse matrix of (3) in :mod:`recblr.memory`, ends (V + 1,), items and values (E,)
+      of E entries; its numbers and the formula are in the manifest.
 
     The folder appears whole or not at all.
 
     Returns:
         The manifest: inputs and outputs with their shapes, the digest of the artifact's manifest,
-        how many events of a history the model looks at, and the largest difference from PyTorch.
+        how many events of a history the model looks at, the numbers of the memory, and the largest
+        difference from PyTorch.
 
     Raises:
         InputError: no artifact, a model without a step, a package is missing, the folder cannot be
@@ -88,14 +100,16 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
             inputs = [_Value(graph, given) for given in graphs[name]["inputs"]]
             model = graph.model(name, build(network, *inputs), **graphs[name])
             onnx.save(model, new / f"{name}.onnx")
-        shutil.copy(folder / "vocabulary.parquet", new)
+        memory = recommender.memory
+        for file in ("vocabulary.parquet", *([] if memory is None else [artifact.MEMORY])):
+            shutil.copy(folder / file, new)
         difference = _difference(network, new, onnxruntime)
         if not difference <= TOLERANCE:
             raise InputError(
                 f"{folder}: in onnxruntime it differs from PyTorch by {difference:.1e}, more than "
                 f"{TOLERANCE:.0e}; nothing is written"
             )
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": 1,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {
@@ -107,6 +121,7 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
                 "max_length": recommender.training.max_length,
             },
             **graphs,
+            "memory": None if memory is None else _about_memory(memory),
             "files": {path.name: sha256(path) for path in sorted(new.iterdir())},
             "difference": difference,
         }
@@ -116,6 +131,14 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
 
 def _about(kind: str, *shape: str | int) -> dict[str, Any]:
     return {"type": kind, "shape": list(shape)}
+
+
+def _about_memory(memory: Memory) -> dict[str, Any]:
+    numbers = {name: getattr(memory, name) for name in ("weight", "scale", "repeat")}
+    reach, decay = memory.config.reach, memory.config.decay
+    return {
+        "file": artifact.MEMORY, **numbers, "reach": reach, "decay": decay, "formula": _FORMULA,
+    }  # fmt: skip
 
 
 def _difference(network: RecurrentModel, folder: Path, onnxruntime: Any) -> float:

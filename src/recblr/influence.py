@@ -1,4 +1,7 @@
-"""What each event of a history put into RecBLR's state, exactly, and into a score, nearly.
+"""What each event of a history put into RecBLR's state, exactly, and into a score.
+
+A score is the network's plus what the memory of transitions adds. The memory's part of each event is
+exact, the network's is an approximation.
 
 The recurrence (5) unrolls: h_T = Σ_t (Π_{s>t} α_s) ⊙ √(1 - α_t²) ⊙ σ(i_t) ⊙ x_t. The term of t is the
 part of event t. That x_t has passed the convolution, so the W-1 events before t shaped the part too;
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr.errors import InputError
+from recblr.memory import Memory
 from recblr.models.recblr import BDLRU, RecBLR
 
 _BLOCK = 256  # events, so that what is worked on stays in the cache
@@ -37,19 +41,32 @@ class Influence:
             state before the last event, in the recurrences and convolutions of all layers, times the
             gradient of the score there, averaged along the straight way from no state to that one
             (integrated gradients, arXiv 1703.01365; at its end alone the layer norms hide most).
-            Of the last event, which reads that state: the score if it were the only event.
-        rest: the score less the sum of ``score``: what the average over 32 points misses.
+            Of the last event, which reads that state: the network's score if it were the only event.
+        rest: the network's score less the sum of ``score``: what the average over 32 points misses.
+        memory: (T,) what the memory of transitions adds because the target often follows the item of
+            the event: :meth:`Memory.parts`. Exact; zero without a memory and beyond its last events.
+        repeat: what the memory adds because the target itself is in the history, as a whole.
+
+    ``score``, ``rest``, ``memory`` and ``repeat`` sum to the score that ranks the item.
     """
 
     first_layer: Tensor
     score: Tensor
     rest: float
+    memory: Tensor
+    repeat: float
 
 
-def influence(model: RecBLR, items: Tensor, target: int) -> Influence:
+def influence(model: RecBLR, items: Tensor, target: int, memory: Memory | None = None) -> Influence:
     """What each event of the history ``items`` (T,) means to the score of ``target`` after it.
 
-    Time and memory grow in proportion to T.
+    Time and space grow in proportion to T.
+
+    Args:
+        model: the network.
+        items: (T,) rows of the vocabulary, T at least 1.
+        target: a row.
+        memory: of transitions, where one adds to the network's scores.
 
     Raises:
         InputError: no event, an item or the target not in 0 .. V-1, a model that is in training.
@@ -82,7 +99,13 @@ def influence(model: RecBLR, items: Tensor, target: int) -> Influence:
     count = min(len(inputs), len(past))
     past[len(past) - count :] += inputs[len(inputs) - count :]
     values = torch.cat([past, alone.reshape(1)])
-    return Influence(ends @ end / (end @ end), values, float(score - values.sum()))
+    shares, rest = ends @ end / (end @ end), float(score - values.sum())
+    if memory is None:
+        return Influence(shares, values, rest, torch.zeros_like(values), 0.0)
+    history = items.cpu().numpy()
+    parts = torch.from_numpy(memory.parts(history, target)).to(values)
+    repeat = memory.repeat if target in history else 0.0
+    return Influence(shares, values, rest, parts, repeat)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 import warnings
@@ -15,24 +16,30 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recblr import artifact
+from recblr import artifact, memory_search
+from recblr import memory as transitions
 from recblr.config import build, near
 from recblr.data import open_log
-from recblr.data.batches import PackedBatch, pack
+from recblr.data.batches import PackedBatch, latest
 from recblr.data.sequences import Part, Sequences, index_in
 from recblr.device import find_device
 from recblr.errors import InputError
 from recblr.evaluate import Evaluation, block_size, evaluate, expect_finite, hide
 from recblr.folders import alone_in, check_absent
+from recblr.memory import Memory, MemoryConfig
+from recblr.memory_search import Choice
 from recblr.models import find_model
 from recblr.models.model import Model
 from recblr.parts import Parts
 from recblr.progress import Advance, progress
+from recblr.sizing import by_size
 from recblr.train import TrainConfig, Trained, train
 
 if TYPE_CHECKING:
     import polars as pl
 
+_LOGGER = logging.getLogger(__name__)
+SECTIONS = ("model", "train", "memory")  # of the settings
 _PART = 4096  # users, about, whose recommendations a kill can cost
 
 
@@ -50,26 +57,32 @@ class Recommender:
 
     Args:
         model: a name in :data:`recblr.models.MODELS`.
-        config: the shape of the model.
-        training: how it is trained; by default as its paper says, the rest as :class:`TrainConfig`.
+        config: the shape of the model; by default :meth:`fit` chooses it by the size of the log.
+        training: how it is trained; by default likewise.
+        memory_config: the memory of transitions that adds to the model's scores.
         device: where it trains and scores, "cpu", "cuda" or "cuda:N"; "auto" is a GPU if there is one.
 
     Attributes:
         data: the histories it was fitted on, with their split.
         network: the model itself, a ``torch.nn.Module``.
         trained: how training ended.
+        memory: who followed whom in the training part, and its weight; None where it is not enabled.
+        memory_choice: how that weight was chosen; None where nothing was to choose.
         measured: evaluations on the test part as JSON values, kept in the artifact.
     """
 
     data: Sequences
     network: Model
     trained: Trained
+    memory: Memory | None = None
+    memory_choice: Choice | None = None
 
     def __init__(
         self,
         model: str = "recblr",
         config: Any = None,
         training: TrainConfig | None = None,
+        memory_config: MemoryConfig | None = None,
         device: str = "auto",
     ) -> None:
         self.model = model
@@ -78,28 +91,46 @@ class Recommender:
             raise InputError(f"the config of {model} is a {kind.__name__}, not {config!r}")
         if not isinstance(training, TrainConfig | None):
             raise InputError(f"training is a TrainConfig, not {training!r}")
+        if not isinstance(memory_config, MemoryConfig | None):
+            raise InputError(f"memory_config is a MemoryConfig, not {memory_config!r}")
+        # What the size of the log is to settle, and what of it was asked for.
+        self._by_size: dict[str, Mapping[str, Any]] = {
+            section: {}
+            for section, given in zip(SECTIONS, (config, training), strict=False)
+            if given is None
+        }
         self.config = config or kind()
+        self.memory_config = memory_config or MemoryConfig()
         self.training = training or TrainConfig(**cls.recipe)
         self.device = find_device(device)
         self.measured: list[dict[str, Any]] = []
 
     @staticmethod
-    def configured(model: str, settings: Mapping[str, Any], device: str = "auto") -> "Recommender":
-        """From plain values, ``{"model": {"dropout": 0.5}, "train": {"lr": 0.001}}``."""
+    def configured(
+        model: str, settings: Mapping[str, Any], device: str = "auto", by_size: bool = False
+    ) -> "Recommender":
+        """From plain values, ``{"model": {"dropout": 0.5}, "train": {"lr": 0.001}}``.
+
+        What they do not set has the default of its class or, if ``by_size``, is chosen by the size of
+        the log.
+        """
         for section in settings:
-            if section not in ("model", "train"):
-                raise InputError(
-                    f"no such section of settings: {section}{near(section, ('model', 'train'))}"
-                )
+            if section not in SECTIONS:
+                raise InputError(f"no such section of settings: {section}{near(section, SECTIONS)}")
         cls, kind = find_model(model)
         config = build(kind, settings.get("model", {}), "model")
         training = build(TrainConfig, {**cls.recipe, **settings.get("train", {})}, "train")
-        return Recommender(model, config, training, device)
+        memory_config = build(MemoryConfig, settings.get("memory", {}), "memory")
+        recommender = Recommender(model, config, training, memory_config, device)
+        if by_size:
+            recommender._by_size = {name: settings.get(name, {}) for name in ("model", "train")}
+        return recommender
 
     @property
     def settings(self) -> dict[str, Any]:
         """The plain values that :meth:`configured` makes it from."""
-        return {"model": asdict(self.config), "train": asdict(self.training)}
+        configs = (self.config, self.training, self.memory_config)
+        return dict(zip(SECTIONS, map(asdict, configs), strict=True))
 
     def fit(
         self, log: Any, *, core: int | None = None, split: str | None = None,
@@ -150,13 +181,47 @@ class Recommender:
         self.data, self.measured = data, []
         for index in ("_user_index", "_item_index"):  # of an earlier log
             self.__dict__.pop(index, None)
+        if self._by_size:
+            self._settle(data)
         torch.manual_seed(self.training.seed)
         network = find_model(self.model)[0](
             len(data.item_ids), self.config, data.users, self.training.max_length
         )
         self.network = network.to(self.device)
         self.trained = train(self.network, data, self.training, folder, resume)
+        self.fit_memory(self.memory_config)
         return self
+
+    def _settle(self, data: Sequences) -> None:
+        """Choose by the size of the log what nobody has set."""
+        kind = find_model(self.model)[1]
+        settings = by_size(data, self.model, self._by_size)
+        if "model" in self._by_size:
+            self.config = build(kind, settings["model"], "model")
+        if "train" in self._by_size:
+            self.training = build(TrainConfig, settings["train"], "train")
+        chosen = ", ".join(
+            f"{section}.{name} = {value}"
+            for section in self._by_size
+            for name, value in settings[section].items()
+            if name not in self._by_size[section]
+        )
+        _LOGGER.info("settings by the size of the log: %s", chosen)
+
+    def fit_memory(self, config: MemoryConfig) -> None:
+        """Count the transitions of the training part, and choose on validation by which numbers they
+        add to the trained model; the model itself stays as it is."""
+        self.memory_config, self.memory, self.memory_choice = config, None, None
+        if config.enabled:
+            self.memory, self.memory_choice = memory_search.choose(
+                transitions.fit(self.data, config), config, self.network.score, self.data,
+                self.training.max_length,
+            )  # fmt: skip
+
+    def score(self, batch: PackedBatch) -> torch.Tensor:
+        """Scores (B, V) of model and memory together, of histories as in :meth:`Model.score`."""
+        scores = self.network.score(batch)
+        return scores if self.memory is None else self.memory.add_to(scores, batch)
 
     def evaluate(
         self, log: Any = None, part: Part = "test", columns: Mapping[str, str] | None = None
@@ -166,7 +231,7 @@ class Recommender:
         Another log is filtered and split as the first one was and read in this model's vocabulary:
         items it does not know leave the histories, and as targets count as missed.
         """
-        data, score = self.data, self.network.score
+        data, score = self.data, self.score
         if log is None and columns is not None:
             raise InputError("columns belong to a log; name the log as well")
         if log is not None:
@@ -189,7 +254,7 @@ class Recommender:
 
             def score(batch: PackedBatch) -> torch.Tensor:  # its users are not numbered as ours
                 assert batch.users is not None
-                return self.network.score(replace(batch, users=ours[batch.users]))
+                return self.score(replace(batch, users=ours[batch.users]))
 
         measured = evaluate(score, data, self.training.max_length, part)
         if log is None and part == "test":
@@ -285,7 +350,7 @@ class Recommender:
         """
         contents = artifact.Artifact(
             self.model, self.config, self.training, self.data, self.network, self.trained,
-            self.measured,
+            self.measured, self.memory_config, self.memory, self.memory_choice,
         )  # fmt: skip
         artifact.save(contents, Path(folder), overwrite)
 
@@ -313,11 +378,12 @@ class Recommender:
         for first in range(0, len(ids), self._block):
             some = slice(first, first + self._block)
             block = histories[some]
-            scores = self._scores(block, users[some])
+            batch = self._batch(block, users[some])
+            scores = self.score(batch)
             expect_finite(scores.isfinite())
             scores.masked_fill_(hidden, -torch.inf)
             if offer.hide_seen:
-                hide(scores, np.concatenate(block), np.array([len(history) for history in block]))
+                hide(scores, batch)
             found = scores.topk(k, dim=1)
             best[some], items[some] = (tensor.cpu().numpy() for tensor in found)
             advance(len(block))
@@ -336,12 +402,11 @@ class Recommender:
         """How many users to score at a time."""
         return block_size(len(self.data.item_ids), self.training.max_length)
 
-    def _scores(self, histories: list[np.ndarray], users: np.ndarray) -> torch.Tensor:
-        latest = [items[-self.training.max_length :] for items in histories]
-        stops = np.cumsum([len(items) for items in latest])
+    def _batch(self, histories: list[np.ndarray], users: np.ndarray) -> PackedBatch:
+        stops = np.cumsum([len(items) for items in histories])
         starts = np.concatenate([[0], stops[:-1]])
-        batch = pack(np.concatenate(latest), starts, stops, "none")
-        return self.network.score(replace(batch, users=torch.from_numpy(users)))
+        batch = latest(np.concatenate(histories), starts, stops, self.training.max_length, "none")
+        return replace(batch, users=torch.from_numpy(users))
 
     def __getattr__(self, name: str) -> Any:
         if name in ("data", "network", "trained"):
@@ -406,6 +471,12 @@ class Recommender:
         digest.update(offer.hidden.tobytes())
         for weight in self.network.state_dict().values():
             digest.update(weight.cpu().numpy().tobytes())
+        if self.memory is not None:
+            digest.update(
+                json.dumps([self.memory.weight, self.memory.scale, self.memory.repeat]).encode()
+            )
+            for array in (self.memory.matrix.indices, self.memory.matrix.data):
+                digest.update(array.tobytes())
         return digest.hexdigest()
 
 
@@ -417,7 +488,10 @@ def load(folder: str | Path, device: str = "auto") -> Recommender:
             finite, or there is no such device.
     """
     contents = artifact.load(Path(folder))
-    recommender = Recommender(contents.model, contents.config, contents.training, device)
+    recommender = Recommender(
+        contents.model, contents.config, contents.training, contents.memory_config, device
+    )
+    recommender.memory, recommender.memory_choice = contents.memory, contents.memory_choice
     recommender.data, recommender.network = contents.data, contents.network.to(recommender.device)
     recommender.trained, recommender.measured = contents.trained, contents.measured
     return recommender

@@ -1,6 +1,8 @@
 """The best items of a query among millions, by dot product, with filters applied inside the search.
 
-Axes: V items, D the width of a vector, B queries, k results of each.
+The score of some items may have a value added to the dot product.
+
+Axes: V items, D the width of a vector, B queries, k results of each, A items with a value added.
 """
 
 import importlib
@@ -20,10 +22,14 @@ _FEW = 8_192  # items; for a query or two Exact scores all of so many
 _BLOCK = 128  # products of which only the largest is looked at, at first
 _LEVELS = 127  # of int8
 _HIDDEN = -(2**31)  # below any product of vectors of such numbers
+_MOST_ADDED = 2**28  # to such a product, so that none comes near _HIDDEN
 _FLOAT32 = np.finfo(np.float32)
 _BEST, _RECALL = 20, 0.99  # an inverted file finds this share of the best 20,
 _QUERIES = 256  # measured by at most so many queries
 _RERANKED = 4  # times k
+
+Added = tuple[np.ndarray, np.ndarray]
+"""Items (A,), distinct and in rising order, and the values (A,) added to their scores."""
 
 
 class Index:
@@ -53,14 +59,18 @@ class Index:
         k: int,
         hidden: Sequence[ArrayLike] | None = None,
         allowed: Sequence[ArrayLike | None] | None = None,
+        added: Sequence[Added | None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best ``k`` items of each query. Threads may search at the same time.
+
+        The score of an item is its dot product with the query plus the value added to it, if any.
 
         Args:
             queries: (B, D).
             hidden: for each query the items, 0 .. V-1, that are not to be found.
             allowed: for each query the items that alone may be found, or None for all. They are
                 all scored, so that the answer is exact.
+            added: for each query values of some items, or None for no values.
 
         Returns:
             Scores (B, k) float32 and items (B, k) int64, best first, equal scores by item. Where
@@ -69,7 +79,8 @@ class Index:
         Raises:
             DivergedError: a query or a score is not finite.
             InputError: k is below 1.
-            ValueError: queries or filters of a wrong shape, or no such item.
+            ValueError: queries, filters or values of a wrong shape, no such item, or items with a
+                value that are not in rising order.
         """
         size, width = self._vectors.shape
         if k < 1:
@@ -82,17 +93,24 @@ class Index:
             rows if rows is None else self._items(rows)
             for rows in (allowed if allowed is not None else [None] * B)
         ]
-        if len(hide) != B or len(keep) != B:
+        values = [
+            self._values(*(pair or ((), ())))
+            for pair in (added if added is not None else [None] * B)
+        ]
+        if not len(hide) == len(keep) == len(values) == B:
             raise ValueError(f"there must be a filter for each of {B} queries")
         free = [b for b, rows in enumerate(keep) if rows is None]
-        near = self._candidates(wanted[free], min(k, size), [hide[b] for b in free]) if free else []
+        near: list[np.ndarray] = []
+        if free:
+            filters = [hide[b] for b in free], [values[b] for b in free]
+            near = self._candidates(wanted[free], min(k, size), *filters)
         found = dict(zip(free, near, strict=True))
         scores = np.full((B, k), -np.inf, np.float32)
         items = np.full((B, k), -1)
         for b, query in enumerate(wanted):
             rows = keep[b]
             candidates = found[b] if rows is None else np.setdiff1d(rows, hide[b])
-            best = self._scores(query, candidates)
+            best = _add(self._scores(query, candidates), candidates, *values[b])
             if len(best) > 4 * k:  # too many to sort
                 likely = best >= np.partition(best, -k)[-k]
                 best, candidates = best[likely], candidates[likely]
@@ -102,10 +120,16 @@ class Index:
         return scores, items
 
     def _candidates(
-        self, queries: np.ndarray, k: int, hidden: list[np.ndarray]
+        self, queries: np.ndarray, k: int, hidden: list[np.ndarray], added: list[Added]
     ) -> list[np.ndarray]:
         """For each query items in rising order, among them the best k that are not hidden."""
         raise NotImplementedError
+
+    def _values(self, rows: ArrayLike, values: ArrayLike) -> Added:
+        items, numbers = self._items(rows), _finite(np.asarray(values, np.float32))
+        if numbers.shape != items.shape or (np.diff(items) <= 0).any():
+            raise ValueError("values are added to distinct items in rising order, one to each")
+        return items, numbers
 
     def _items(self, rows: ArrayLike) -> np.ndarray:
         items = np.asarray(rows, np.int64)
@@ -128,10 +152,10 @@ class Index:
 class Exact(Index):
     """A scan of all items in int8 that loses none of the best.
 
-    Rounding changes a dot product by at most some e. The k-th best score is then at least the k-th
-    best rounded product less e, and an item whose rounded product lies more than 2e below the k-th
-    best one is not among the best. The others, a few times k, are scored in float32. Where a few
-    items dwarf the rest, e is large and the search slow, but no less exact.
+    Added values are rounded too. Rounding changes a score by at most some e. The k-th best score is
+    then at least the k-th best rounded score less e, and an item whose rounded score lies more than
+    2e below the k-th best one is not among the best. The others, a few times k, are scored in
+    float32. Where a few items dwarf the rest, e is large and the search slow, but no less exact.
     """
 
     kind = "exact"
@@ -161,20 +185,24 @@ class Exact(Index):
         return np.rint(scaled).astype(np.int8) if self._int8 else scaled.astype(np.float32)
 
     def _candidates(
-        self, queries: np.ndarray, k: int, hidden: list[np.ndarray]
+        self, queries: np.ndarray, k: int, hidden: list[np.ndarray], added: list[Added]
     ) -> list[np.ndarray]:
         size, B = len(self._vectors), len(queries)
         if size * B <= _FEW:  # to score all takes less than to find the likely
             return [np.delete(np.arange(size), rows) for rows in hidden]
         scaled = queries * self._scale.astype(np.float64)
-        scaled *= _LEVELS / np.maximum(np.abs(scaled).max(1, keepdims=True), 1e-300)
+        most = np.array([np.abs(values).max(initial=0) for _, values in added], np.float64)
+        unit = _LEVELS / np.maximum(np.abs(scaled).max(1), 1e-300)
+        unit = np.minimum(unit, _MOST_ADDED / np.maximum(most, _FLOAT32.tiny))
+        scaled *= unit[:, None]
         rounded = self._round(scaled)
         errors = _lengths(scaled) * self._error + _lengths(scaled - rounded) * self._length
+        errors += (most > 0) * (1 + 4 * _FLOAT32.eps * unit * most)
         multiply = torch._int_mm if self._int8 else torch.mm
-        owner = np.repeat(np.arange(B), [len(rows) for rows in hidden])
-        rows = np.concatenate(hidden)
-        order = np.argsort(rows)
-        owner, rows = owner[order], rows[order]
+        owner, rows, _ = _by_item(hidden)
+        gaining, gainers, order = _by_item([items for items, _ in added])
+        gains = [values * of for (_, values), of in zip(added, unit, strict=True)]
+        gain = np.rint(np.concatenate(gains))[order].astype(np.int32)
         block = _BLOCK
         while block > 1 and size < 4 * k * block:
             block //= 2
@@ -185,6 +213,8 @@ class Exact(Index):
             products = multiply(torch.from_numpy(rounded), self._rounded[first : first + tile].t())
             blocks = products.view(B, -1, block)
             values = products.numpy()
+            some = slice(*np.searchsorted(gainers, (first, first + tile)))
+            values[gaining[some], gainers[some] - first] += gain[some]
             values[:, size - first :] = _HIDDEN
             some = slice(*np.searchsorted(rows, (first, first + tile)))
             values[owner[some], rows[some] - first] = _HIDDEN
@@ -252,9 +282,17 @@ class InvertedFile(Index):
             self._probes *= 2
 
     def _candidates(
-        self, queries: np.ndarray, k: int, hidden: list[np.ndarray]
+        self, queries: np.ndarray, k: int, hidden: list[np.ndarray], added: list[Added]
     ) -> list[np.ndarray]:
-        return [self._probe(query, k, rows) for query, rows in zip(queries, hidden, strict=True)]
+        found = []
+        for query, rows, (items, values) in zip(queries, hidden, added, strict=True):
+            if len(items) == 0:
+                found.append(self._probe(query, k, rows))
+                continue
+            # All with a value are candidates. With a negative one they take no place of another.
+            near = self._probe(query, k, np.concatenate([rows, items[values < 0]]))
+            found.append(np.union1d(near, items[~np.isin(items, rows)]))
+        return found
 
     def _probe(self, query: np.ndarray, k: int, hidden: np.ndarray) -> np.ndarray:
         faiss, probes = self._faiss, self._probes
@@ -277,6 +315,25 @@ def build(vectors: Tensor, queries: Tensor | None = None) -> Index:
         queries: (Q, D) to measure an inverted file by.
     """
     return Exact(vectors) if len(vectors) <= _EXACT else InvertedFile(vectors, queries)
+
+
+def _by_item(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The items of all lists in rising order: the list of each, the item, its place among all."""
+    items = np.concatenate(lists)
+    order = np.argsort(items, kind="stable")
+    owner = np.repeat(np.arange(len(lists)), [len(rows) for rows in lists])
+    return owner[order], items[order], order
+
+
+def _add(
+    scores: np.ndarray, candidates: np.ndarray, items: np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """The ``scores`` of candidates with the values of some ``items``, in rising order, added."""
+    if len(items) == 0:
+        return scores
+    place = np.searchsorted(items, candidates)
+    place[place == len(items)] = 0
+    return _finite(scores + np.where(items[place] == candidates, values[place], 0))
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:

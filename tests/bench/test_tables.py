@@ -82,9 +82,27 @@ def test_accuracy(tables: Any, tmp_path: Path) -> None:
         ["RecBLR as published", "0.4000", "0.4100"],
     ]  # fmt: skip
     assert " ".join(lines[7:]) == (
-        "`recblr reproduce table1`; 2026, AMD. RecBLR took 10 minutes a seed on beauty. Every model "
-        "and verdict: [table 1](results/table1.md)."
+        "`recblr reproduce table1`; 2026, AMD. Minutes a seed of RecBLR: beauty 10 on the CPU. "
+        "Every model and verdict: [table 1](results/table1.md)."
     )
+
+
+def test_accuracy_with_the_memory(tables: Any, tmp_path: Path) -> None:
+    rows = {
+        "SASRec": row(0.3, 1.0), "LRURec": row(0.2, 1.0), "RecBLR": row(0.25, 600.0, 60.0),
+        "SASRec + memory": row(0.4, 1.0), "LRURec + memory": row(0.5, 1.0),
+        "RecBLR + memory": row(0.6, 1.0),
+    }  # fmt: skip
+    rows["RecBLR"]["runs"][1]["gpu"] = "H200"
+    keep(tmp_path, "table1", command="recblr reproduce table1", measured="2026, AMD.",
+         datasets={"beauty": {"rows": rows, "floors": {}}})  # fmt: skip
+    found = tables["accuracy"]()
+    cells = [line.split(" | ")[1:3] for line in found.splitlines()[2:6]]
+    assert cells == [
+        ["RecBLR, 2 seeds", "0.2500"], ["best baseline, SASRec, 1 seed", "0.3000"],
+        ["RecBLR + memory, 1 seed", "0.6000"], ["best baseline, LRURec + memory, 1 seed", "0.5000"],
+    ]  # fmt: skip
+    assert "a seed of RecBLR: beauty 10 on the CPU, 1 on the GPU. Every" in " ".join(found.split())
 
 
 def test_accuracy_stays_as_it_is_until_table_1_is_there(tables: Any, tmp_path: Path) -> None:
@@ -133,7 +151,8 @@ def test_speed(tables: Any, tmp_path: Path) -> None:
     assert "| 26 s, 165 s: 6.4 times faster; 2 threads |  | `python benchmarks/epoch.py` |" in found
     assert "| 52 s, 3.6 GiB at its peak; 2 threads |" in found
     assert "A step on the GPU: matrix products 51%, other 49%." in found
-    assert "Epochs of ml-1m.tsv.gz; 2026-11-21, AMD, H200, torch 2.13.0; commits abc, def." in found
+    about = "Epochs of ml-1m.tsv.gz; CPU: 2026-11-21, AMD, torch 2.13.0; commit abc; GPU: "
+    assert f"{about}2026-11-21, AMD, H200, torch 2.13.0; commit def." in " ".join(found.split())
     assert "ot measured" not in found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recblr.data import datasets
+from recblr.data import datasets, open_log
 from recblr.data.datasets import cache_folder, dataset, dataset_names, load_dataset
 from recblr.data.log import Interactions
 from recblr.errors import InputError
@@ -74,6 +74,7 @@ AMAZON_ROWS = [("A2", "0007", 1400000000), ("NA", "B1", 1300000000)]
 ORIGINALS = {
     "ml-100k": ("196\t242\t3\t881250949\n7\t007\t1\t881250950\n", "196\t242\t3\n"),
     "ml-1m": ("1::1193::5::978300760\n1::661::3::978302109\n", "1::2::3::x\n"),
+    "ml-1m-recbole": ("1::1193::5::978300760\n1::661::3::978302109\n", "1::2::3::x\n"),
     "ml-latest-small": (
         "userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n2,1029,3.0,1260759179\n",
         "1,31,2.5\n",
@@ -96,6 +97,7 @@ ORIGINALS = {
 EXPECTED = {
     "ml-100k": [("196", "242", 881250949), ("7", "007", 881250950)],
     "ml-1m": [("1", "1193", 978300760), ("1", "661", 978302109)],
+    "ml-1m-recbole": [("1", "1193", 978300736), ("1", "661", 978302080)],
     "ml-latest-small": [("1", "31", 1260759144), ("2", "1029", 1260759179)],
     "beauty": AMAZON_ROWS,
     "sports": AMAZON_ROWS,
@@ -171,6 +173,91 @@ def test_gowalla_keeps_the_latest_check_in_at_a_place(data: Path) -> None:
     start = 1262304000
     expected = [("b", "x", start + 2), ("a", "y", start + 4), ("a", "x", start + 5)]
     assert rows(load_dataset("gowalla")) == expected
+
+
+def test_gowallas_file_runs_backwards_within_a_second_too(data: Path) -> None:
+    def events(visits: str) -> str:
+        return "".join(f"{u}\t2010-01-01T00:00:0{t}Z\t0\t0\t{p}\n" for u, t, p in visits.split())
+
+    put(data, "gowalla", events("a5x a5y a4z"))
+    assert [item for _, item, _ in rows(load_dataset("gowalla"))] == ["z", "y", "x"]
+    put(data, "gowalla", events("a5x a5y a5x a5z a5y"))  # the first line of a place is its latest
+    assert [item for _, item, _ in rows(load_dataset("gowalla"))] == ["z", "y", "x"]
+
+
+# User 2 comes first. For float32, times from 978300705 to 978300767 are 978300736.
+TIED = [
+    ("2", "b", 978300900),
+    ("1", "a", 978300750),
+    ("2", "c", 978300760),
+    ("2", "a", 978300760),
+    ("2", "d", 978300710),
+    ("1", "e", 978300749),
+]
+
+
+def put_tied(folder: Path, kind: str) -> None:
+    if kind == "original":
+        put(folder, "ml-1m", "".join(f"{u}::{i}::4::{t}\n" for u, i, t in TIED))
+    elif kind == "times":
+        frame = pl.DataFrame(TIED, ["user_id", "item_id", "timestamp"], orient="row")
+        frame.write_csv(folder / "ml-1m-times.tsv", separator="\t")
+    else:
+        order = [
+            ("2", "d", 0),
+            ("2", "c", 1),
+            ("2", "a", 2),
+            ("2", "b", 3),
+            ("1", "e", 0),
+            ("1", "a", 1),
+        ]
+        frame = pl.DataFrame(order, ["user_id", "item_id", "order"], orient="row")
+        frame.write_csv(folder / "ml-1m.tsv", separator="\t")
+
+
+@pytest.mark.parametrize("kind", ["original", "times", "order"])
+def test_ml_1m_is_in_order_of_user_and_time(data: Path, kind: str) -> None:
+    put_tied(data, kind)
+    log = load_dataset("ml-1m")
+    pairs = [(user, item) for user, item, _ in rows(log)]
+    assert pairs == [("2", "d"), ("2", "c"), ("2", "a"), ("2", "b"), ("1", "e"), ("1", "a")]
+    if kind != "order":
+        assert sorted(rows(log)) == sorted(TIED)
+    assert log.user_ids.to_pylist() == ["2", "1"]
+    assert log.item_ids.to_pylist() == ["d", "c", "a", "b", "e"]  # as they now appear
+    assert str(data) in log.source
+
+
+@pytest.mark.parametrize("kind", ["original", "times"])
+def test_ml_1m_recbole_is_in_order_of_user_and_float32_time(data: Path, kind: str) -> None:
+    put_tied(data, kind)
+    log = load_dataset("ml-1m-recbole")
+    assert rows(log) == [
+        ("2", "c", 978300736),
+        ("2", "a", 978300736),
+        ("2", "d", 978300736),
+        ("2", "b", 978300928),
+        ("1", "a", 978300736),
+        ("1", "e", 978300736),
+    ]
+    assert log.item_ids.to_pylist() == ["c", "a", "d", "b", "e"]
+
+
+def test_ml_1m_prefers_times_and_its_recbole_order_needs_them(data: Path) -> None:
+    put(data, "ml-1m", "zip::x::4::978300760\n")
+    put_tied(data, "order")
+    assert Path(load_dataset("ml-1m").source).name == "ml-1m.tsv"
+    assert rows(load_dataset("ml-1m-recbole")) == [("zip", "x", 978300736)]
+    put_tied(data, "times")
+    for name in ("ml-1m", "ml-1m-recbole"):
+        assert Path(load_dataset(name).source).name == "ml-1m-times.tsv"
+
+
+def test_a_log_without_times_is_in_order_as_it_is(data: Path) -> None:
+    (data / "ml-1m.tsv").write_text("user_id\titem_id\n1\tb\n2\ta\n1\ta\n")
+    log = load_dataset("ml-1m")
+    assert log.timestamps is None
+    assert log.items.tolist() == [0, 1, 1]
 
 
 def test_xlong_takes_the_last_line_of_a_user(data: Path) -> None:
@@ -272,7 +359,7 @@ def test_data_sets_one_has_to_fetch_oneself(data: Path) -> None:
 
 def test_names() -> None:
     assert set(dataset_names()) == {*ORIGINALS, "gowalla-10core"}
-    assert dataset("ml-1m").files == ("ml-1m.zip",)
+    assert dataset("ml-1m").files == dataset("ml-1m-recbole").files == ("ml-1m.zip",)
     assert all(dataset(name).core == 5 and dataset(name).credit for name in dataset_names())
     with pytest.raises(InputError, match=r"'ML1M'; did you mean ml-1m"):
         dataset("ML1M")
@@ -438,17 +525,33 @@ def test_ctrl_c_leaves_nothing(data: Path, server: str, monkeypatch: pytest.Monk
     ("name", "users", "items", "events"),
     [
         ("ml-1m", 6_040, 3_416, 999_611),
+        ("ml-1m-recbole", 6_040, 3_416, 999_611),
         ("beauty", 22_363, 12_101, 198_502),
         ("sports", 35_598, 18_357, 296_337),
     ],
 )
 def test_counts_are_those_of_table_2(name: str, users: int, items: int, events: int) -> None:
-    line = next(x for x in Path(REAL, "SHA256SUMS").read_text().splitlines() if name in x)
-    content = Path(REAL, f"{name}.tsv.gz").read_bytes()
-    assert hashlib.sha256(content).hexdigest() == line.split()[0]
-    log = load_dataset(name)
-    assert (len(log.user_ids), len(log.item_ids), len(log.users)) == (users, items, events)
-    assert log.timestamps is not None  # the order column
+    data = open_log(name)
+    assert (data.users, len(data.item_ids), len(data.items)) == (users, items, events)
+    hashes = dict(line.split()[::-1] for line in Path(REAL, "SHA256SUMS").read_text().splitlines())
+    source = Path(data.summary["source"])
+    assert hashlib.sha256(source.read_bytes()).hexdigest() == hashes[source.name]
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "file", "fingerprint"),
+    [
+        ("ml-1m", "ml-1m-times.tsv.gz", "bb5a95ec99447154"),
+        ("ml-1m", "ml-1m.tsv.gz", "bb5a95ec99447154"),
+        ("ml-1m-recbole", "ml-1m-times.tsv.gz", "e294f47a33a2feee"),
+    ],
+)
+def test_ml_1m_is_the_log_the_figures_were_measured_on(
+    data: Path, name: str, file: str, fingerprint: str
+) -> None:
+    (data / file).symlink_to(Path(REAL, file).resolve())
+    assert open_log(name).fingerprint == fingerprint
 
 
 @needs_data

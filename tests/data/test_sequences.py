@@ -132,19 +132,38 @@ def test_duplicates_count_wherever_they_stand_in_a_tie() -> None:
     assert data.summary["duplicate_rows_kept"] == 4
 
 
+def cuts_of(times: list[int], split: str) -> tuple[int, int] | None:
+    """Where validation and test begin, the times sorted; None where they cannot be cut."""
+    if split == "time":
+        first, second = (times[-(-(len(times) - 1) * tenths // 10)] for tenths in (8, 9))
+        return (first, second) if times[0] < first < second else None
+    late = [time for time in times if time > times[(len(times) - 1) * 9 // 10]]
+    early = times[: len(times) - len(late)]
+    middle = [time for time in early if time > early[(len(early) - 1) * 9 // 10]]
+    return (middle[0], late[0]) if middle and late else None
+
+
+@pytest.mark.parametrize("split", ["time", "time-last"])
 @settings(deadline=None)
 @given(
-    st.lists(
+    events=st.lists(
         st.tuples(st.integers(0, 4), st.integers(10, 14), st.integers(0, 30)),
         min_size=5,
         max_size=50,
     ),
-    st.integers(1, 3),
+    core=st.integers(1, 3),
 )
-def test_the_split_by_time_filters_by_the_past_only(events: list[Event], core: int) -> None:
-    times = sorted(time for _, _, time in events)
-    first, second = (times[-(-(len(times) - 1) * tenths // 10)] for tenths in (8, 9))
-    past = core_of([event for event in events if event[2] < first], core)
+def test_the_split_by_time_filters_by_the_past_only(
+    split: str, events: list[Event], core: int
+) -> None:
+    cuts = cuts_of(sorted(time for _, _, time in events), split)
+    past = [] if cuts is None else core_of([event for event in events if event[2] < cuts[0]], core)
+    if cuts is None or not any(n >= 2 for n in Counter(user for user, _, _ in past).values()):
+        with pytest.raises(
+            InputError, match=r"too few distinct timestamps|no user is left with two"
+        ):
+            prepare(log_of(events), core, split)
+        return
     users, items = ({event[column] for event in past} for column in (0, 1))
     truth: dict[Any, list[Any]] = defaultdict(list)
     at: dict[Any, list[int]] = defaultdict(list)
@@ -152,23 +171,18 @@ def test_the_split_by_time_filters_by_the_past_only(events: list[Event], core: i
         if user in users and item in items:
             truth[user].append(item)
             at[user].append(time)
-    if not (
-        times[0] < first < second and any(n >= 2 for n in Counter(u for u, _, _ in past).values())
-    ):
-        with pytest.raises(
-            InputError, match=r"too few distinct timestamps|no user is left with two"
-        ):
-            prepare(log_of(events), core, "time")
-        return
-    data = prepare(log_of(events), core, "time")
+    data = prepare(log_of(events), core, split)
     assert histories(data) == truth
+    assert data.split.name == split
     ends = (data.split.train_end - data.offsets[:-1]).tolist()
     validation, test = held_out(data, "validation"), held_out(data, "test")
     for user, end in zip(data.user_ids.to_pylist(), ends, strict=True):
-        before = [sum(time < cut for time in at[user]) for cut in (first, second)]
-        assert end == before[0]
-        assert validation.get(user) == (before[0] if before[0] < before[1] else None)
-        assert test.get(user) == (before[1] if before[1] < len(at[user]) else None)
+        first, second = (sum(time < cut for time in at[user]) for cut in cuts)
+        whole = len(at[user])
+        assert end == first
+        valid, tested = (second - 1, whole - 1) if split == "time-last" else (first, second)
+        assert validation.get(user) == (valid if first < second else None)
+        assert test.get(user) == (tested if second < whole else None)
 
 
 def test_what_is_frequent_only_after_the_cut_is_dropped() -> None:
@@ -191,6 +205,7 @@ def test_what_is_frequent_only_after_the_cut_is_dropped() -> None:
         ([("a", "x", 0), ("a", "y", 1)], 3, "leave-one-out", "no user is left.*3-core"),
         ([("a", "x", 0), ("b", "y", 1)], 1, "leave-one-out", "no user is left with two events"),
         ([("a", "x", 5)] * 9, 1, "time", "too few distinct timestamps"),
+        ([("a", "x", 5)] * 9, 1, "time-last", "too few distinct timestamps"),
         ([(t, "x", t) for t in range(20)], 2, "time", "no user is left with two events"),
     ],
 )
@@ -199,15 +214,16 @@ def test_prepare_refuses(events: list[Event], core: int, split: str, message: st
         prepare(log_of(events), core, split)
 
 
-def test_the_split_by_time_needs_times() -> None:
+@pytest.mark.parametrize("split", ["time", "time-last"])
+def test_a_split_by_time_needs_times(split: str) -> None:
     with pytest.raises(InputError, match="needs a timestamp column"):
-        prepare(log_of([("a", "x", t) for t in range(20)], timed=False), split="time")
+        prepare(log_of([("a", "x", t) for t in range(20)], timed=False), split=split)
 
 
 # ---- on disk -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", ["leave-one-out", "time"])
+@pytest.mark.parametrize("split", ["leave-one-out", "time", "time-last"])
 @pytest.mark.parametrize("text", [True, False], ids=["strings", "integers"])
 def test_what_is_saved_comes_back(tmp_path: Path, split: str, text: bool) -> None:
     rng = np.random.default_rng(0)

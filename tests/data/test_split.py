@@ -1,6 +1,8 @@
 """Filters and splits against naive loops."""
 
+from fractions import Fraction
 from itertools import pairwise
+from math import ceil, floor
 
 import numpy as np
 import pytest
@@ -71,6 +73,33 @@ def test_time_cuts_need_times() -> None:
         time_cuts(None)
 
 
+def after_quantile(times: list[int]) -> list[int]:
+    """The times greater than the 0.9 quantile, which is interpolated between its neighbours."""
+    place = Fraction(9, 10) * (len(times) - 1)
+    low, high = (sorted(times)[rounded(place)] for rounded in (floor, ceil))
+    return [time for time in times if time > low + (place - floor(place)) * (high - low)]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60))
+def test_last_time_cuts_are_quantiles_of_quantiles(times: list[int]) -> None:
+    late = after_quantile(times)
+    before = [time for time in times if not late or time < min(late)]
+    middle = after_quantile(before)
+    if not late or not middle:
+        with pytest.raises(InputError, match="too few distinct timestamps"):
+            time_cuts(np.array(times), last=True)
+    else:
+        assert time_cuts(np.array(times), last=True) == (min(middle), min(late))
+
+
+def test_last_time_cuts_come_after_81_and_90_percent() -> None:
+    assert time_cuts(np.random.default_rng(0).permutation(101), last=True) == (82, 91)
+    nanoseconds = np.arange(101) + 2**60  # float64 would round these
+    assert time_cuts(nanoseconds, last=True) == (2**60 + 82, 2**60 + 91)
+    # What shares its time with the quantile is before the cut, as in the source.
+    assert time_cuts(np.array([*range(26), 26, 26, 26, 27]), last=True) == (26, 27)
+
+
 @settings(deadline=None)
 @given(TIMES, st.integers(0, 9), st.integers(1, 5))
 def test_by_time_is_a_plain_loop(histories: list[list[int]], first: int, more: int) -> None:
@@ -95,10 +124,50 @@ def test_by_time_is_a_plain_loop(histories: list[list[int]], first: int, more: i
 
 @settings(deadline=None)
 @given(TIMES, st.integers(0, 9), st.integers(1, 5))
-def test_by_time_never_looks_ahead(histories: list[list[int]], first: int, more: int) -> None:
+def test_by_last_time_is_a_plain_loop(histories: list[list[int]], first: int, more: int) -> None:
+    second = first + more
     offsets = np.cumsum([0, *map(len, histories)])
     times = np.array([time for history in histories for time in history], int)
-    split = by_time(offsets, times, (first, first + more))
+    split = by_time(offsets, times, (first, second), last=True)
+    assert split.name == "time-last"
+
+    train_end, validation, test = [], [], []
+    for begin, end in pairwise(offsets.tolist()):
+        rows = range(begin, end)
+        train = [row for row in rows if times[row] < first]
+        early = [row for row in rows if times[row] < second]
+        train_end.append(begin + len(train))
+        # The last event, if it is in its period and another one is before it.
+        validation.append(early[-1] if len(early) > len(train) and early[:-1] else -1)
+        test.append(rows[-1] if len(rows) > len(early) and rows[:-1] else -1)
+    assert split.train_end.tolist() == train_end
+    assert split.validation.tolist() == validation
+    assert split.test.tolist() == test
+
+
+def test_by_last_time_by_hand() -> None:
+    histories = [[1, 5, 6, 7, 8], [1, 2], [1, 5], [4, 7], [7], [5], [7, 8], []]
+    offsets = np.cumsum([0, *map(len, histories)])
+    times = np.array([time for history in histories for time in history])
+    split = by_time(offsets, times, (5, 7), last=True)
+    assert (split.train_end - offsets[:-1]).tolist() == [1, 2, 1, 1, 0, 0, 0, 0]
+    assert np.where(split.validation < 0, -1, split.validation - offsets[:-1]).tolist() == [
+        2, -1, 1, -1, -1, -1, -1, -1,
+    ]  # fmt: skip
+    assert np.where(split.test < 0, -1, split.test - offsets[:-1]).tolist() == [
+        4, -1, -1, 1, -1, -1, 1, -1,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [False, True])
+@settings(deadline=None)
+@given(histories=TIMES, first=st.integers(0, 9), more=st.integers(1, 5))
+def test_by_time_never_looks_ahead(
+    histories: list[list[int]], first: int, more: int, last: bool
+) -> None:
+    offsets = np.cumsum([0, *map(len, histories)])
+    times = np.array([time for history in histories for time in history], int)
+    split = by_time(offsets, times, (first, first + more), last)
     trained = [
         times[row]
         for begin, end in zip(offsets[:-1].tolist(), split.train_end.tolist(), strict=True)
@@ -108,7 +177,8 @@ def test_by_time_never_looks_ahead(histories: list[list[int]], first: int, more:
         for user in np.flatnonzero(rows >= 0):
             begin, target = offsets[user], rows[user]
             assert begin < target < offsets[user + 1]
-            assert max(times[begin:target]) < times[target]
+            if not last:
+                assert max(times[begin:target]) < times[target]
             assert all(time < times[target] for time in trained)
 
 

@@ -1,6 +1,7 @@
 """Studies of accuracy on hand-made runs: verdicts, stars, orders, and what is missing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from recblr.reproduce import runs
 from recblr.reproduce.accuracy import Accuracy, Row
 from recblr.reproduce.report import write
 from recblr.reproduce.runs import Run
+from recblr.reproduce.studies import with_memory
 
 USERS = 400
 FLOOR = {"HR@10": 0.01, "NDCG@10": 0.004, "MRR@10": 0.003, "HR@20": 0.02, "NDCG@20": 0.006,
@@ -74,16 +76,17 @@ def test_figures_and_verdicts(tmp_path: Path) -> None:
     assert "verdict" not in rows["RecBLR"]["masked"]["NDCG@10"]
     assert "Of 3 published figures: 1 reproduced, 1 better, 1 worse." in found.verdict
     assert found.headline == "NDCG@10 of RecBLR, 1 to 3 seeds: 0.3000 (paper 0.6000) on beauty"
-    assert (
-        "| SASRec              | 0.5200 ± 0.0200 | 0.5000    | +4.0%      | reproduced |"
-        in found.summary
-    )
+    lines = [[*map(str.strip, line.split("|"))][1:-1] for line in found.summary.splitlines()]
+    sasrec = next(line for line in lines if line[:1] == ["SASRec"])
+    assert sasrec[:5] == ["SASRec", "0.5200 ± 0.0200", "0.5000", "+4.0%", "reproduced"]
+    assert sasrec[-1].startswith("0.52")
     assert (
         "| RecBLR              | 0.3000          | 0.6000    | -50.0%     | worse      |"
         in found.summary
     )
     assert "popularity          | 0.0040" in found.summary
     assert "| SASRec  | all-positions | 12,345     | 0; 1; 2 | 20, 17 " in found.details
+    assert "the memory" not in found.summary + found.details
     assert len(found.records) == 5
 
 
@@ -195,6 +198,91 @@ def test_floors_are_of_all_runs(tmp_path: Path) -> None:
     assert floors == {"popularity": of_each, "chain": of_each}
 
 
+def test_the_floors_have_a_record_of_their_own(tmp_path: Path) -> None:
+    def keep_floors(data: str) -> None:
+        floors = [{"protocol": {"data": data}, "floors": {"transitions": FLOOR}}] * 2
+        record = {**json.loads(Run("beauty").path(tmp_path).read_text()), "test": floors}
+        (tmp_path / "beauty" / "floors.json").write_text(json.dumps(record | {"commit": "def"}))
+
+    keep(tmp_path, Run("beauty"), hits(0.6))
+    keep_floors("d1f6")
+    found = report(tmp_path)
+    assert list(found.data["datasets"]["beauty"]["floors"]) == ["popularity", "transitions"]
+    assert "| transitions         | 0.0040" in found.summary
+    assert {record["commit"] for record in found.records} == {"abc", "def"}
+    keep_floors("other")
+    with pytest.raises(InputError, match=r"d1f6 \(RecBLR\), other \(transitions\)"):
+        report(tmp_path)
+
+
+# ---- with the memory of transitions --------------------------------------------------------------
+
+BOTH = replace(STUDY, rows=(*ROWS, with_memory("SASRec"), with_memory("RecBLR")))
+CHOSEN = {"weight": 1.5, "scale": 10.0, "repeat": -20.0, "unmasked": 0.1, "masked": 0.1}
+
+
+def keep_memory(folder: Path, model: str, ranks: np.ndarray, seed: int = 0) -> None:
+    run = Run("beauty", model, ("memory.enabled=true",), seed)
+    keep(folder, run, ranks, memory=CHOSEN)
+
+
+def test_rows_with_the_memory_are_compared_among_themselves(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for row, share in zip(ROWS, (0.4, 0.3, 0.5), strict=True):
+            keep(tmp_path, Run("beauty", row.model, seed=seed), hits(share))
+    alone = report(tmp_path)
+    keep_memory(tmp_path, "recblr", hits(0.9))  # of one seed, and far ahead of all
+    keep_memory(tmp_path, "sasrec", hits(0.8))
+    found = report(tmp_path, BOTH)
+    for key in ("against", "stars", "order"):
+        before = alone.data["datasets"]["beauty"][key]
+        assert before
+        assert found.data["datasets"]["beauty"][key] == before
+    assert found.data["datasets"]["beauty"]["stars"]["NDCG@10"]["earned"]
+    against = found.data["datasets"]["beauty"]["against_memory"]
+    assert against.keys() == {"SASRec + memory"}
+    assert against["SASRec + memory"]["difference"] == pytest.approx(0.1)
+    assert "25.0% ahead of SASRec on beauty (p < 0.001). RecBLR + memory" in found.verdict
+    assert (
+        "RecBLR + memory and the best of the other + memory rows in NDCG@10: 12.5% ahead of "
+        "SASRec + memory on beauty (p < 0.001)."
+    ) in found.verdict
+    assert "A row “+ memory” adds the memory of transitions" in found.summary
+    assert "The same of the rows with the memory:" in found.details
+    line = found.details.splitlines()[-1]
+    assert line.startswith("| RecBLR + memory | all-positions ")
+    assert line.split("|")[-2].strip() == "1.5, 10, -20"
+
+
+def test_seconds_stand_by_machine(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        gpu = {"gpu": "H200"} if seed else {}
+        keep(tmp_path, Run("beauty", seed=seed), hits(0.5), seconds=100.0 * (seed + 1), **gpu)
+    assert "| 100; 250       | AMD, 1 threads; H200 |" in report(tmp_path).details
+
+
+@pytest.mark.parametrize("memory", [{}, {"memory": {"enabled": False, "reach": 3, "gone": 1}}])
+def test_a_record_without_the_memory_stays_one_of_its_row(
+    tmp_path: Path, memory: dict[str, Any]
+) -> None:
+    plain, with_it = Run("beauty"), Run("beauty", settings=("memory.enabled=true",))
+    settings = {name: plain.resolved("cpu").settings[name] for name in ("model", "train")}
+    for run in (plain, with_it):
+        keep(tmp_path, run, hits(0.5), settings={**settings, **memory})
+    assert runs.result(plain, tmp_path) is not None
+    assert runs.result(with_it, tmp_path) is None
+
+
+def test_a_record_of_a_memory_by_other_settings_is_no_record(tmp_path: Path) -> None:
+    run = Run("beauty", settings=("memory.enabled=true",))
+    keep(tmp_path, run, hits(0.5))
+    assert runs.result(run, tmp_path) is not None
+    settings = run.resolved("cpu").settings
+    settings["memory"]["reach"] = 3
+    keep(tmp_path, run, hits(0.5), settings=settings)
+    assert runs.result(run, tmp_path) is None
+
+
 LINE = Accuracy(
     "A line",
     rows=tuple(Row(f"{n}", settings=(f"model.expansion={n}",)) for n in (1, 2, 3)),
@@ -230,7 +318,7 @@ def test_no_optimum_of_a_line_with_a_gap(tmp_path: Path) -> None:
     assert report(tmp_path / "empty", LINE).verdict == "Nothing is measured yet."
 
 
-@pytest.mark.parametrize("study", [STUDY, LINE], ids=["dots", "lines"])
+@pytest.mark.parametrize("study", [STUDY, BOTH, LINE], ids=["dots", "with memory", "lines"])
 def test_the_page(tmp_path: Path, study: Accuracy) -> None:
     for seed, share in ((0, 0.6), (1, 0.62)):
         for row in study.rows[1:]:

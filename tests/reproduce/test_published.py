@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from recblr.reproduce.accuracy import Accuracy
 from recblr.reproduce.published import (
     LONG_MODELS,
     MODELS,
@@ -14,7 +15,9 @@ from recblr.reproduce.published import (
     VARIANTS,
     Published,
 )
+from recblr.reproduce.runs import Run
 from recblr.reproduce.studies import STUDIES
+from recblr.reproduce.verdict import WITH_MEMORY
 
 
 def column(table: Published, row: str) -> float:
@@ -29,10 +32,10 @@ def test_table_1_sums_up() -> None:
 @pytest.mark.parametrize(
     ("dataset", "metric", "percent"),  # the column "Improv."
     [
-        ("ml-1m", "HR@10", 7.46), ("ml-1m", "MRR@20", 6.62), ("gowalla", "NDCG@10", 4.70),
-        ("gowalla", "HR@20", 2.91), ("steam", "NDCG@20", 5.37), ("steam", "MRR@10", 6.46),
-        ("beauty", "NDCG@10", 9.05), ("beauty", "HR@20", 6.88), ("sports", "MRR@10", 1.26),
-        ("sports", "HR@10", 4.82),
+        ("ml-1m-recbole", "HR@10", 7.46), ("ml-1m-recbole", "MRR@20", 6.62),
+        ("gowalla", "NDCG@10", 4.70), ("gowalla", "HR@20", 2.91), ("steam", "NDCG@20", 5.37),
+        ("steam", "MRR@10", 6.46), ("beauty", "NDCG@10", 9.05), ("beauty", "HR@20", 6.88),
+        ("sports", "MRR@10", 1.26), ("sports", "HR@10", 4.82),
     ],
 )  # fmt: skip
 def test_table_1_improves_as_it_says(dataset: str, metric: str, percent: float) -> None:
@@ -90,7 +93,25 @@ def test_table_4() -> None:
 @pytest.mark.parametrize("name", ["table1", "table3", "table4"])
 def test_a_study_has_the_papers_rows_and_data_sets(name: str) -> None:
     study = STUDIES[name]
-    rows = {row.name for row in study.rows}
+    rows = {row.name for row in study.rows if not row.name.endswith(WITH_MEMORY)}
     assert study.reference in rows
     assert study.published.keys() <= study.datasets.keys()
     assert all(of_data.keys() == rows for of_data in study.published.values())
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table4", "figure5", "figure6"])
+def test_figures_of_ml_1m_stand_beside_those_in_the_order_they_are_of(name: str) -> None:
+    study = STUDIES[name]
+    assert isinstance(study, Accuracy)
+    assert "ml-1m" not in {*study.published, *study.optimum}
+    orders = {dataset for dataset in study.datasets if dataset.startswith("ml-1m")}
+    assert orders
+    assert all("order" in study.remarks[dataset] for dataset in orders)
+
+
+def test_a_row_with_the_memory_is_named_so_and_no_other_has_one() -> None:
+    for study in STUDIES.values():
+        if isinstance(study, Accuracy):
+            for row in study.rows:
+                memory = Run("beauty", row.model, row.settings).resolved("cpu").memory_config
+                assert memory.enabled == row.name.endswith(WITH_MEMORY)

@@ -30,6 +30,8 @@ def test_numbers() -> None:
     assert [p_value(p) for p in (0.0009, 0.01, 1.0)] == ["p < 0.001", "p = 0.010", "p = 1.000"]
     assert reason(ValueError("one\ntwo")) == "one"
     assert reason(ValueError()) == "ValueError"
+    error = ValueError("no download from a.org (<urlopen error [Errno -2]>); try again")
+    assert reason(error) == "no download from a.org"
 
 
 def test_when_and_on_what() -> None:

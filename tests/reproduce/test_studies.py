@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from recblr import cli
+from recblr import cli, load
 from recblr.errors import DivergedError, InputError
 from recblr.folders import alone_in
 from recblr.reproduce import accuracy, studies
-from recblr.reproduce.logs import MADE, SIMULATED
+from recblr.reproduce.logs import MADE, SIMULATED, open_dataset
 from recblr.reproduce.runs import Run
 from recblr.reproduce.studies import STUDIES
 
@@ -107,6 +108,26 @@ def test_a_table_of_models(reproduce: Reproduce, shared: Path) -> None:
     assert (examples["BERT4Rec"], examples["FMLP-Rec"]) == ("cloze", "prefixes")
 
 
+def test_rows_with_the_memory_are_of_the_plain_rows_training(
+    reproduce: Reproduce, shared: Path
+) -> None:
+    found = reproduce("table1", "--quick", "-o", shared, "--json")
+    ((_, of_data),) = json.loads(found.out)["datasets"].items()
+    rows = of_data["rows"]
+    assert set(of_data["floors"]) == {"popularity", "markov chain", "transitions"}
+    assert (shared / SIMULATED / "floors.json").exists()
+    assert of_data["against_memory"].keys() == {"SASRec + memory", "LRURec + memory"}
+    for name in ("SASRec", "LRURec", "RecBLR"):
+        (plain,), (both,) = rows[name]["runs"], rows[f"{name} + memory"]["runs"]
+        same = ("seed", "epochs", "best_epoch", "parameters", "examples")
+        assert [plain[it] for it in same] == [both[it] for it in same]
+        assert both["seconds"] >= plain["seconds"]
+        assert both["memory"].keys() == {"weight", "scale", "repeat", "unmasked", "masked"}
+        assert "memory" not in plain
+    page = (shared / "table1.md").read_text()
+    assert "weight, scale, repeat of the memory" in page
+
+
 # ---- what is kept --------------------------------------------------------------------------------
 
 SMALL = ("table4", "--quick", "-o", "results", "--rows", "recblr")
@@ -139,6 +160,58 @@ def test_a_run_by_other_settings_is_made_again(reproduce: Reproduce, made: list[
     assert reproduce(*SMALL).code == 0
     assert made == ["recblr", "recblr"]
     assert json.loads(path.read_text())["settings"]["train"]["lr"] != 0.123
+
+
+PLAIN, BOTH = "recblr,seed=0", "recblr,memory.enabled=true,seed=0"
+WITH_MEMORY = ("time", "--quick", "-o", "results", "--rows", "RecBLR + memory")
+
+
+def test_a_memory_is_fitted_to_the_network_that_is_there(reproduce: Reproduce) -> None:
+    records = [Path(f"results/simulated/{name}.json") for name in (PLAIN, BOTH)]
+    manifest = Path(f"results/.models/simulated/{PLAIN}/manifest.json")
+    assert reproduce(*WITH_MEMORY).code == 0  # the plain run, then the memory
+    plain, both = (path.read_text() for path in records)
+    trained = manifest.read_text()
+    assert json.loads(both)["validation"] == json.loads(plain)["validation"]
+    assert json.loads(both)["settings"]["memory"]["enabled"]
+    assert not json.loads(plain)["settings"]["memory"]["enabled"]
+    assert not (manifest.parent.parent / BOTH).exists()
+
+    def again() -> dict[str, Any]:
+        records[1].unlink()
+        assert reproduce(*WITH_MEMORY).code == 0
+        assert records[0].read_text() == plain  # once made, not written anew
+        found: dict[str, Any] = json.loads(records[1].read_text())
+        return found
+
+    found = again()
+    assert manifest.read_text() == trained  # not trained again
+    assert found["ranks"] == json.loads(both)["ranks"]
+    assert found["memory"] == json.loads(both)["memory"]
+
+    shutil.rmtree(manifest.parent)  # as in a fresh clone
+    assert again()["ranks"] == json.loads(both)["ranks"]
+    assert manifest.exists()
+
+
+@pytest.mark.parametrize("what", ["settings", "data", "interrupted"])
+def test_a_network_that_is_not_todays_is_trained_again(reproduce: Reproduce, what: str) -> None:
+    reproduce(*WITH_MEMORY)
+    model = Path(f"results/.models/simulated/{PLAIN}")
+    kept = load(model)
+    if what == "settings":
+        kept.training = replace(kept.training, lr=0.1)
+    elif what == "data":
+        kept.data = replace(kept.data, items=kept.data.items[::-1])
+    else:
+        kept.trained = replace(kept.trained, ended="interrupted")
+    kept.save(model, overwrite=True)
+    Path(f"results/simulated/{BOTH}.json").unlink()
+    reproduce(*WITH_MEMORY)
+    now = load(model)
+    assert now.training.lr != 0.1
+    assert now.data.fingerprint == open_dataset(SIMULATED).fingerprint
+    assert now.trained.ended == "epochs"
 
 
 def test_an_interrupted_run_goes_on(reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ The shared store is tested where ``RECBLR_POSTGRESQL`` and ``RECBLR_REDIS`` name
 is in them is removed.
 """
 
+import copy
 import json
 import os
 import threading
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import torch
 
 from recblr.bench.provenance import provenance
+from recblr.memory import MemoryConfig
 from recblr.recommender import Recommender
 from recblr.serving.app import Server, application
 from recblr.serving.engine import Engine
@@ -31,13 +35,14 @@ SHARED = ("RECBLR_POSTGRESQL", "RECBLR_REDIS")
 
 @pytest.fixture(scope="session")
 def models(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the artifacts ``a`` and ``b``, of the same items, and ``sasrec``."""
+    """A folder of the artifacts ``a``, ``b`` (without a memory) of the same items, and ``sasrec``."""
     folder = tmp_path_factory.mktemp("models")
     shape, training = tiny.recommender.config, replace(tiny.recommender.training, epochs=1)
-    shapes = {"a": shape, "b": replace(shape, layers=2)}
-    for name, shape in shapes.items():
-        Recommender("recblr", shape, training).fit(tiny.log, out=folder / name)
-    Recommender("sasrec", training=training).fit(tiny.log, out=folder / "sasrec")
+    memory = MemoryConfig(weight=1.5, scale=10.0, repeat=-0.7)
+    Recommender("recblr", shape, training, memory).fit(tiny.log, out=folder / "a")
+    shape, nothing = replace(shape, layers=2), MemoryConfig(enabled=False)
+    Recommender("recblr", shape, training, nothing).fit(tiny.log, out=folder / "b")
+    Recommender("sasrec", None, training, nothing).fit(tiny.log, out=folder / "sasrec")
     return folder
 
 
@@ -49,6 +54,22 @@ def a(models: Path) -> ServedModel:
 @pytest.fixture(scope="session")
 def b(models: Path) -> ServedModel:
     return ServedModel(models / "b")
+
+
+def scores(model: ServedModel, rows: np.ndarray) -> np.ndarray:
+    """(V,) after a history of item rows: the network's in float64, plus (1) and (2) of memory.py."""
+    network = copy.deepcopy(model.network).double()
+    offsets = torch.tensor([0, len(rows)])
+    with torch.no_grad():
+        hidden = network(torch.from_numpy(rows), offsets)[0][-1]
+        found = (network.item_embeddings @ hidden).numpy()
+    if (memory := model.memory) is not None:
+        m = np.zeros(len(found))
+        for age, row in enumerate(rows[::-1][: memory.config.reach].tolist()):
+            m += memory.config.decay**age * memory.matrix[[row]].toarray()[0]
+        found += memory.weight * np.log1p(memory.scale * m)
+        found[np.unique(rows)] += memory.repeat
+    return found
 
 
 @dataclass(frozen=True)

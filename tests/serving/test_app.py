@@ -97,8 +97,17 @@ def test_influence_is_of_each_event(site: Any, a: ServedModel) -> None:
     assert found["item_id"] == best
     assert [it["item_id"] for it in found["events"]] == ids[::-1]
     assert sum(it["state"] for it in found["events"]) == pytest.approx(1)
+    assert found["repeat"] == 0
     found = site.client.get("/v1/users/u/influence", params={"item_id": ids[1]}).json()
     assert found["item_id"] == ids[1]
+    parts = a.memory.parts(a.rows(ids), int(a.rows([ids[1]])[0]))
+    assert [it["memory"] for it in found["events"]] == pytest.approx(parts[::-1].tolist())
+    assert parts.max() > 0
+    assert found["repeat"] == a.memory.repeat == -0.7
+    whole = site.client.post("/v1/recommend", json={"user_id": "u", "k": 1, "hide_seen": False,
+                                                    "allow": [ids[1]]}).json()["items"][0]  # fmt: skip
+    sums = sum(it["score"] + it["memory"] for it in found["events"]) + found["repeat"]
+    assert sums == pytest.approx(whole["score"], abs=0.02)  # but for the rest
     found = site.client.get("/v1/users/u/influence", params={"item_id": "never seen"})
     assert found.status_code == 404
 

@@ -10,6 +10,7 @@ import pytest
 from recblr.cli import app
 from recblr.errors import InputError
 from recblr.serving.keys import Keys
+from recblr.serving.model import ServedModel
 from recblr.serving.server import listen
 from recblr.serving.sqlite import SQLiteLog
 from serving.fixtures import Store
@@ -56,6 +57,16 @@ def test_a_state_that_is_wrong_is_found(
     capsys.readouterr()
     assert run("verify", models / "a", "--store", store) == 1
     assert capsys.readouterr().out.startswith("DIFFERENT: ")
+
+
+def test_a_memory_that_is_left_out_is_found(
+    models: Path, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "events.sqlite"
+    run("replay", models / "a", "--store", store, "--log", tiny.log)
+    assert run("verify", models / "a", "--store", store) == 0
+    monkeypatch.setattr(ServedModel, "added", lambda *given, **named: None)
+    assert run("verify", models / "a", "--store", store) == 1
 
 
 def test_a_key_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recblr.data.batches import latest
 from recblr.serving import engine as module
 from recblr.serving.cache import LocalCache
 from recblr.serving.engine import Engine, Query, Recommended
@@ -24,13 +26,14 @@ from recblr.serving.line import BusyError, Line
 from recblr.serving.model import ServedModel
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import StoreError
-from serving.fixtures import Store
+from serving.fixtures import Store, scores
 
 EVERYTHING = Query(k=1000, hide_seen=False)
 
 
 class Slow:
-    """Events as they were sent; a score is a pass over the whole history in float64."""
+    """Events as they were sent; a score is a pass over the whole history in float64, and the memory's
+    equations written out."""
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
@@ -52,14 +55,6 @@ class Slow:
     def scores(self, user: User) -> np.ndarray:
         rows = self.model.rows(self.history(user))
         return scores(self.model, rows)
-
-
-def scores(model: ServedModel, rows: np.ndarray) -> np.ndarray:
-    network = copy.deepcopy(model.network).double()
-    offsets = torch.tensor([0, len(rows)])
-    with torch.no_grad():
-        hidden = network(torch.from_numpy(rows), offsets)[0][-1]
-        return (network.item_embeddings @ hidden).numpy()
 
 
 def by_row(found: Recommended, items: int) -> np.ndarray:
@@ -232,6 +227,97 @@ def test_filters_are_applied_inside(engine: Engine, a: ServedModel) -> None:
     assert shown(allow=allow) == [it for it in order[-3:] if it not in seen]
     assert shown(allow=()) == []
     assert shown(k=1000) == [it for it in order if it not in seen]
+
+
+@pytest.mark.parametrize("repeat", [-20.0, 0.0, 2.5])
+def test_the_memory_adds_to_the_scores(a: ServedModel, file: Store, repeat: float) -> None:
+    model = copy.copy(a)
+    assert model.memory is not None
+    model.memory = replace(model.memory, repeat=repeat)
+    engine, events = file.engine(model), events_of(a, "u", 30)
+    send(engine, events)
+    rows = a.rows([it.item_id for it in events])
+    truth = scores(model, rows)
+    assert np.abs(truth - repeat * np.isin(np.arange(len(truth)), rows)).max() > 1
+    order = np.argsort(-truth)
+    found = engine.recommend(("t", "u"), Query(7, hide_seen=False)).result(60)
+    assert found.rows.tolist() == order[:7].tolist()
+    np.testing.assert_allclose(found.scores, truth[order[:7]], atol=1e-5)
+    new = order[~np.isin(order, rows)]
+    assert 0 < len(new) < len(order)
+    found = engine.recommend(("t", "u"), Query(7)).result(60)
+    assert found.rows.tolist() == new[:7].tolist()
+    np.testing.assert_allclose(found.scores, truth[new[:7]], atol=1e-5)
+    after = engine.recommend_after("t", tuple(it.item_id for it in events), Query(7)).result(60)
+    assert after.rows.tolist() == found.rows.tolist()
+    allow = tuple(str(a.item_ids[row]) for row in order[::2])
+    found = engine.recommend(("t", "u"), Query(7, hide_seen=False, allow=allow)).result(60)
+    assert found.rows.tolist() == order[::2][:7].tolist()
+    engine.close()
+
+
+def test_the_memory_looks_at_the_last_items_alone(
+    engine: Engine, a: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert a.memory is not None
+    looked: list[tuple[int, bool]] = []
+    added = a.added
+    monkeypatch.setattr(a, "added", lambda *it: (looked.append((len(it[0]), it[1])), added(*it))[1])
+    send(engine, events_of(a, "u", 300))
+    engine.recommend(("t", "u"), Query(3)).result(60)
+    engine.recommend_after("t", tuple(map(str, a.item_ids * 9)), Query(3)).result(60)
+    assert looked == [(a.memory.config.reach, False)] * 2
+
+
+def test_events_come_in_while_a_search_waits(
+    engine: Engine, a: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a search was asked with does not change, nor keep a user's items from growing."""
+    events = events_of(a, "u", 40)
+    send(engine, events[:20])
+    hold, begun, search = threading.Event(), threading.Event(), a.index.search
+
+    def waiting(*given: Any) -> Any:
+        begun.set()
+        hold.wait(30)
+        return search(*given)
+
+    monkeypatch.setattr(a.index, "search", waiting)
+    asked = [engine.recommend(("t", "u"), query) for query in (EVERYTHING, Query(3))]
+    begun.wait(30)
+    for event in events[20:]:
+        assert send(engine, [event]) == ["accepted"]
+    hold.set()
+    found = by_row(asked[0].result(60), len(a.item_ids))
+    truth = scores(a, a.rows([it.item_id for it in events[:20]]))
+    np.testing.assert_allclose(found, truth, atol=1e-5)
+    assert len(asked[1].result(60).rows) == 3
+
+
+def test_a_model_without_a_memory_adds_nothing(b: ServedModel) -> None:
+    assert b.memory is None
+    assert b.added(np.array([1, 2]), repeats=True) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    history=st.lists(st.integers(0, 5), min_size=1, max_size=20),
+    repeats=st.booleans(), repeat=st.sampled_from([-20.0, 0.0, 3.0]),
+)  # fmt: skip
+def test_what_is_added_is_the_memorys_own(
+    a: ServedModel, history: list[int], repeats: bool, repeat: float
+) -> None:
+    model, rows = copy.copy(a), np.array(history)
+    assert a.memory is not None
+    model.memory = memory = replace(a.memory, repeat=repeat)
+    items, values = model.added(rows if repeats else rows[-model.reach :], repeats)
+    found = np.zeros(len(a.item_ids), np.float32)
+    found[items] = values
+    batch = latest(rows, np.array([0]), np.array([len(rows)]), 99, "none")
+    truth = memory if repeats else replace(memory, repeat=0.0)
+    expected = truth.add_to(torch.zeros(1, len(found)), batch)[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (np.diff(items) > 0).all()
 
 
 def test_who_is_unknown_gets_what_is_popular(engine: Engine, a: ServedModel) -> None:

@@ -64,7 +64,12 @@ def test_a_user_is_looked_at_and_takes_something(
         ids[1],
         f"A title ({ids[0]})",
     ]
-    assert len(browser.find_elements("css selector", "#past svg")) == 6
+    parts = site.client.get("/v1/users/ann/influence").json()["events"]
+    by_memory = [it["memory"] for it in parts if it["memory"]]
+    assert len(by_memory) > 0
+    assert len(browser.find_elements("css selector", "#past svg")) == 6 + len(by_memory)
+    assert len(browser.find_elements("css selector", "#past rect.memory")) == len(by_memory)
+    assert "added by the memory" in find(browser, "#meaning").text
     best = site.client.get("/v1/users/ann/recommendations").json()["items"]
     shown = [it.text.split()[0] for it in browser.find_elements("css selector", "#items button")]
     assert shown == [it["item_id"] for it in best]

@@ -34,7 +34,7 @@ from recblr.serving.server import run
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import StoreError
 from recblr.train import TrainConfig
-from serving.fixtures import Store
+from serving.fixtures import Store, scores
 
 SOAK = bool(os.environ.get("RECBLR_SOAK"))
 KILLS, CUTS, FAULTS, READS, REFUSED = (
@@ -394,9 +394,8 @@ def test_every_worker_follows_a_swap(
 
 def scores_of(model: ServedModel, history: list[str]) -> dict[str | int, float]:
     """The best five."""
-    (vector,) = model.fold(model.start[None], [model.rows(history)])
-    scores = model.network.item_embeddings.detach().numpy() @ model.hidden(vector[None])[0]
-    return {model.item_ids[row]: float(scores[row]) for row in np.argsort(-scores)[:5]}
+    found = scores(model, model.rows(history))
+    return {model.item_ids[row]: float(found[row]) for row in np.argsort(-found)[:5]}
 
 
 def until_served_by(model: ServedModel, worker: Serving) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from recblr import ops
+from recblr.allocator import keep_freed_memory
 from recblr.bench.peers import BdLru, compiled, peers
 from recblr.bench.timing import peak_bytes, seconds
-from recblr.memory import keep_freed_memory
 from recblr.ops import reference
 from recblr.progress import progress
 

@@ -4,6 +4,9 @@ How many requests a second it can take is asked in a closed loop: each client se
 when the last is answered. Latency is asked at a steady rate; where all clients still wait when a
 request is due, its time begins there. How long the machine itself keeps a busy loop waiting is
 measured beside it.
+
+The models have a memory of transitions. Events are of the first 8,192 items, whose rows of the memory
+hold 1,024 entries: the most that a row has.
 """
 
 import asyncio
@@ -22,10 +25,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy import sparse
 
 from recblr import artifact
 from recblr.data.sequences import Sequences
 from recblr.data.split import Split
+from recblr.memory import Memory, MemoryConfig
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import Advance, progress
 from recblr.serving.cache import LocalCache
@@ -42,6 +47,7 @@ HISTORIES = (10, 1_000, 100_000)
 CLIENTS = 8
 USERS = 1_000
 HISTORY = 20  # events of a user before the load comes
+NAMED = 8_192  # items that events are of
 
 
 def time_serving(
@@ -52,9 +58,10 @@ def time_serving(
     """Requests a second and their latency, cost of an event by history, memory of a user.
 
     Returns:
-        ``catalogues``: for each size and load the rate and quantiles in ms; ``histories``: median µs
-        of a durable event after so many; ``user_bytes``: of a user at hand; ``gaps``: quantiles in ms
-        of what the machine keeps a busy loop waiting.
+        ``catalogues``: for each size and load the rate and quantiles in ms, and ``search``, what the
+        memory costs, of :func:`time_memory`; ``histories``: median µs of a durable event after so
+        many; ``user_bytes``: of a user at hand; ``gaps``: quantiles in ms of what the machine keeps a
+        busy loop waiting.
     """
     found: dict[str, Any] = {"clients": CLIENTS, "users": USERS, "gaps": _gaps(), "catalogues": []}
     total = len(catalogues) * 4 * seconds
@@ -64,6 +71,7 @@ def time_serving(
             _save_untrained(model, items)
             with _serving(model, str(Path(folder) / f"{items}.sqlite")) as port:
                 rows = asyncio.run(_loads(port, items, rate, seconds, advance))
+            rows["search"] = time_memory(ServedModel(model))
             found["catalogues"].append({"items": items, "steady_per_second": rate, **rows})
         served = ServedModel(Path(folder) / f"model{min(catalogues)}")
         found["index"] = served.index.kind
@@ -72,8 +80,34 @@ def time_serving(
     return found
 
 
+def time_memory(model: ServedModel, repeats: int = 300) -> dict[str, float]:
+    """Median µs of one search for the best 20 items after 20 events, which are hidden, by one thread.
+
+    Returns:
+        ``without`` the memory of transitions; ``with`` it; ``rows``, how much of that it takes to read
+        the rows of the memory and sum them. Measured in turn.
+    """
+    draw, threads = np.random.default_rng(0), torch.get_num_threads()
+    torch.set_num_threads(1)
+    took = np.empty((repeats, 3))
+    for repeat in range(repeats):
+        history = draw.integers(min(len(model.item_ids), NAMED), size=HISTORY)
+        hidden = model.hidden(model.fold(model.start[None], [history]))
+        query = torch.from_numpy(hidden)
+        begin = time.perf_counter()
+        model.index.search(query, 20, [history])
+        alone = time.perf_counter()
+        added = model.added(history, repeats=False)
+        rows = time.perf_counter()
+        model.index.search(query, 20, [history], None, [added])
+        took[repeat] = alone - begin, time.perf_counter() - alone, rows - alone
+    torch.set_num_threads(threads)
+    median = np.median(took, 0) * 1e6
+    return dict(zip(("without", "with", "rows"), median.round().tolist(), strict=True))
+
+
 def _save_untrained(folder: Path, items: int) -> None:
-    """An artifact of random weights, as quick as a trained one."""
+    """An artifact of random weights and a random memory, as quick as a trained one."""
     split = Split("leave-one-out", np.array([1]), np.array([-1]), np.array([-1]))
     data = Sequences(
         np.zeros(1, np.int32), np.array([0, 1]), pa.array(["nobody"]),
@@ -81,10 +115,24 @@ def _save_untrained(folder: Path, items: int) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     network, trained = RecBLR(items, RecBLRConfig()), Trained(0, 0, {}, 0.0, "epochs")
+    config = MemoryConfig()
+    memory = Memory(config, _random_rows(items, config.pairs), 1.5, 10.0, -20.0)
     contents = artifact.Artifact(
-        "recblr", network.config, TrainConfig(), data, network, trained, []
+        "recblr", network.config, TrainConfig(), data, network, trained, [], config, memory, None
     )  # fmt: skip
     artifact.save(contents, folder)
+
+
+def _random_rows(items: int, entries: int) -> sparse.csr_array:
+    """(V, V) with so many entries, or V of them, in each row of the items that events are of."""
+    draw = np.random.default_rng(0)
+    entries, rows = min(items, entries), min(items, NAMED)
+    # One of each stretch of as many items: rising, and nowhere twice.
+    begins = np.linspace(0, items, entries + 1).astype(np.int32)
+    columns = draw.integers(begins[:-1], begins[1:], (rows, entries), dtype=np.int32)
+    values = draw.lognormal(-3, 1, (rows, entries)).astype(np.float32)
+    ends = entries * np.minimum(np.arange(items + 1, dtype=np.int32), rows)
+    return sparse.csr_array((values.ravel(), columns.ravel(), ends), (items, items))
 
 
 @contextmanager
@@ -117,7 +165,7 @@ async def _loads(
     def event(user: int | None = None) -> dict[str, Any]:
         at = next(number)
         user = int(draw.integers(USERS)) if user is None else user
-        item = str(draw.integers(items))
+        item = str(draw.integers(min(items, NAMED)))
         return {"event_id": str(at), "user_id": f"u{user}", "item_id": item, "timestamp": at}
 
     for user in range(USERS):
@@ -219,7 +267,7 @@ def _by_history(
     draw = np.random.default_rng(0)
 
     def events(user: int, begin: int, end: int) -> list[Event]:
-        items = draw.integers(len(model.item_ids), size=end - begin).tolist()
+        items = draw.integers(min(len(model.item_ids), NAMED), size=end - begin).tolist()
         return [
             Event(f"{user}-{n}", f"u{user}", str(item), float(n))
             for n, item in zip(range(begin, end), items, strict=True)

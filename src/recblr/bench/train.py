@@ -14,6 +14,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+from recblr.allocator import keep_freed_memory
 from recblr.bench.products import Products
 from recblr.bench.timing import seconds, wait
 from recblr.data import open_log
@@ -21,7 +22,6 @@ from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.errors import InputError
-from recblr.memory import keep_freed_memory
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import progress
 from recblr.train import (

@@ -23,7 +23,7 @@ def open_log(
         source: Sequences, Interactions, a Polars or pandas frame, the path of a log file or of a
             prepared folder, or the name of a data set.
         core: the k-core filter; by default that of the data set, or none (1).
-        split: "leave-one-out" (default) or "time".
+        split: "leave-one-out" (default), "time" or "time-last".
         columns: our column names to those of the file.
     """
     if isinstance(source, str | Path) and (Path(source) / MARK).exists():

@@ -21,7 +21,8 @@ class PackedBatch:
 
     ``items`` (N,) item indices; ``offsets`` (B + 1,), history b has the rows offsets[b] ..
     offsets[b+1]-1; ``positions`` (M,) rows whose next item is to be predicted, rising; ``targets``
-    (M,) it; ``seen`` the pairs of :func:`seen_pairs` where they are to be left out, else None;
+    (M,) it; ``seen`` (2, P) numbers of targets, or of histories where each has one target or none, and
+    for each an item of the history up to it, where somebody asks for them, else None;
     ``users`` (B,) whose the histories are, -1 for anybody's, where a model asks for it, else None.
     """
 
@@ -77,6 +78,19 @@ def pack(
     positions = {"all": every, "last": offsets[1:] - 1, "none": every[:0]}[targets]
     batch = (items[rows], offsets, positions, items[rows[positions] + 1])
     return PackedBatch(*map(_int64, batch))
+
+
+def latest(
+    items: np.ndarray, begins: np.ndarray, stops: np.ndarray, max_length: int, targets: Targets
+) -> PackedBatch:
+    """The last ``max_length`` events of the histories items[begins[b]:stops[b]], end to end.
+
+    ``seen`` names the items of the whole histories. ``targets``: "last" or "none", as in :func:`pack`.
+    """
+    batch = pack(items, np.maximum(begins, stops - max_length), stops, targets)
+    lengths = stops - begins
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    return replace(batch, seen=_int64(np.stack([owner, items[ranges(begins, lengths)]])))
 
 
 def _int64(values: np.ndarray | Tensor) -> Tensor:

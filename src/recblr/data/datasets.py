@@ -52,7 +52,11 @@ class Dataset:
     parse: Parser | None = None  # of the files' lines
     member: str | None = None  # the file inside the zip
     md5: str | None = None  # only where the publisher publishes one
+    converted: tuple[str, ...] = ()  # names of the files in our columns; none: the data set's own
+    newest_first: bool = False  # the file runs backwards in time
     once: bool = False  # keep a user's latest event with an item, not the earlier ones
+    by_user: bool = False  # put the events in order of user and time before their ids are numbered
+    float32: bool = False  # round the times as RecBole holds them
     core: int = 5  # users and items with fewer events are filtered out, later
     credit: str = ""
 
@@ -114,6 +118,7 @@ def _xlong(lines: Iterable[str]) -> Iterator[Row]:
 
 
 _MOVIELENS = "https://files.grouplens.org/datasets/movielens"
+_ML_1M_MD5 = "c4d9eecfca2ab87c1945afe126590906"
 _MOVIELENS_CREDIT = (
     "Harper and Konstan, The MovieLens Datasets, ACM TiiS 2015. For research, with citation; "
     "not to be redistributed."
@@ -148,8 +153,22 @@ DATASETS: dict[str, Dataset] = {
             title="MovieLens 1M, movie ratings",
             home=f"{_MOVIELENS}/ml-1m.zip",
             member="ml-1m/ratings.dat",
-            md5="c4d9eecfca2ab87c1945afe126590906",
+            md5=_ML_1M_MD5,
             parse=partial(_ratings, separator="::"),
+            converted=("ml-1m-times", "ml-1m"),
+            by_user=True,
+            credit=_MOVIELENS_CREDIT,
+        ),
+        Dataset(
+            name="ml-1m-recbole",
+            title="MovieLens 1M in the order RecBole gives it",
+            home=f"{_MOVIELENS}/ml-1m.zip",
+            member="ml-1m/ratings.dat",
+            md5=_ML_1M_MD5,
+            parse=partial(_ratings, separator="::"),
+            converted=("ml-1m-times",),
+            by_user=True,
+            float32=True,
             credit=_MOVIELENS_CREDIT,
         ),
         Dataset(
@@ -178,6 +197,7 @@ DATASETS: dict[str, Dataset] = {
             title="Gowalla, check-ins at places",
             home="https://snap.stanford.edu/data/loc-gowalla_totalCheckins.txt.gz",
             parse=_gowalla,
+            newest_first=True,
             once=True,  # or the paper's counts do not come out
             credit=_GOWALLA_CREDIT,
         ),
@@ -233,9 +253,9 @@ def load_dataset(name: str) -> Interactions:
         if not data.is_dir():
             raise InputError(f"RECBLR_DATA: {data} is no folder; set it to one or unset it")
         folders.insert(0, data)
-        for path in (data / (name + suffix) for suffix in CONVERTED):
+        for path in _converted(record, data):
             if path.is_file():
-                return _read_converted(path)
+                return _read_converted(record, path)
     for folder in folders if record.files else []:
         paths = [folder / file for file in record.files]
         if all(path.is_file() for path in paths):
@@ -252,7 +272,13 @@ def _by_hand(files: str) -> str:
     return f"put {files} in a folder and set RECBLR_DATA to that folder"
 
 
-def _read_converted(path: Path) -> Interactions:
+def _converted(record: Dataset, folder: Path) -> Iterator[Path]:
+    for name in record.converted or (record.name,):
+        for suffix in CONVERTED:
+            yield folder / (name + suffix)
+
+
+def _read_converted(record: Dataset, path: Path) -> Interactions:
     names: list[str] = []
     with suppress(*DAMAGED, ValueError):  # read_log says it better
         if path.suffix == ".parquet":
@@ -265,7 +291,23 @@ def _read_converted(path: Path) -> Interactions:
                 names = re.split(r"[,\t]", lines.readline().strip())
     # Some public sources have no timestamps left, only each event's place in the history.
     ordered = "order" in names and "timestamp" not in names
-    return read_log(path, columns={"timestamp": "order"} if ordered else None)
+    log = read_log(path, columns={"timestamp": "order"} if ordered else None)
+    return _by_user(log, record.float32) if record.by_user else log
+
+
+def _by_user(log: Interactions, float32: bool) -> Interactions:
+    """The events by user and time, ties as they stand in the log, and the ids numbered anew.
+
+    Users keep the order of their first appearance. With ``float32`` the times are those that a
+    float32 can hold: in 2000 to 2003, multiples of 64 seconds.
+    """
+    if log.timestamps is None:  # then the order of the log is the order in time
+        return log
+    times = log.timestamps
+    if float32:
+        times = times.astype(np.float32).astype(times.dtype)
+    frame = replace(log, timestamps=times).to_polars()[np.lexsort((times, log.users))]
+    return replace(read_log(frame), source=log.source, dates=log.dates)
 
 
 class _Lines:
@@ -333,10 +375,13 @@ def _read_original(record: Dataset, paths: list[Path]) -> Interactions:
         {"user_id": users, "item_id": items, "timestamp": np.frombuffer(times, dtype=np.int64)},
         schema_overrides={"user_id": pl.String, "item_id": pl.String},
     )
+    if record.newest_first:
+        frame = frame.reverse()  # so that of two events at the same time the older one comes first
     if record.once:
         frame = frame.sort("timestamp", maintain_order=True)
         frame = frame.unique(["user_id", "item_id"], keep="last", maintain_order=True)
-    return replace(read_log(frame), source=" + ".join(map(str, paths)))
+    log = replace(read_log(frame), source=" + ".join(map(str, paths)))
+    return _by_user(log, record.float32) if record.by_user else log
 
 
 def _download(record: Dataset) -> Path:

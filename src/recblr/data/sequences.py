@@ -56,6 +56,15 @@ class Sequences:
         return np.bincount(self.items[rows], minlength=len(self.item_ids))
 
     @cached_property
+    def has_repeats(self) -> bool:
+        """Whether a user has an item twice in the training part."""
+        starts = self.offsets[:-1]
+        lengths = self.split.train_end - starts
+        items = self.items[ranges(starts, lengths)]
+        pairs = np.sort(np.repeat(np.arange(self.users), lengths) * len(self.item_ids) + items)
+        return bool(np.any(pairs[1:] == pairs[:-1]))
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the histories, the ids and the split: equal exactly where results compare."""
         digest = hashlib.sha256()
@@ -148,9 +157,9 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
 
     Args:
         log: the events.
-        core: keep users and items with at least this many events. Under the split by time only
+        core: keep users and items with at least this many events. Under a split by time only
             events before the first cut count, so that the filter does not look ahead.
-        split: "leave-one-out" or "time".
+        split: "leave-one-out", "time" or "time-last".
 
     Raises:
         InputError: nothing is left to train on.
@@ -159,7 +168,8 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         raise InputError(f"unknown split {split!r}; choose one of {', '.join(splits.SPLITS)}")
     if core < 1:
         raise InputError(f"core must be at least 1, found {core}")
-    cuts = splits.time_cuts(log.timestamps) if split == "time" else None
+    last = split == "time-last"
+    cuts = None if split == "leave-one-out" else splits.time_cuts(log.timestamps, last)
     counted = np.ones(len(log), bool) if cuts is None else log.timestamps < cuts[0]  # type: ignore[operator]
     keep = np.zeros(len(log), bool)
     keep[counted] = splits.k_core(log.users[counted], log.items[counted], core)
@@ -181,7 +191,7 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
     parts = (
         splits.leave_one_out(offsets)
         if cuts is None
-        else splits.by_time(offsets, times[order], cuts)  # type: ignore[index]
+        else splits.by_time(offsets, times[order], cuts, last)  # type: ignore[index]
     )
     if not np.any(parts.train_end - offsets[:-1] >= 2):
         smaller = " or a smaller core" * (core > 1)

@@ -6,7 +6,8 @@ import numpy as np
 
 from recblr.errors import InputError
 
-SPLITS = ("leave-one-out", "time")
+SPLITS = ("leave-one-out", "time", "time-last")
+TOO_FEW = "too few distinct timestamps to split by time; use leave-one-out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +37,31 @@ def k_core(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
         alive = keep
 
 
-def time_cuts(timestamps: np.ndarray | None) -> tuple[float, float]:
-    """The times at which validation and test begin: after 80% and 90% of all events."""
+def time_cuts(timestamps: np.ndarray | None, last: bool = False) -> tuple[float, float]:
+    """The times at which validation and test begin.
+
+    After 80% and 90% of all events; or, for ``last``, just after the 0.9 quantile of the times for
+    the test, and of those before it just after their 0.9 quantile, the 0.81 of all, for validation.
+    """
     if timestamps is None:
         raise InputError("a split by time needs a timestamp column; use the leave-one-out split")
+    if last:
+        test = _after_quantile(timestamps)
+        return _after_quantile(timestamps[timestamps < test]), test
     validation, test = np.quantile(timestamps, [0.8, 0.9], method="higher")
     if not timestamps.min() < validation < test:
-        raise InputError("too few distinct timestamps to split by time; use leave-one-out")
+        raise InputError(TOO_FEW)
     return validation, test
+
+
+def _after_quantile(timestamps: np.ndarray) -> float:
+    """The first time that is greater than the 0.9 quantile."""
+    # No time lies between the two it may be interpolated from, so the lower one is enough; and exact.
+    later = timestamps[timestamps > np.quantile(timestamps, 0.9, method="lower")]
+    if not len(later):
+        raise InputError(TOO_FEW)
+    first: float = later.min()
+    return first
 
 
 def leave_one_out(offsets: np.ndarray) -> Split:
@@ -61,10 +79,13 @@ def leave_one_out(offsets: np.ndarray) -> Split:
     )
 
 
-def by_time(offsets: np.ndarray, timestamps: np.ndarray, cuts: tuple[float, float]) -> Split:
-    """Events before the first cut train; the first event of a user after it validates, and the first
-    after the second cut tests, each from everything the user did before. No training event is later
-    than an event that is predicted."""
+def by_time(
+    offsets: np.ndarray, timestamps: np.ndarray, cuts: tuple[float, float], last: bool = False
+) -> Split:
+    """Events before the first cut train; the first event of a user between the cuts validates, and
+    the first after the second cut tests. With ``last`` it is the last event there (arXiv 2507.16289).
+    Each is predicted from everything the user did before. No training event is later than an event
+    that is predicted."""
     starts, ends = offsets[:-1], offsets[1:]
 
     def first_from(cut: float) -> np.ndarray:
@@ -72,9 +93,10 @@ def by_time(offsets: np.ndarray, timestamps: np.ndarray, cuts: tuple[float, floa
         return starts + before[ends] - before[starts]
 
     train_end, later = first_from(cuts[0]), first_from(cuts[1])
+    validation, test = (later - 1, ends - 1) if last else (train_end, later)
     return Split(
-        "time",
+        "time-last" if last else "time",
         train_end=train_end,
-        validation=np.where((train_end > starts) & (train_end < later), train_end, -1),
-        test=np.where((later > starts) & (later < ends), later, -1),
+        validation=np.where((validation > starts) & (train_end < later), validation, -1),
+        test=np.where((test > starts) & (later < ends), test, -1),
     )

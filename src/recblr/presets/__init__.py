@@ -1,6 +1,5 @@
-"""Settings found to work for a data set, one TOML file each; how they were found: docs/log.md."""
+"""The recipes of the paper's tables, one TOML file a data set; how they were found: docs/log.md."""
 
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,15 @@ from recblr.errors import InputError
 from recblr.models import find_model
 
 
-def read_preset(config: str | None, log: str, model: str = "recblr") -> dict[str, Any]:
-    """Settings from a TOML file or a preset; without either, those of the data set ``log``.
-
-    A preset was found with RecBLR; :func:`for_model` makes it, or the defaults, another one's.
-    """
+def read_preset(config: str, model: str = "recblr") -> dict[str, Any]:
+    """Settings from a TOML file, or of a preset, which :func:`for_model` turns into another model's."""
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.toml"))
-    if config is None:
-        if log not in names or Path(log).exists():
-            return for_model({}, model)
-        print(f"recblr: using the preset of {log}", file=sys.stderr)
-        config = log
-    elif config not in names:
-        if not config.endswith(".toml"):
-            raise InputError(f"--config {config}: no TOML file and no preset{near(config, names)}")
-        return read_toml(Path(config))
-    return for_model(read_toml(folder / f"{config}.toml"), model)
+    if config in names:
+        return for_model(read_toml(folder / f"{config}.toml"), model)
+    if not config.endswith(".toml"):
+        raise InputError(f"--config {config}: no TOML file and no preset{near(config, names)}")
+    return read_toml(Path(config))
 
 
 def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:

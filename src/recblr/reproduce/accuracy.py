@@ -17,11 +17,21 @@ from recblr.reproduce import figures
 from recblr.reproduce.logs import SIMULATED, open_dataset
 from recblr.reproduce.published import Published
 from recblr.reproduce.report import Cell, Record, Report, Why
-from recblr.reproduce.runs import Run, make, result, unpack_ranks
-from recblr.reproduce.verdict import ALPHA, MAIN, best, contradictions, judged, order, per_user
+from recblr.reproduce.runs import Run, find_floors, make, make_floors, result, unpack_ranks
+from recblr.reproduce.verdict import (
+    ALPHA,
+    MAIN,
+    WITH_MEMORY,
+    best,
+    contradictions,
+    judged,
+    order,
+    per_user,
+)  # fmt: skip
 from recblr.significance import difference_interval, holm, paired_test
 
 SEEN = ("unmasked", "masked")  # the paper's way first
+FLOOR = "transitions"  # the memory by itself, of the floors
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class _Runs:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A table of figures, or lines.
+    """A table of figures, or lines. Rows with and without the memory of transitions are not compared.
 
     Attributes:
         title: how its page is headed.
@@ -60,7 +70,8 @@ class Accuracy:
         datasets: on what, with the settings that all rows change there.
         published: the paper's figures, seen items unmasked.
         remarks: on a data set, such as that it is not the paper's.
-        reference: the row that is held against all others.
+        reference: the row that is held against all others, and with the memory against all others
+            that have it.
         axis: what the rows vary, where the picture is of lines; their names are then its values.
         optimum: by data set the row that the paper finds best.
     """
@@ -81,8 +92,16 @@ class Accuracy:
         return replace(self, datasets={SIMULATED: ()}, published={}, remarks={}, optimum={})
 
     def cells(self, seeds: Sequence[int], device: str) -> list[Cell]:
-        """All runs."""
-        return [
+        """All runs; of a study with the memory of transitions also the memory by itself."""
+        alone = [
+            Cell(
+                dataset, FLOOR, f"{dataset} {FLOOR}",
+                partial(find_floors, dataset), partial(make_floors, dataset),
+            )
+            for dataset in self.datasets
+            if any(row.name.endswith(WITH_MEMORY) for row in self.rows)
+        ]  # fmt: skip
+        return alone + [
             Cell(
                 dataset, row.name, f"{dataset} {row.name} seed {seed}",
                 partial(result, run), partial(make, run),
@@ -106,8 +125,11 @@ class Accuracy:
         """
         found = {dataset: self._find(dataset, folder, seeds) for dataset in self.datasets}
         data = {dataset: self._measure(dataset, runs, why) for dataset, runs in found.items()}
-        values = {dataset: _shared(runs) for dataset, runs in found.items()}
+        values = {dataset: _shared(runs, memory=False) for dataset, runs in found.items()}
         _compare(self.reference, values, data)
+        memories = {dataset: _shared(runs, memory=True) for dataset, runs in found.items()}
+        for dataset, against in _against(self.reference + WITH_MEMORY, memories).items():
+            data[dataset]["against_memory"] = against
         for dataset, of_rows in values.items():
             data[dataset]["order"] = _order(of_rows, self.published.get(dataset, {}))
             line = self.axis and len(of_rows) == len(self.rows)
@@ -131,7 +153,7 @@ class Accuracy:
         return Run(dataset, row.model, (*self.datasets[dataset], *row.settings), seed)
 
     def _find(self, dataset: str, folder: Path, seeds: Sequence[int]) -> dict[str, _Runs]:
-        """The rows of a data set that have a run."""
+        """The rows of a data set that have a run, and what needs none."""
         found: dict[str, _Runs] = {}
         logs: dict[str, str] = {}
         for row in self.rows:
@@ -145,6 +167,9 @@ class Accuracy:
                 for seen in SEEN
             }
             found[row.name] = _Runs(records, ranks)
+        if found and (record := find_floors(dataset, folder)) is not None:
+            logs |= {record["test"][0]["protocol"]["data"]: FLOOR}
+            found[FLOOR] = _Runs([record], {})
         if len(logs) > 1:
             unlike = ", ".join(f"{log} ({row})" for log, row in logs.items())
             raise InputError(f"{folder / dataset}: runs on unlike data, {unlike}; delete the wrong")
@@ -175,15 +200,17 @@ class Accuracy:
         }
 
 
-def _shared(runs: Mapping[str, _Runs]) -> dict[str, dict[str, np.ndarray]]:
-    """By row every metric (U,), of the seeds that all rows have, so that like stands beside like."""
+def _shared(runs: Mapping[str, _Runs], memory: bool) -> dict[str, dict[str, np.ndarray]]:
+    """By row, of those with the memory or without, every metric (U,), of the seeds that all have, so
+    that like stands beside like."""
+    runs = {row: it for row, it in runs.items() if it.ranks and row.endswith(WITH_MEMORY) == memory}
     seeds = set.intersection(*(set(it.seeds) for it in runs.values())) if runs else set()
     return {row: it.values(sorted(seeds)) for row, it in runs.items()} if seeds else {}
 
 
 def _about(record: Record) -> dict[str, Any]:
     """What a figure stands beside."""
-    names = ("seed", "examples", "parameters", "epochs", "best_epoch", "ended", "seconds",
+    names = ("seed", "examples", "memory", "parameters", "epochs", "best_epoch", "ended", "seconds",
              "hardware", "gpu", "threads", "date", "commit")  # fmt: skip
     return {name: record[name] for name in names if name in record}
 
@@ -203,32 +230,43 @@ def _compare(
     found: Mapping[str, Mapping[str, dict[str, np.ndarray]]],
     data: Mapping[str, Any],
 ) -> None:
-    """Put in how the reference row stands to the others, by :data:`MAIN`, and whether it has its
-    stars: is ahead of the best of all others in a metric, by more than chance.
-
-    The p of the first are one family over all data sets, those of the stars another.
-    """
+    """Put in how the reference row stands to the others, and whether it has its stars: is ahead of the
+    best of all others in a metric, by more than chance. The p of the stars are one family."""
+    against = _against(reference, found)
     for dataset, of_rows in found.items():
         values = dict(of_rows)
         ours = values.pop(reference, None)
-        data[dataset]["against"], data[dataset]["stars"] = {}, {}
+        data[dataset]["against"], data[dataset]["stars"] = against[dataset], {}
         if ours is None or not values:
             continue
-        data[dataset]["against"] = {
-            row: _difference(ours[MAIN], theirs[MAIN]) for row, theirs in values.items()
-        }
         published = any(row["published"] for row in data[dataset]["rows"].values())
         for metric, of_users in ours.items() if published else ():
             row = best({row: theirs[metric] for row, theirs in values.items()})
             difference = float((of_users - values[row][metric]).mean())
             p = paired_test(of_users, values[row][metric])
             data[dataset]["stars"][metric] = {"against": row, "difference": difference, "p": p}
-    for kind in ("against", "stars"):
-        _correct([it for of_data in data.values() for it in of_data[kind].values()])
+    _correct([it for of_data in data.values() for it in of_data["stars"].values()])
     for dataset, of_data in data.items():
-        whole = len(found[dataset]) == len(of_data["rows"])  # or the best may be among the missing
+        rows = [row for row in of_data["rows"] if not row.endswith(WITH_MEMORY)]
+        whole = len(found[dataset]) == len(rows)  # or the best may be among the missing
         for star in of_data["stars"].values():
             star["earned"] = bool(whole and star["difference"] > 0 and star["p"] < ALPHA)
+
+
+def _against(
+    reference: str, found: Mapping[str, Mapping[str, dict[str, np.ndarray]]]
+) -> dict[str, dict[str, Any]]:
+    """By data set, the reference row less each of the others in :data:`MAIN`; all p are one family."""
+    against = {
+        dataset: {
+            row: _difference(of_rows[reference][MAIN], theirs[MAIN])
+            for row, theirs in of_rows.items()
+            if reference in of_rows and row != reference
+        }
+        for dataset, of_rows in found.items()
+    }
+    _correct([it for of_data in against.values() for it in of_data.values()])
+    return against
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:

@@ -5,10 +5,16 @@ from statistics import mean
 from typing import Any
 
 from recblr.reproduce.report import p_value, table
-from recblr.reproduce.verdict import MAIN
+from recblr.reproduce.verdict import MAIN, WITH_MEMORY
 
 SHOWN = (MAIN, "HR@10")  # in the compact table
 VERDICTS = ("reproduced", "better", "worse", "not measured")
+MEMORY = (
+    " A row “+ memory” adds the memory of transitions (docs/memory.md) to the network of the row of "
+    "that name, the same one where it was at hand, else one trained alike. Where no user ever comes "
+    "back to an item, the memory puts the items of the history last, so that its unmasked and masked "
+    "figures are nearly equal: compare such a row with the others by the masked figures."
+)
 ENDED = {"converged": "patience", "epochs": "epochs"}
 
 Data = Mapping[str, Any]
@@ -32,7 +38,8 @@ def headline(data: Data, reference: str, axis: str) -> str:
 
 def verdict(data: Data) -> str:
     """What our figures say of the paper's, of who is ahead, of the order, of the optimum."""
-    sentences = [_figures(data), _ahead(data), _order(data), _optimum(data)]
+    ahead = [_ahead(data, "against", ""), _ahead(data, "against_memory", WITH_MEMORY)]
+    sentences = [_figures(data), *ahead, _order(data), _optimum(data)]
     return " ".join(filter(None, sentences)) or (
         "No published figure, and too few rows are measured to be compared."
         if any(_measured(of_data) for of_data in data.values())
@@ -51,18 +58,18 @@ def _figures(data: Data) -> str:
     return f"Of {len(verdicts)} published figures: {', '.join(counts)}." if verdicts else ""
 
 
-def _ahead(data: Data) -> str:
+def _ahead(data: Data, key: str, kind: str) -> str:
     found = []
     for dataset, of_data in data.items():
-        if not of_data["against"]:
+        if not of_data[key]:
             continue
-        row, comparison = min(of_data["against"].items(), key=lambda it: it[1]["difference"])
+        row, comparison = min(of_data[key].items(), key=lambda it: it[1]["difference"])
         theirs = of_data["rows"][row]["unmasked"][MAIN]["mean"]
         share = f"{abs(comparison['difference']) / theirs:.1%} " if theirs else ""
         how = "ahead of" if comparison["difference"] > 0 else "behind"
         found.append(f"{share}{how} {row} on {dataset} ({p_value(comparison['p'])})")
     reference = next((of_data["reference"] for of_data in data.values()), "")
-    about = f"{reference} and the best of the other rows in {MAIN}"
+    about = f"{reference}{kind} and the best of the other{kind} rows in {MAIN}"
     return f"{about}: {'; '.join(found)}." if found else ""
 
 
@@ -120,6 +127,7 @@ def _about(data: Data) -> str:
         "had a search of its own (docs/reproducing.md says which has a setting of its own). "
         f"{_seeds(data).capitalize()} a row: the verdicts "
         f"are by intervals over users, which say nothing of the seed.{apart if others else ''}"
+        f"{MEMORY * any(it.endswith(WITH_MEMORY) for of in data.values() for it in _measured(of))}"
     )
 
 
@@ -129,6 +137,7 @@ def _compact(of_data: Mapping[str, Any]) -> str:
     head = ["seen items unmasked"]
     for metric in SHOWN:
         head += [metric, *(["published", "difference", "verdict"] if compared else [])]
+    head.append(f"masked {MAIN}")
     lines = []
     for name, row in rows.items():
         lines.append([name])
@@ -142,10 +151,12 @@ def _compact(of_data: Mapping[str, Any]) -> str:
                     f"{cell['percent']:+.1f}%" if "percent" in cell else "",
                     cell.get("verdict", ""),
                 ]
+        lines[-1].append(_mean(row["masked"][MAIN]) if "masked" in row else "")
     for name, floor in of_data["floors"].items():
         lines.append([name])
         for metric in SHOWN:
             lines[-1] += [f"{floor['unmasked'][metric]:.4f}", *([""] * 3 if compared else [])]
+        lines[-1].append(f"{floor['masked'][MAIN]:.4f}")
     return table(head, lines)
 
 
@@ -169,6 +180,8 @@ def details(data: Data) -> str:
                     "and data sets of this page; only where all rows are measured.",
                     _stars(of_data["stars"]),
                 ]
+        if of_data["against_memory"]:
+            parts += ["The same of the rows with the memory:", _against(of_data["against_memory"])]
         parts += [_other_way(of_data["order"]), "The runs:", _runs(measured)]
     return "\n\n".join(filter(None, parts))
 
@@ -230,8 +243,10 @@ def _runs(measured: Mapping[str, Any]) -> str:
     head = ["row", "examples", "parameters", "seeds", "epochs, the best", "ended by",
             "seconds a seed", "hardware", "date", "commit"]  # fmt: skip
     lines = []
+    memory = any("memory" in run for row in measured.values() for run in row["runs"])
+    head += ["weight, scale, repeat of the memory"] * memory
     for name, row in measured.items():
-        runs = row["runs"]
+        runs, seconds = row["runs"], _seconds(row["runs"])
         lines.append(
             [
                 name,
@@ -240,15 +255,27 @@ def _runs(measured: Mapping[str, Any]) -> str:
                 _each(str(run["seed"]) for run in runs),
                 _each(f"{run['epochs']}, {run['best_epoch']}" for run in runs),
                 _each(ENDED[run["ended"]] for run in runs),
-                f"{mean(run['seconds'] for run in runs):,.0f}",
-                _each(
-                    run.get("gpu", f"{run['hardware']}, {run['threads']} threads") for run in runs
-                ),
+                "; ".join(f"{it:,.0f}" for it in seconds.values()),
+                "; ".join(seconds),
                 _each(run["date"][:10] for run in runs),
                 _each(run["commit"] or "unknown" for run in runs),
+                *[_each(_memory(run["memory"]) for run in runs if "memory" in run)] * memory,
             ]
         )
     return table(head, lines)
+
+
+def _seconds(runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Of a seed, by machine."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        machine = run.get("gpu", f"{run['hardware']}, {run['threads']} threads")
+        found.setdefault(machine, []).append(run["seconds"])
+    return {machine: mean(it) for machine, it in found.items()}
+
+
+def _memory(chosen: Mapping[str, float]) -> str:
+    return ", ".join(f"{chosen[name]:g}" for name in ("weight", "scale", "repeat"))
 
 
 def _each(texts: Iterable[str]) -> str:

@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from recblr.allocator import keep_freed_memory
 from recblr.bench.provenance import provenance
-from recblr.config import apply_settings
 from recblr.data.batches import pack
 from recblr.data.recall import Recall, simulate_recall
 from recblr.data.sequences import Sequences
-from recblr.memory import keep_freed_memory
 from recblr.models.model import Model, RecurrentModel
 from recblr.presets import for_model
 from recblr.recommender import Recommender
 from recblr.reproduce import figures
 from recblr.reproduce.report import Cell, Record, Report, Why, read_record, replace_file, table
-from recblr.reproduce.runs import made_by
+from recblr.reproduce.runs import configured, made_by
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,8 +138,7 @@ class Distances:
         length = self.recall.length
         fixed = [f"train.max_length={length}", f"train.window={length}", f"train.seed={seed}"]
         still = for_model({"model": {"dropout": 0.0}}, model)
-        settings = apply_settings(still, [*fixed, *self.settings])
-        return Recommender.configured(model, settings, device)
+        return configured(model, still, [*fixed, *self.settings], device)
 
     def _path(self, model: str, seed: int, folder: Path) -> Path:
         return folder / LOG / f"{model},seed={seed}.json"

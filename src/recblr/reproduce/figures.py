@@ -4,7 +4,7 @@ apart; what the paper printed is hollow."""
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from recblr.reproduce.verdict import MAIN
+from recblr.reproduce.verdict import MAIN, WITH_MEMORY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,8 @@ CHAIN = "markov chain"  # of the floors
 
 def dots(data: Mapping[str, Any], reference: str, figure: "Figure") -> None:
     """A panel a data set: every row's figure with its interval, the published one hollow, and the
-    Markov chain's as a line."""
+    Markov chain's as a line. Rows with the memory, whose unmasked figures are another matter, are left
+    out."""
     from matplotlib.ticker import MaxNLocator
 
     panels = _measured(data)
@@ -26,7 +27,8 @@ def dots(data: Mapping[str, Any], reference: str, figure: "Figure") -> None:
     rows = [
         name
         for name in every[0]
-        if any("unmasked" in it[name] or it[name]["published"] for it in every)
+        if not name.endswith(WITH_MEMORY)
+        and any("unmasked" in it[name] or it[name]["published"] for it in every)
     ]
     figure.set_size_inches(2 + 2.6 * len(panels), 1.5 + 0.33 * len(rows))
     places = _panels(figure, len(panels), sharey=True)

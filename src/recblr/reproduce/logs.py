@@ -12,6 +12,7 @@ from recblr.data.datasets import load_dataset
 from recblr.data.log import Interactions
 from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, simulate_shop
+from recblr.data.split import k_core
 from recblr.presets import for_model, read_preset
 
 SIMULATED = "simulated"  # the log of a smoke run
@@ -33,7 +34,8 @@ def _shop(**dials: Any) -> Sequences:
 def _thinned(name: str, share: float) -> Sequences:
     """A data set with each event kept by chance: the same people and things, less often seen."""
     log = load_dataset(name)
-    kept = np.random.default_rng(0).random(len(log.users)) < share
+    kept = k_core(log.users, log.items, 5)
+    kept[kept] = np.random.default_rng(0).random(kept.sum()) < share
     times = None if log.timestamps is None else log.timestamps[kept]
     thin = Interactions(
         log.users[kept], log.items[kept], times, log.user_ids, log.item_ids,
@@ -64,6 +66,7 @@ MADE: dict[str, Made] = {
         partial(_shop, users=300, categories=6, items_per_category=8, mean_length=16),
         {"train": {"epochs": 2, "batch_size": 512, "max_length": 32, "warmup_steps": 10}},
     ),
+    "ml-1m-time-last": Made(partial(open_log, "ml-1m", split="time-last"), "ml-1m"),
     **{
         f"ml-1m-{share}%": Made(partial(_thinned, "ml-1m", share / 100), "ml-1m")
         for share in (10, 25, 50)
@@ -80,7 +83,7 @@ def recipe(name: str, model: str) -> dict[str, Any]:
     made = MADE.get(name)
     if made is None or isinstance(made.recipe, str):
         preset = name if made is None else str(made.recipe)
-        return read_preset(preset, preset, model)
+        return read_preset(preset, model)
     return for_model(made.recipe, model)
 
 

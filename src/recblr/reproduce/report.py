@@ -195,9 +195,9 @@ def p_value(p: float) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What a message says is wrong, without what to do about it."""
+    """What a message says is wrong, without what to do about it and what the system said."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    return first.split("; ")[0]
+    return first.split("; ")[0].split(" (")[0]
 
 
 def replace_file(path: Path, text: str) -> None:

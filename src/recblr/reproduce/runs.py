@@ -2,18 +2,22 @@
 
 import base64
 import json
+import time
 import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from recblr.allocator import keep_freed_memory
 from recblr.bench.provenance import provenance
 from recblr.config import apply_settings
 from recblr.errors import InputError
-from recblr.memory import keep_freed_memory
+from recblr.evaluate import evaluate, popularity
 from recblr.metrics import CUTOFFS
-from recblr.recommender import Recommender
+from recblr.recommender import Recommender, load
 from recblr.reproduce.logs import open_dataset, recipe
 from recblr.reproduce.report import Record, read_record, replace_file
 from recblr.train import OtherRunError, settled
@@ -34,10 +38,8 @@ class Run:
 
     def resolved(self, device: str = "auto") -> Recommender:
         """The recommender that is to be trained."""
-        table = apply_settings(
-            recipe(self.dataset, self.model), [*self.settings, f"train.seed={self.seed}"]
-        )
-        return Recommender.configured(self.model, table, device)
+        settings = [*self.settings, f"train.seed={self.seed}"]
+        return configured(self.model, recipe(self.dataset, self.model), settings, device)
 
     def path(self, folder: Path) -> Path:
         """The file of its result."""
@@ -51,6 +53,14 @@ class Run:
         return folder / self.dataset / f"{name}.json"
 
 
+def configured(
+    model: str, table: dict[str, Any], settings: Iterable[str], device: str
+) -> Recommender:
+    """A recommender of a study: without the memory of transitions unless a setting asks for it."""
+    table = apply_settings(table, ["memory.enabled=false", *settings])
+    return Recommender.configured(model, table, device)
+
+
 def result(run: Run, folder: Path) -> Record | None:
     """What is known of a run: None if it has not been made, or by other settings than today's."""
     return made_by(run.resolved("cpu"), read_record(run.path(folder)))
@@ -61,8 +71,11 @@ def made_by(recommender: Recommender, record: Record | None) -> Record | None:
     since counts as its default."""
     if record is None:
         return None
+    settings = dict(record["settings"])
+    if not settings.get("memory", {}).get("enabled"):  # version 0.1.0 had no memory
+        settings["memory"] = {"enabled": False}  # and of a disabled one the numbers do not count
     try:
-        then = Recommender.configured(recommender.model, record["settings"], "cpu")
+        then = Recommender.configured(recommender.model, settings, "cpu")
     except InputError:
         return None
     return record if then.settings == recommender.settings else None
@@ -70,6 +83,9 @@ def made_by(recommender: Recommender, record: Record | None) -> Record | None:
 
 def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:
     """The result of a run, made if it is not there; one that was interrupted goes on.
+
+    With the memory of transitions it is the run without it, trained first if need be, and the memory
+    fitted to its network. That network is trained again only where it no longer lies in ``folder``.
 
     Args:
         run: which.
@@ -80,19 +96,22 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:
     if (found := result(run, folder)) is not None:
         return found
     keep_freed_memory()
-    recommender, path = run.resolved(device), run.path(folder)
+    asked = run.resolved(device)
     # Before the training: the commit whose code is in memory, whatever is checked out meanwhile.
-    origin = provenance(command, recommender.device.type)
-    data = open_dataset(run.dataset)
-    model = folder / ".models" / run.dataset / path.stem
-    model.parent.mkdir(parents=True, exist_ok=True)
-    begun = model.with_name(f"{model.name}.training") / "checkpoint.safetensors"
-    try:
-        recommender.fit(data, out=model, resume=begun.exists(), overwrite=not begun.exists())
-    except OtherRunError:  # by settings that are no longer today's
-        recommender.fit(data, out=model, overwrite=True)
-    if recommender.trained.ended == "interrupted":  # a model, but no result: it goes on next time
-        raise KeyboardInterrupt
+    origin = provenance(command, asked.device.type)
+    seconds, memory = 0.0, {}
+    if asked.memory_config.enabled:
+        alone = (it for it in run.settings if not it.startswith("memory."))
+        plain = replace(run, settings=tuple(alone))
+        make(plain, folder, command, device)
+        recommender = _kept(plain, folder, device) or _train(plain, folder, device)
+        begun = time.perf_counter()
+        recommender.fit_memory(asked.memory_config)
+        seconds = time.perf_counter() - begun
+        assert recommender.memory_choice is not None
+        memory = {"memory": asdict(recommender.memory_choice.best)}
+    else:
+        recommender = _train(run, folder, device)
     evaluations = recommender.evaluate()
     training, trained = recommender.training, recommender.trained
     record = {
@@ -106,13 +125,63 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:
         "epochs": trained.epoch,
         "best_epoch": trained.best_epoch,
         "ended": trained.ended,
-        "seconds": round(trained.seconds, 1),
+        "seconds": round(trained.seconds + seconds, 1),
         "validation": trained.validation,
+        **memory,
         "test": [evaluation.to_json() for evaluation in evaluations],
         "ranks": {e.protocol.seen: pack_ranks(e.ranks) for e in evaluations},
     }
-    replace_file(path, json.dumps(record, indent=1) + "\n")
+    replace_file(run.path(folder), json.dumps(record, indent=1) + "\n")
     return record
+
+
+def find_floors(dataset: str, folder: Path) -> Record | None:
+    """What :func:`make_floors` kept."""
+    return read_record(folder / dataset / "floors.json")
+
+
+def make_floors(dataset: str, folder: Path, command: str, device: str) -> Record:
+    """Measure and keep what needs no training on a data set: the floors of any evaluation."""
+    data = open_dataset(dataset)
+    evaluations = evaluate(popularity(data), data, 1)
+    record = {
+        "dataset": dataset,
+        **provenance(command, "cpu"),
+        "test": [evaluation.to_json() for evaluation in evaluations],
+    }
+    replace_file(folder / dataset / "floors.json", json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _model(run: Run, folder: Path) -> Path:
+    """Where the network of a run is kept."""
+    return folder / ".models" / run.dataset / run.path(folder).stem
+
+
+def _kept(run: Run, folder: Path, device: str) -> Recommender | None:
+    """What was trained for a run; None if nothing, or not to the end, or on other data, or by other
+    settings than today's."""
+    try:
+        found = load(_model(run, folder), device)
+    except InputError:
+        return None
+    today = run.resolved("cpu").settings, open_dataset(run.dataset).fingerprint, False
+    then = found.settings, found.data.fingerprint, found.trained.ended == "interrupted"
+    return found if then == today else None
+
+
+def _train(run: Run, folder: Path, device: str) -> Recommender:
+    recommender, data = run.resolved(device), open_dataset(run.dataset)
+    model = _model(run, folder)
+    model.parent.mkdir(parents=True, exist_ok=True)
+    begun = model.with_name(f"{model.name}.training") / "checkpoint.safetensors"
+    try:
+        recommender.fit(data, out=model, resume=begun.exists(), overwrite=not begun.exists())
+    except OtherRunError:  # by settings that are no longer today's
+        recommender.fit(data, out=model, overwrite=True)
+    if recommender.trained.ended == "interrupted":  # a model, but no result: it goes on next time
+        raise KeyboardInterrupt
+    return recommender
 
 
 def pack_ranks(ranks: np.ndarray) -> str:

@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 
+from recblr.allocator import keep_freed_memory
 from recblr.bench.provenance import provenance
 from recblr.bench.timing import medians, peak_bytes, seconds
-from recblr.config import apply_settings
 from recblr.data.sequences import Sequences
 from recblr.evaluate import rank_targets
-from recblr.memory import keep_freed_memory
 from recblr.models import find_model
 from recblr.models.model import RecurrentModel
 from recblr.recommender import Recommender
 from recblr.reproduce.logs import open_dataset
 from recblr.reproduce.report import Record, read_record, replace_file
-from recblr.reproduce.runs import made_by
+from recblr.reproduce.runs import configured, made_by
 from recblr.train import adam, epoch_spans, settled, training_batches, training_step
 
 BATCHES = {"cpu": 3, "cuda": 30}  # of an epoch that are timed
@@ -40,7 +39,7 @@ class Timing:
 
     def resolved(self, device: str) -> Recommender:
         """The recommender whose training is timed."""
-        return Recommender.configured(self.model, apply_settings({}, self.settings), device)
+        return configured(self.model, {}, self.settings, device)
 
     def path(self, folder: Path, device: str) -> Path:
         """The file of its record on a kind of device."""

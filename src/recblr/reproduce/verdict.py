@@ -13,6 +13,7 @@ from recblr import metrics
 
 MAIN = "NDCG@10"  # the metric that rows are compared by
 ALPHA = 0.01  # of the paper's star
+WITH_MEMORY = " + memory"  # ends the name of a row whose scores the memory of transitions adds to
 
 
 def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:

@@ -107,16 +107,22 @@ class Influence(Struct, omit_defaults=True):
     timestamp: float
     state: float
     score: float
+    memory: float
     title: str = ""
 
 
 class Influences(Struct):
-    """Of each of the latest events known to the model, newest first: ``state``, its exact share of the
-    first layer's state; ``score``, gradient times contribution to the score of ``item_id``, an
-    approximation."""
+    """What each of the latest events known to the model means to the score of ``item_id``, newest
+    first.
+
+    ``state`` is the exact share of the event in the first layer's state. ``score`` is the network's
+    part: gradient times contribution, an approximation. ``memory`` is the exact part of the memory of
+    transitions: what it adds because ``item_id`` often follows the item of the event; 0 for all but the
+    last few events. ``repeat`` is what it adds because ``item_id`` is in the history itself."""
 
     model: Hash
     item_id: Id
+    repeat: float
     events: list[Influence]
 
 

@@ -189,13 +189,17 @@ class Server:
         if not isinstance(model.network, RecBLR):
             raise RefusedError(422, f"no influence of single events in a {model.name}")
         rows = torch.from_numpy(model.rows([it[2] for it in known]))
-        found = await asyncio.to_thread(influence, model.network, rows, int(wanted[0]))
-        shares = zip(known, found.first_layer.tolist(), found.score.tolist(), strict=True)
+        target = int(wanted[0])
+        found = await asyncio.to_thread(influence, model.network, rows, target, model.memory)
+        parts = zip(
+            found.first_layer.tolist(), found.score.tolist(), found.memory.tolist(), strict=True
+        )
         events = [
-            api.Influence(event_id, item, timestamp, state, score, self._titles.get(item, ""))
-            for (timestamp, event_id, item), state, score in shares
+            api.Influence(event_id, item, timestamp, *of_event, self._titles.get(item, ""))
+            for (timestamp, event_id, item), of_event in zip(known, parts, strict=True)
         ]
-        return api.Influences(model.hash, model.item_ids[int(wanted[0])], events[: -SHOWN - 1 : -1])
+        latest = events[: -SHOWN - 1 : -1]
+        return api.Influences(model.hash, model.item_ids[target], found.repeat, latest)
 
     async def erase(self, tenant: str, request: Request) -> api.Erased:
         events = await _done(self.engine.erase(_user(tenant, request)))

@@ -120,10 +120,15 @@ class Request(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A vector to be compared with the items."""
+    """A vector to be compared with the items, and the history for the memory of transitions.
+
+    ``history`` and ``repeats`` as in :meth:`ServedModel.added`; a copy, as a state's own rows grow.
+    """
 
     model: ServedModel
     hidden: np.ndarray
+    history: np.ndarray
+    repeats: bool
     k: int
     hide: np.ndarray
     allow: np.ndarray | None
@@ -381,7 +386,9 @@ class Engine:
             hide = np.concatenate([hide, seen])
         allow = None if query.allow is None else model.rows(query.allow)
         if len(seen):
-            return Search(model, model.hidden(vector[None])[0], query.k, hide, allow)
+            history = (seen[-model.reach :] if query.hide_seen else seen).copy()
+            hidden = model.hidden(vector[None])[0]
+            return Search(model, hidden, history, not query.hide_seen, query.k, hide, allow)
         some = model.popular if allow is None else model.popular[np.isin(model.popular, allow)]
         some = some[~np.isin(some, hide)][: query.k]
         return Recommended(model, "popularity", some, model.counts[some])
@@ -397,7 +404,8 @@ class Engine:
                     k, hide, allow = zip(
                         *((it.k, it.hide, it.allow) for it, _ in some), strict=True
                     )
-                    scores, rows = model.index.search(vectors, max(k), hide, allow)
+                    added = [model.added(it.history, it.repeats) for it, _ in some]
+                    scores, rows = model.index.search(vectors, max(k), hide, allow, added)
                 except Exception as error:
                     for _, answer in some:
                         answer.set_exception(error)

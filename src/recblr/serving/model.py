@@ -26,6 +26,8 @@ class ServedModel:
         hash: of the artifact; every answer names it.
         name: of the model, such as ``recblr``.
         network: the model, on the CPU.
+        memory: of transitions, which adds to the scores of the network; None where it has none.
+        reach: how many of a user's last items the memory looks up.
         item_ids: by row, as the log had them.
         index: finds the best items.
         start: (D + S,), the vector of a user without events.
@@ -45,6 +47,8 @@ class ServedModel:
                 "served; train recblr, gru4rec or lrurec"
             )
         self.path, self.name, self.network = path, recommender.model, network
+        self.memory = recommender.memory
+        self.reach = self.memory.config.reach if self.memory is not None else 1
         self.hash = artifact.digest(path)[:16]
         self.item_ids: list[str | int] = recommender.data.item_ids.to_pylist()
         self._rows = {str(name): row for row, name in enumerate(self.item_ids)}
@@ -71,6 +75,26 @@ class ServedModel:
         """Rows of the items that the model knows; the others are passed over."""
         found = (self._rows.get(name) for name in item_ids)
         return np.array([row for row in found if row is not None], np.int64)
+
+    def added(self, history: np.ndarray, repeats: bool) -> retrieval.Added | None:
+        """What the memory adds to the scores after a history (T,) of item rows, T at least 1.
+
+        The transitions look at the last ``reach`` rows only.
+
+        Args:
+            history: the whole of it with ``repeats``; without, the last rows suffice.
+            repeats: whether to add the term of items that the history holds. Where they are hidden
+                it makes no difference.
+        """
+        if self.memory is None:
+            return None
+        items, values = self.memory.after(history)
+        if not repeats or self.memory.repeat == 0:
+            return items, values
+        held = np.unique(history)
+        values = np.concatenate([values, np.full(len(held), self.memory.repeat)])
+        items, place = np.unique(np.concatenate([items, held]), return_inverse=True)
+        return items, np.bincount(place, values).astype(np.float32)
 
     @torch.inference_mode()
     def fold(self, vectors: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from recblr.data.batches import pack
+from recblr.data.batches import latest
 from recblr.data.log import Interactions, read_log
 from recblr.errors import InputError
 from recblr.progress import progress
@@ -16,7 +16,7 @@ from recblr.serving.app import ALONE
 from recblr.serving.events import Event, User
 from recblr.serving.model import ServedModel
 from recblr.serving.states import States
-from recblr.serving.store import Log
+from recblr.serving.store import Log, State
 from recblr.serving.stores import open_stores
 
 USERS, EVENTS = 256, 10_000  # of a transaction
@@ -80,7 +80,7 @@ def _add(log: Log, source: Interactions, name: str) -> int:
 
 @torch.inference_mode()
 def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
-    """Compare what is remembered of every user with the model run over the whole history.
+    """Compare what is remembered of every user with network and memory run over the whole history.
 
     Users who get events meanwhile, from servers that share the log, are left out.
 
@@ -105,8 +105,7 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
             now = log.versions(list(found))
             same = [state.version == it for state, it in zip(found.values(), now, strict=True)]
             if any(same):
-                remembered = np.stack([state.vector for state in found.values()])[same]
-                online = torch.from_numpy(served.hidden(remembered)) @ vectors.t()
+                online = _online(served, list(found.values()))[same]
                 offline = offline[same]
                 largest = max(largest, float((online - offline).abs().max()))
                 top = min(TOP, len(vectors))
@@ -125,12 +124,25 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
     }
 
 
+def _online(served: ServedModel, states: Sequence[State]) -> torch.Tensor:
+    """Scores (B, V) by what is remembered of users, of network and memory, as a search adds them up."""
+    hidden = torch.from_numpy(served.hidden(np.stack([state.vector for state in states])))
+    scores = hidden @ served.network.item_embeddings.t()
+    for row, state in zip(scores.numpy(), states, strict=True):
+        if added := served.added(np.array(state.seen), repeats=True):
+            items, values = added
+            row[items] += values
+    return scores
+
+
 def _offline(served: ServedModel, log: Log, users: Sequence[User]) -> torch.Tensor:
-    """Scores (B, V) after whole histories, in one pass of the model."""
+    """Scores (B, V) after whole histories, in one pass of the network and with what the memory adds."""
     histories = [served.rows([item for _, _, item in log.events(user)]) for user in users]
     stops = np.cumsum([len(rows) for rows in histories])
-    batch = pack(np.concatenate(histories), np.concatenate([[0], stops[:-1]]), stops, "none")
-    return served.network.score(batch)
+    starts, longest = np.concatenate([[0], stops[:-1]]), max(len(rows) for rows in histories)
+    batch = latest(np.concatenate(histories), starts, stops, longest, "none")
+    scores = served.network.score(batch)
+    return scores if served.memory is None else served.memory.add_to(scores, batch)
 
 
 def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -1,0 +1,202 @@
+"""The memory of transitions against its equations written out in float64."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recblr import memory_search, metrics
+from recblr.data.batches import latest
+from recblr.data.sequences import Sequences
+from recblr.data.split import leave_one_out
+from recblr.errors import InputError
+from recblr.evaluate import rank_targets
+from recblr.memory import NEVER, Memory, MemoryConfig, fit
+
+ITEMS = 7
+
+
+def log_of(histories: list[list[int]], size: int = ITEMS) -> Sequences:
+    offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])]).astype(int)
+    items = np.concatenate(histories).astype(np.int32)
+    ids = (pa.array(range(len(histories))), pa.array(range(size)))
+    return Sequences(items, offsets, *ids, leave_one_out(offsets), 1)
+
+
+def counted(data: Sequences, config: MemoryConfig) -> np.ndarray:
+    """(V, V) equation (3), pair by pair."""
+    size = len(data.item_ids)
+    counts = np.zeros((size, size))
+    for start, end in zip(data.offsets[:-1], data.split.train_end, strict=True):
+        history = data.items[start:end]
+        for first in range(len(history)):
+            for second in range(first + 1, min(first + config.reach, len(history) - 1) + 1):
+                weight = (second - first) ** -config.lag_power
+                counts[history[first], history[second]] += weight
+                counts[history[second], history[first]] += config.backward * weight
+    rows, columns = counts.sum(1, keepdims=True), counts.sum(0, keepdims=True)
+    rows[rows == 0], columns[columns == 0] = 1, 1
+    return counts / rows**config.row_power / columns**config.column_power
+
+
+def recalled(matrix: np.ndarray, history: list[int], config: MemoryConfig) -> np.ndarray:
+    """(V,) equation (2), item by item."""
+    found = np.zeros(len(matrix))
+    for age, item in enumerate(reversed(history[-config.reach :])):
+        found += config.decay**age * matrix[item]
+    return found
+
+
+histories = st.lists(
+    st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=12), min_size=1, max_size=6
+)
+hundredths = st.integers(0, 100).map(lambda n: n / 100)  # nothing that float32 has not
+configs = st.builds(
+    MemoryConfig,
+    reach=st.integers(1, 10),
+    lag_power=hundredths,
+    backward=hundredths,
+    row_power=hundredths,
+    column_power=hundredths,
+    decay=hundredths,
+)
+
+
+@given(histories, configs)
+@settings(deadline=None)
+def test_counts_are_those_of_the_equation(histories: list[list[int]], config: MemoryConfig) -> None:
+    data = log_of(histories)
+    found = fit(data, config).matrix.toarray()
+    np.testing.assert_allclose(found, counted(data, config), rtol=1e-5, atol=1e-7)
+
+
+@given(histories, configs, st.floats(0, 3), st.floats(0, 100), st.floats(-5, 5))
+@settings(deadline=None)
+def test_a_score_is_that_of_the_equation(
+    histories: list[list[int]], config: MemoryConfig, w: float, c: float, r: float
+) -> None:
+    data = log_of(histories)
+    memory = Memory(config, fit(data, config).matrix, w, c, r)
+    begins, stops = data.offsets[:-1], data.offsets[1:]
+    batch = latest(data.items, begins, stops, 12, "none")
+    scores = torch.zeros(len(histories), ITEMS, dtype=torch.float64)
+    memory.add_to(scores, batch)
+    matrix = counted(data, config)
+    for history, found in zip(histories, scores.numpy(), strict=True):
+        m = recalled(matrix, history, config)
+        repeats = np.isin(np.arange(ITEMS), history)
+        np.testing.assert_allclose(found, w * np.log1p(c * m) + r * repeats, rtol=1e-4, atol=1e-5)
+        for item in range(ITEMS):
+            parts = memory.parts(np.array(history), item)
+            assert parts.shape == (len(history),)
+            assert parts.sum() == pytest.approx(w * math.log1p(c * m[item]), rel=1e-4, abs=1e-5)
+
+
+def test_a_part_is_the_share_of_the_event() -> None:
+    data = log_of([[0, 1, 2, 0, 0], [1, 2, 1, 1]])
+    memory = fit(data, MemoryConfig(reach=3, decay=0.5))
+    parts = memory.parts(np.array([3, 0, 1, 0]), 2)
+    matrix = memory.matrix.toarray().astype(float)
+    terms = np.array([0, 0.25 * matrix[0, 2], 0.5 * matrix[1, 2], matrix[0, 2]])
+    whole = memory.weight * math.log1p(memory.scale * terms.sum())
+    np.testing.assert_allclose(parts, terms / terms.sum() * whole, rtol=1e-6)
+
+
+def test_only_the_training_part_is_counted() -> None:
+    longer, shorter = log_of([[0, 1, 2, 3, 4]]), log_of([[0, 1, 2, 5, 6]])
+    config = MemoryConfig()
+    np.testing.assert_array_equal(
+        fit(longer, config).matrix.toarray(), fit(shorter, config).matrix.toarray()
+    )
+
+
+def test_the_largest_entries_of_a_row_are_kept() -> None:
+    rng = np.random.default_rng(0)
+    data = log_of([rng.integers(0, 30, 40).tolist() for _ in range(20)], 30)
+    whole = fit(data, MemoryConfig(pairs=30)).matrix.toarray()
+    kept = fit(data, MemoryConfig(pairs=5)).matrix.toarray()
+    for all_of_row, row in zip(whole, kept, strict=True):
+        assert np.count_nonzero(row) == min(5, np.count_nonzero(all_of_row))
+        np.testing.assert_array_equal(row[row > 0], all_of_row[row > 0])
+        assert row[row > 0].min() >= np.delete(all_of_row, np.flatnonzero(row)).max()
+
+
+def test_of_equal_entries_the_first_are_kept() -> None:
+    data = log_of([[6, item, 0, 0] for item in (5, 3, 1, 4)])
+    kept = fit(data, MemoryConfig(pairs=2, reach=1, row_power=0, column_power=0)).matrix
+    assert kept[[6]].nonzero()[1].tolist() == [1, 3]
+
+
+def test_counting_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    data = log_of([rng.integers(0, 30, 40).tolist() for _ in range(20)], 30)
+    whole = fit(data, MemoryConfig())
+    monkeypatch.setattr("recblr.memory._EVENTS", 7)
+    pieces = fit(data, MemoryConfig())
+    np.testing.assert_allclose(whole.matrix.toarray(), pieces.matrix.toarray(), rtol=1e-6)
+
+
+def test_a_log_without_repeats_rules_them_out() -> None:
+    assert fit(log_of([[0, 1, 2, 3, 4], [1, 0, 3, 2]]), MemoryConfig()).repeat == NEVER
+    assert fit(log_of([[0, 1, 2, 3, 3]]), MemoryConfig()).repeat == NEVER  # held out
+    assert fit(log_of([[0, 1, 0, 3, 4]]), MemoryConfig()).repeat == 0
+    assert fit(log_of([[0, 1, 2, 3, 4]]), MemoryConfig(repeat=1)).repeat == 1
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_trial_has_the_metrics_of_the_dense_scores(repeats: bool) -> None:
+    rng = np.random.default_rng(2)
+    size = 60
+    data = log_of(
+        [
+            (rng.integers(0, size, 20) if repeats else rng.permutation(size)[:20]).tolist()
+            for _ in range(150)
+        ],
+        size,
+    )
+    table = torch.from_numpy(rng.normal(size=(size, size)).astype(np.float32))
+
+    def score(batch):  # of the last item alone
+        return table[batch.items[batch.offsets[1:] - 1]].clone()
+
+    asked = MemoryConfig(reach=3)
+    memory, choice = memory_search.choose(fit(data, asked), asked, score, data, 10)
+    assert choice.users == 150
+    assert len({trial.repeat for trial in choice.trials}) == (8 if repeats else 1)
+    for trial in choice.trials[::7]:
+        tried = Memory(asked, memory.matrix, trial.weight, trial.scale, trial.repeat)
+        ranks = rank_targets(
+            lambda batch, tried=tried: tried.add_to(score(batch), batch), data, "validation", 10
+        )
+        for seen in ("unmasked", "masked"):
+            assert getattr(trial, seen) == pytest.approx(
+                metrics.means(ranks[seen])["NDCG@10"], abs=1e-6
+            )
+    best = choice.best
+    assert (memory.weight, memory.scale, memory.repeat) == (best.weight, best.scale, best.repeat)
+    assert best.unmasked + best.masked >= max(t.unmasked + t.masked for t in choice.trials)
+
+
+def test_numbers_that_are_given_stay() -> None:
+    data = log_of([[0, 1, 2, 1, 4], [1, 0, 3, 3, 2]])
+    asked = MemoryConfig(weight=0.4, scale=7.0, repeat=0.3)
+
+    def score(batch):
+        return torch.zeros(len(batch.offsets) - 1, ITEMS)
+
+    memory, choice = memory_search.choose(fit(data, asked), asked, score, data, 5)
+    assert (memory.weight, memory.scale, memory.repeat) == (0.4, 7.0, 0.3)
+    assert len(choice.trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("reach", 0), ("decay", -0.1), ("weight", math.inf), ("repeat", math.nan)],
+)
+def test_settings_are_checked(setting: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"memory.{setting}"):
+        MemoryConfig(**{setting: value})

@@ -1,0 +1,98 @@
+"""The settings that follow from the size of a log."""
+
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from conftest import TINY_TRAINING, Tiny
+from recblr.config import build
+from recblr.data.sequences import Sequences
+from recblr.data.split import leave_one_out
+from recblr.models import MODELS, find_model
+from recblr.recommender import Recommender
+from recblr.sizing import by_size
+from recblr.train import TrainConfig
+
+
+def log_of(users: int, items: int, length: int, repeats: bool = False) -> Sequences:
+    rng = np.random.default_rng(0)
+    draw = (
+        (lambda: rng.integers(0, items, length))
+        if repeats
+        else (lambda: rng.permutation(items)[:length])
+    )
+    offsets = np.arange(users + 1) * length
+    ids = (pa.array(range(users)), pa.array(range(items)))
+    events = np.concatenate([draw() for _ in range(users)]).astype(np.int32)
+    return Sequences(events, offsets, *ids, leave_one_out(offsets), 1)
+
+
+def test_a_sparse_log_is_regularised() -> None:
+    settings = by_size(log_of(50, 100, 9), "recblr", {})
+    assert settings["model"]["dropout"] == 0.5
+    assert settings["train"]["label_smoothing"] == 0.1
+    assert not settings["train"]["hide_seen"]
+    assert settings["train"]["max_length"] == 50
+
+
+def test_a_dense_log_is_not() -> None:
+    settings = by_size(log_of(400, 120, 110), "recblr", {})
+    assert settings["model"]["dropout"] == 0.25
+    assert settings["train"]["label_smoothing"] == 0
+    assert settings["train"]["hide_seen"]
+    assert settings["train"]["max_length"] == 150
+
+
+def test_a_log_with_repeats_keeps_them_in_the_loss() -> None:
+    assert not by_size(log_of(400, 120, 110, repeats=True), "recblr", {})["train"]["hide_seen"]
+
+
+def test_between_them_dropout_falls() -> None:
+    found = [
+        by_size(log_of(users, 100, 50), "recblr", {})["model"]["dropout"]
+        for users in (30, 100, 200, 300, 500)
+    ]
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == 5
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize(
+    "data", [log_of(50, 100, 9), log_of(400, 120, 110)], ids=["sparse", "dense"]
+)
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"loss": "own"}, {"label_smoothing": 0.2}, {"hide_seen": True}, {"batch_size": 7}],
+    ids=str,
+)
+def test_every_model_takes_them_with_whatever_is_asked_for(
+    model: str, data: Sequences, asked: dict[str, object]
+) -> None:
+    settings = by_size(data, model, {"train": asked})
+    build(find_model(model)[1], settings["model"], "model")
+    build(TrainConfig, settings["train"], "train")
+    assert asked.items() <= settings["train"].items()
+
+
+def test_a_recommender_takes_what_it_was_not_given(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "recblr")
+    asked = {"train": {"epochs": 1}, "model": {"dim": 8}}
+    recommender = Recommender.configured("recblr", asked, by_size=True).fit(tiny.log)
+    sized = by_size(recommender.data, "recblr", asked)
+    assert recommender.settings["model"].items() >= sized["model"].items()
+    assert recommender.settings["train"].items() >= sized["train"].items()
+    assert (recommender.training.epochs, recommender.config.dim) == (1, 8)
+    (said,) = [r.getMessage() for r in caplog.records if "size of the log" in r.getMessage()]
+    assert "model.dropout = " in said
+    assert "model.dim" not in said
+
+
+def test_what_is_given_stays(tiny: Tiny) -> None:
+    recommender = Recommender("recblr", training=TINY_TRAINING).fit(tiny.log)
+    assert recommender.training == TINY_TRAINING
+    assert recommender.config.dropout == by_size(recommender.data, "recblr", {})["model"]["dropout"]
+    assert Recommender.configured("recblr", {}).training == TrainConfig()
