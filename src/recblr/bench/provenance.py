@@ -34,12 +34,19 @@ def provenance(command: str, device: str = "cuda") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the package; "-dirty" where its own files differ from it, whatever results lie beside them."""
+    """Of the package, None unless it lies in its own repository; "-dirty" where its own files differ from
+    the commit, whatever results lie beside them."""
+    package = Path(__file__).resolve().parent.parent
+    if not (package.parents[1] / ".git").exists():  # installed, perhaps within another repository
+        return None
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
+        command = ["git", "-C", str(package), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
-    dirty = commit and git("diff", "--quiet", "HEAD", "--", ".").returncode
+    try:
+        commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+        dirty = commit and git("diff", "--quiet", "HEAD", "--", ".").returncode
+    except FileNotFoundError:  # no git
+        return None
     return f"{commit}-dirty" if dirty else commit or None
