@@ -34,8 +34,8 @@ def provenance(command: str, device: str = "cuda") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the package, None unless it lies in its own repository; "-dirty" where its own files differ from
-    the commit, whatever results lie beside them."""
+    """Of the package, None unless it lies in its own repository; "-dirty" where its own files differ
+    from the commit, whatever results lie beside them."""
     package = Path(__file__).resolve().parent.parent
     if not (package.parents[1] / ".git").exists():  # installed, perhaps within another repository
         return None
