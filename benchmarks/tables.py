@@ -1,9 +1,9 @@
-"""Write the README's figures from benchmarks/results and paper/results, and draw its pictures.
+"""Write the figures of README.md and docs/results.md from the results kept, and draw their pictures.
 
     python benchmarks/tables.py
 
-A section is what lies between its two markers. A test writes all sections anew and expects the README
-as it is.
+A section is what lies between its two markers. A test writes all sections anew and expects the pages
+as they are.
 """
 
 import json
@@ -18,7 +18,7 @@ from recblr.bench.length import draw
 from recblr.reproduce import published
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE_1 = ROOT / "paper" / "results" / "table1.json"
 METRICS = [f"{name}@{k}" for k in (10, 20) for name in ("HR", "NDCG", "MRR")]
@@ -75,7 +75,7 @@ def accuracy() -> str:
     head = ["data", "run", *METRICS, *(f"masked {metric}" for metric in MASKED)]
     about = f"`{found['command']}`; {found['measured']}"
     about += f" Minutes a seed of RecBLR: {'; '.join(minutes)}." if minutes else ""
-    more = f"Every model and verdict: [table 1]({TABLE_1.with_suffix('.md').relative_to(ROOT)})."
+    more = f"Every model and verdict: [table 1](../{TABLE_1.with_suffix('.md').relative_to(ROOT)})."
     return blocks(table(head, lines), paragraph(f"{about} {more}"))
 
 
@@ -118,20 +118,25 @@ def speed() -> str:
         ["`recblr prepare` on 50 million events", preparation(prepare), "",
          "`python benchmarks/prepare.py`"],
     ]  # fmt: skip
-    shares = [
-        f"A step on the {NAMES[device]}: "
-        + ", ".join(f"{part} {share:.0%}" for part, share in it["all_positions"]["parts"].items())
-        for device, it in training.items()
-        if it
-    ]
     done = [it for it in (*training.values(), *steps.values(), twin, prepare) if it]
     logs = sorted({it["log"] for it in training.values() if it})
     about = [f"Epochs of {' and '.join(logs)}"] * bool(logs)
     for device in NAMES:
         of_device = [it for it in done if ("gpu" in it) == (device == "cuda")]
         about += [f"{NAMES[device]}: {measured(of_device)}"] * bool(of_device)
-    notes = [paragraph(f"{text}.") for text in (*shares, "; ".join(about)) if text]
-    return blocks(table(head, rows), *notes, not_measured(train=training, step=steps))
+    note = paragraph(f"{'; '.join(about)}.") if about else ""
+    return blocks(table(head, rows), note, not_measured(train=training, step=steps))
+
+
+def parts() -> str:
+    """What a training step spends its time on."""
+    shares = [
+        f"A step on the {NAMES[device]}: "
+        + ", ".join(f"{part} {share:.0%}" for part, share in it["all_positions"]["parts"].items())
+        for device, it in by_device("train").items()
+        if it
+    ]
+    return blocks(*(paragraph(f"{text}.") for text in shares))
 
 
 def recurrence() -> str:
@@ -175,7 +180,7 @@ def length() -> str:
     for device, result in lengths.items():
         if result is None:
             continue
-        parts.append(f"![cost by length of history]({picture(device).relative_to(ROOT)})")
+        parts.append(f"![cost by length of history](../{picture(device).relative_to(ROOT)})")
         costs = []
         for name, title in (("recblr", "a RecBLR layer"), ("attention", "an attention layer")):
             rows = [row for row in result["rows"] if row[name]["event_ns"] is not None]
@@ -219,7 +224,7 @@ def serving() -> str:
     return blocks(table(head, rows), paragraph(text))
 
 
-SECTIONS = {f.__name__: f for f in (lead, accuracy, speed, recurrence, length, serving)}
+SECTIONS = {f.__name__: f for f in (lead, accuracy, speed, parts, recurrence, length, serving)}
 
 
 def epoch(result: Result | None, kind: str) -> str:
@@ -346,4 +351,5 @@ if __name__ == "__main__":
     for device, result in by_device("length").items():
         if result:
             draw(result, picture(device))
-    README.write_text(write(README.read_text()))
+    for page in PAGES:
+        page.write_text(write(page.read_text()))

@@ -290,7 +290,7 @@ def training_step(
         before: Tensor, items: Tensor, offsets: Tensor, positions: Tensor, targets: Tensor,
         seen: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        with ops.implementation(_SCANS[config.scan]):
+        with model.recurrence_by(_SCANS[config.scan]):
             with autocast(before.device, config.precision):
                 states = model.initial_state(len(offsets) - 1)
                 states[:1] = before

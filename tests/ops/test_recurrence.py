@@ -10,13 +10,16 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from recblr import ops
-from recblr.ops import cpu, reference
+from recblr.models import MODELS
+from recblr.models.model import LinearRecurrence, RecurrentModel
+from recblr.ops import cpu, reference, registry
 
 LENGTHS = [
     [1], [2], [3], [63, 64, 65], [5, 0, 1, 17, 0], [200, 257, 3], [500], [2275, 1], []
@@ -50,7 +53,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "triton":
         from recblr.ops import gpu
 
-        monkeypatch.setattr(ops, "_kernels", lambda x: gpu)
+        monkeypatch.setattr(registry, "fused_kernels", lambda x: gpu)
     torch.use_deterministic_algorithms(True)  # this is what fills torch.empty with NaN
     yield "cuda" if request.param == "cuda" else "cpu"
     torch.use_deterministic_algorithms(False)
@@ -203,7 +206,7 @@ def test_few_long_sequences_are_split_over_time(
 ) -> None:
     from recblr.ops import gpu
 
-    monkeypatch.setattr(ops, "_kernels", lambda x: gpu)
+    monkeypatch.setattr(registry, "fused_kernels", lambda x: gpu)
     monkeypatch.setattr(gpu, "_SEGMENT", 8)
     monkeypatch.setattr(gpu, "_few_and_long", lambda events, sequences: events == sum(lengths))
     offsets = offsets_of(lengths)
@@ -225,9 +228,10 @@ def test_long_and_many_sequences_on_a_gpu(lengths: list[int]) -> None:
     offsets = offsets_of(lengths).cuda()
     ours = parted(truth, torch.float32, "cuda", 2)
 
-    def outputs_and_gradients(scan: str, tensors: list[Tensor]) -> list[Tensor]:
-        with ops.implementation(scan):  # the tree in float64 is the truth: the loop takes minutes
-            y, last = ops.bd_lru(*tensors[:5], offsets, tensors[5])
+    def outputs_and_gradients(
+        implementation: ops.Implementation, tensors: list[Tensor]
+    ) -> list[Tensor]:  # the tree in float64 is the truth: the loop takes minutes
+        y, last = ops.bd_lru(*tensors[:5], offsets, tensors[5], implementation)
         return [y, last, *torch.autograd.grad(y.sum() + last.sum(), tensors)]
 
     fast = outputs_and_gradients("auto", ours)
@@ -306,14 +310,13 @@ assert x.grad is not None and "torch._dynamo" not in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_implementations_agree_and_the_choice_ends_with_its_block() -> None:
+def test_implementations_agree() -> None:
     lengths = [5, 0, 9, 1]
     offsets = offsets_of(lengths)
     results = {}
-    for name in ("auto", "serial", "tree"):
+    for name in get_args(ops.Implementation):
         tensors = [t.float().requires_grad_() for t in inputs(lengths, 3)]
-        with ops.implementation(name):
-            y, last = ops.bd_lru(*tensors[:5], offsets, tensors[5])
+        y, last = ops.bd_lru(*tensors[:5], offsets, tensors[5], name)
         torch.autograd.backward([y, last], [torch.ones_like(y), torch.ones_like(last)])
         nodes = {type(y.grad_fn).__name__, type(last.grad_fn).__name__}
         results[name] = [y, last, *(gradient(t) for t in tensors)], nodes
@@ -322,6 +325,18 @@ def test_implementations_agree_and_the_choice_ends_with_its_block() -> None:
             assert difference(ours.detach(), truth.detach().double()) < TOLERANCE[torch.float32]
     if cpu.available():
         assert results["auto"][1] != results["serial"][1], "auto must be the fused operator"
+
+
+@pytest.mark.parametrize("name", ["recblr", "lrurec"])
+def test_the_choice_for_a_model_ends_with_its_block(name: str) -> None:
+    network, config = MODELS[name]
+    model = network(10, config())
+    assert isinstance(model, RecurrentModel)
+    layers = [layer for layer in model.modules() if isinstance(layer, LinearRecurrence)]
+    with pytest.raises(ZeroDivisionError), model.recurrence_by("tree"):
+        assert [layer.implementation for layer in layers] == ["tree", "tree"]
+        raise ZeroDivisionError
+    assert [layer.implementation for layer in layers] == ["auto", "auto"]
 
 
 @compiled

@@ -84,7 +84,11 @@ def _time_ops(device: torch.device, shape: tuple[int, int, int], budget: float) 
     contenders = {"fused": _draw(ops.bd_lru, shape, dtype, device)}
     if not cuda:
         contenders["fused, bfloat16"] = _draw(ops.bd_lru, shape, torch.bfloat16, device)
-    ours, eager = {"two trees": _ours("tree"), "serial": _ours("serial")}, peers(device.type)
+    ours: dict[str, BdLru] = {
+        "two trees": partial(ops.bd_lru, implementation="tree"),
+        "serial": partial(ops.bd_lru, implementation="serial"),
+    }
+    eager = peers(device.type)
     for name, bd_lru in (ours | eager | compiled(eager)).items():
         contenders[name] = contenders["fused"]._replace(bd_lru=bd_lru)
     gates = _judge(contenders, _draw(reference.bd_lru, shape, torch.float64, device).both())
@@ -118,14 +122,6 @@ def _time_ops(device: torch.device, shape: tuple[int, int, int], budget: float) 
             "lengths": [{"length": length, **figures[length]} for length in LENGTHS],
         }
     return result
-
-
-def _ours(name: ops.Implementation) -> BdLru:
-    def bd_lru(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        with ops.implementation(name):
-            return ops.bd_lru(*arguments)
-
-    return bd_lru
 
 
 def _draw(

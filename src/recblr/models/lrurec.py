@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
-from recblr.models.model import RecurrentModel
+from recblr.models.model import LinearRecurrence, RecurrentModel
 
 _SMALLEST, _LARGEST = 0.8, 0.99  # |λ| at the start
 
@@ -93,7 +93,7 @@ class Layer(nn.Module):
         return self.feed_forward(h), after
 
 
-class LRU(nn.Module):
+class LRU(LinearRecurrence):
     """h_t = λ ⊙ h_{t-1} + γ ⊙ (B x_t + b), Re(C h_t) + c + x_t (5), with dropout and norm."""
 
     def __init__(self, config: LRURecConfig) -> None:
@@ -125,7 +125,8 @@ class LRU(nn.Module):
         turn = self.turn(torch.arange(1, len(x) + 1, device=x.device) - starts)
         u = _complex(x) * self.gamma_log.exp() * turn.conj()
         rho = torch.exp(-self.nu_log.exp()).repeat_interleave(2).expand_as(x)
-        g, last = ops.linear_scan(rho, _real(u), offsets, before.flatten(1))
+        start = before.flatten(1)
+        g, last = ops.linear_scan(rho, _real(u), offsets, start, self.implementation)
         return _real(_complex(g) * turn), _real(_complex(last) * self.turn(lengths)).view_as(before)
 
     def turn(self, t: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Axes: N events of all histories laid end to end, B histories, M positions with a
 of a vector, V items, U users, T events of a history that a model looks at.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from recblr import ops
 from recblr.data.batches import PackedBatch
 from recblr.ops.cross_entropy import cross_entropy
 
@@ -71,6 +73,12 @@ class Model(nn.Module):
         return self.hidden(last) @ self.item_embeddings.t()
 
 
+class LinearRecurrence(nn.Module):
+    """A layer that calls :func:`ops.bd_lru` or :func:`ops.linear_scan` with its ``implementation``."""
+
+    implementation: ops.Implementation = "auto"
+
+
 class RecurrentModel(Model):
     """A model whose memory of a history is a state of fixed size; one more event is one step."""
 
@@ -102,3 +110,15 @@ class RecurrentModel(Model):
         """One more event for each user: items (B,), state (B, …) → hidden (B, D), state."""
         offsets = torch.arange(len(items) + 1, device=items.device)
         return self(items, offsets, state)
+
+    @contextmanager
+    def recurrence_by(self, implementation: ops.Implementation) -> Iterator[None]:
+        """Inside the block the linear recurrences of this model are computed by ``implementation``."""
+        layers = [layer for layer in self.modules() if isinstance(layer, LinearRecurrence)]
+        try:
+            for layer in layers:
+                layer.implementation = implementation
+            yield
+        finally:
+            for layer in layers:
+                layer.implementation = "auto"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
-from recblr.models.model import RecurrentModel
+from recblr.models.model import LinearRecurrence, RecurrentModel
 
 _EPS = 1e-12  # of the layer norms, as in the authors' code
 _OPEN = 1.278464542761074  # an output gate that lets all pass: SiLU of it is 1
@@ -155,7 +155,7 @@ class BDLRUOnly(nn.Module):
         return out, last.unsqueeze(1)
 
 
-class BDLRU(nn.Module):
+class BDLRU(LinearRecurrence):
     """Behaviour-dependent linear recurrent unit (5)-(8), with the output gate of Algorithm 1."""
 
     def __init__(self, channels: int, custom_init: bool) -> None:
@@ -179,7 +179,8 @@ class BDLRU(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         r, i = self.recurrence_gate(x), self.input_gate(x)
         x, z = x.to(r.dtype), z.to(r.dtype)  # under autocast they may not come from a product
-        return ops.bd_lru(x, r, i, z, F.softplus(self.lam), offsets, start)
+        decay = F.softplus(self.lam)
+        return ops.bd_lru(x, r, i, z, decay, offsets, start, self.implementation)
 
 
 class PFFN(nn.Module):

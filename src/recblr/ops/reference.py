@@ -66,3 +66,16 @@ def lagged(x: Tensor, offsets: Tensor, before: Tensor, lag: int) -> Tensor:
     inside = x[source.clamp(min=0)]
     outside = before[sequence, into.clamp(max=-1)] if lag else inside
     return torch.where((into < 0).unsqueeze(1), outside, inside)
+
+
+def last_inputs(x: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
+    """The last W-1 rows of each sequence with ``before`` in front, (B, W-1, C): the next ``before``."""
+    width = before.shape[1]
+    lengths = offsets.diff().unsqueeze(1)
+    into = lengths - width + torch.arange(width, device=x.device)
+    if len(x) == 0:
+        return before
+    inside = x[(offsets[:-1, None] + into).clamp(0, len(x) - 1)].to(before.dtype)
+    sequence = torch.arange(len(lengths), device=x.device).unsqueeze(1)
+    outside = before[sequence, into.clamp(max=-1)]
+    return torch.where((into < 0).unsqueeze(2), outside, inside)
