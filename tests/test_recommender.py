@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors import numpy as numpy_arrays
 from safetensors.torch import load_file, save_file
 
 import recblr
@@ -20,6 +21,7 @@ from conftest import TINY_MODEL, TINY_TRAINING, Tiny, assert_same_tensors
 from recblr.artifact import _digest
 from recblr.errors import DivergedError, InputError
 from recblr.folders import sha256
+from recblr.memory import MemoryConfig
 from recblr.models.fpmc import FPMCConfig
 from recblr.recommender import Recommender, load
 from recblr.train import TrainConfig
@@ -567,6 +569,76 @@ def test_what_does_not_fit_is_refused_whatever_its_hash(
 ) -> None:
     load(copy)
     act(copy)
+    rehash(copy)
+    with pytest.raises(InputError, match=message):
+        load(copy)
+
+
+# ---- the memory of transitions -------------------------------------------------------------------
+
+
+def test_the_memory_is_loaded_as_it_was_saved(tiny: Tiny) -> None:
+    ours, theirs = tiny.recommender, load(tiny.artifact)
+    assert ours.memory is not None
+    assert theirs.memory is not None
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(
+            getattr(ours.memory.matrix, name), getattr(theirs.memory.matrix, name)
+        )
+    numbers = ("config", "weight", "scale", "repeat")
+    assert [getattr(ours.memory, n) for n in numbers] == [
+        getattr(theirs.memory, n) for n in numbers
+    ]
+    assert theirs.memory_choice == ours.memory_choice
+    assert theirs.memory_config == MemoryConfig()
+
+
+def test_without_it_scores_are_the_models(tiny: Tiny, tmp_path: Path) -> None:
+    settings = {"model": asdict(TINY_MODEL), "train": asdict(TINY_TRAINING)}
+    settings["memory"] = {"enabled": False}
+    recommender = Recommender.configured("recblr", settings).fit(tiny.log)
+    assert recommender.memory is None
+    assert_same_tensors(recommender.network.state_dict(), tiny.recommender.network.state_dict())
+    recommender.save(tmp_path / "model")
+    assert names(tmp_path / "model") == FILES - {"memory.safetensors"}
+    again = load(tmp_path / "model")
+    assert again.memory is None
+    users = tiny.recommender.data.user_ids.to_pylist()[:3]
+    assert again.recommend(users).equals(recommender.recommend(users))
+    validation = recommender.evaluate(part="validation")
+    assert validation[0].metrics == recommender.trained.validation
+
+
+def test_an_artifact_of_version_0_1_0_loads(tiny: Tiny, copy: Path) -> None:
+    """It had no memory, and no word of one."""
+    (copy / "memory.safetensors").unlink()
+    settings = json.loads((copy / "config.json").read_text())
+    del settings["memory"]
+    (copy / "config.json").write_text(json.dumps(settings))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["memory"], manifest["files"]["memory.safetensors"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    rehash(copy)
+    old = load(copy)
+    assert old.memory is None
+    assert old.settings["memory"]["enabled"] is False
+    assert old.evaluate(part="validation")[0].metrics == tiny.recommender.trained.validation
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("values", np.float32(np.nan), "a value is not finite"),
+        ("items", 10_000, "not a whole"),
+        ("ends", -1, "not a whole"),
+    ],
+)
+def test_a_broken_memory_is_refused_whatever_its_hash(
+    copy: Path, name: str, value: float, message: str
+) -> None:
+    arrays = numpy_arrays.load_file(copy / "memory.safetensors")
+    arrays[name][len(arrays[name]) // 2] = value
+    numpy_arrays.save_file(arrays, copy / "memory.safetensors")
     rehash(copy)
     with pytest.raises(InputError, match=message):
         load(copy)
