@@ -74,6 +74,7 @@ def bd_lru(
 
 
 def _plain_scan(implementation: Implementation, offsets: Tensor) -> reference.Scan:
+    """The scan of :mod:`tree` or of :mod:`reference`; under ``auto`` by how much padding costs."""
     if implementation == "auto":
         sequences, longest = len(offsets) - 1, int(offsets.diff().amax()) if len(offsets) > 1 else 0
         implementation = "tree" if sequences * longest <= 4 * int(offsets[-1]) else "serial"

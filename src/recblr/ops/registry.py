@@ -1,7 +1,7 @@
 """The fused kernels as ``torch.library`` operators, ``torch.ops.recblr.<name>``, with their gradients.
 
-As operators they work under autograd, torch.compile and fake tensors. The public names of this module are
-the registered operators; shapes are described where the kernels are, in :mod:`cpu` and :mod:`gpu`.
+As operators they work under autograd, torch.compile and fake tensors. The public functions below are
+the registered operators; their shapes are described beside the kernels, in :mod:`cpu` and :mod:`gpu`.
 """
 
 from collections.abc import Callable
@@ -94,12 +94,14 @@ def bd_lru(
     return _kernels(x).bd_lru(x, r, i, z, decay, offsets, start)
 
 
-@torch.library.register_fake("recblr::bd_lru")
 def _empty_bd_lru_results(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     kept = _kernels(x).kept_states(len(x), len(start))
     return torch.empty_like(x), start.new_empty(kept, x.shape[1]), torch.empty_like(start)
+
+
+torch.library.register_fake("recblr::bd_lru", _empty_bd_lru_results)
 
 
 @_operator("x", "x", "x", "x", "decay", "start")
