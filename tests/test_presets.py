@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import pytest
 
+from recblr import presets
 from recblr.config import build
+from recblr.errors import InputError
 from recblr.models import MODELS, find_model
 from recblr.presets import for_model, read_preset
 from recblr.train import TrainConfig
@@ -41,3 +45,29 @@ def test_a_presets_name_is_the_preset_whatever_lies_there(tmp_path, monkeypatch)
     (tmp_path / "beauty").mkdir()
     assert read_preset("beauty") == before
     assert before["train"]["epochs"] == 50
+
+
+def test_a_copy_of_a_preset_is_read_as_the_preset(tmp_path):
+    folder = Path(presets.__file__).parent
+    for preset in sorted(folder.glob("*.toml")):
+        copy = tmp_path / preset.name
+        copy.write_text(preset.read_text())
+        for model in ("recblr", "bert4rec"):
+            found = read_preset(str(copy), model)
+            assert found["train"] == read_preset(preset.stem, model)["train"]
+            assert found.keys() == {"model", "train"}
+
+
+def test_a_file_keeps_what_the_model_does_not_know(tmp_path):
+    """It is the user's: a name that is wrong is an error later, not dropped."""
+    file = tmp_path / "mine.toml"
+    file.write_text("[model]\ndropuot = 0.5\n[memory]\nreach = 4\n[sasrec.model]\nheads = 4\n")
+    assert read_preset(str(file)) == {"model": {"dropuot": 0.5}, "memory": {"reach": 4}}
+    assert read_preset(str(file), "sasrec")["model"] == {"dropuot": 0.5, "heads": 4}
+
+
+@pytest.mark.parametrize("text", ["recblr = 3", "[recblr]\ndropout = 0.5"])
+def test_a_models_section_has_sections(tmp_path, text):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=r"recblr.* stand in \[recblr.train\]"):
+        read_preset(str(tmp_path / "mine.toml"))

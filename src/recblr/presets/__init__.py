@@ -6,18 +6,18 @@ from typing import Any
 
 from recblr.config import near, read_toml
 from recblr.errors import InputError
-from recblr.models import find_model
+from recblr.models import MODELS, find_model
 
 
 def read_preset(config: str, model: str = "recblr") -> dict[str, Any]:
-    """Settings from a TOML file, or of a preset, which :func:`for_model` turns into another model's."""
+    """Settings of ``model`` from a TOML file, or from a preset by :func:`for_model`."""
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.toml"))
     if config in names:
         return for_model(read_toml(folder / f"{config}.toml"), model)
     if not config.endswith(".toml"):
         raise InputError(f"--config {config}: no TOML file and no preset{near(config, names)}")
-    return read_toml(Path(config))
+    return _with_own(read_toml(Path(config)), model)
 
 
 def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
@@ -28,8 +28,18 @@ def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
     """
     known = {field.name for field in fields(find_model(model)[1])}
     shape = {name: value for name, value in settings.get("model", {}).items() if name in known}
+    return _with_own({**settings, "model": shape, "train": settings.get("train", {})}, model)
+
+
+def _with_own(settings: dict[str, Any], model: str) -> dict[str, Any]:
+    """The settings with those in the section of the model's name, ``[sasrec.train]``, over the others;
+    sections of other models are for them."""
+    found = {name: values for name, values in settings.items() if name not in MODELS}
     own = settings.get(model, {})
-    return {
-        "model": {**shape, **own.get("model", {})},
-        "train": {**settings.get("train", {}), **own.get("train", {})},
-    }
+    if not (isinstance(own, dict) and all(isinstance(values, dict) for values in own.values())):
+        raise InputError(
+            f"{model} = {own!r}: settings of {model} stand in [{model}.train] and the like"
+        )
+    for section, values in own.items():
+        found[section] = {**found.get(section, {}), **values}
+    return found
