@@ -49,6 +49,12 @@ def test_a_log_with_repeats_keeps_them_in_the_loss() -> None:
     assert not by_size(log_of(400, 120, 110, repeats=True), "recblr", {})["train"]["hide_seen"]
 
 
+def test_without_a_memory_seen_items_stay_in_the_loss() -> None:
+    data = log_of(400, 120, 110)
+    assert by_size(data, "recblr", {}, memory=True)["train"]["hide_seen"]
+    assert not by_size(data, "recblr", {}, memory=False)["train"]["hide_seen"]
+
+
 def test_between_them_dropout_falls() -> None:
     found = [
         by_size(log_of(users, 100, 50), "recblr", {})["model"]["dropout"]

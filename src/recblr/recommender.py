@@ -195,7 +195,7 @@ class Recommender:
     def _settle(self, data: Sequences) -> None:
         """Choose by the size of the log what nobody has set."""
         kind = find_model(self.model)[1]
-        settings = by_size(data, self.model, self._by_size)
+        settings = by_size(data, self.model, self._by_size, self.memory_config.enabled)
         if "model" in self._by_size:
             self.config = build(kind, settings["model"], "model")
         if "train" in self._by_size:

@@ -20,9 +20,12 @@ DROPOUT = (0.5, 0.25)  # of a sparse and of a dense log; between them by the log
 
 
 def by_size(
-    data: Sequences, model: str, asked: Mapping[str, Mapping[str, Any]]
+    data: Sequences, model: str, asked: Mapping[str, Mapping[str, Any]], memory: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Settings ``{"model": …, "train": …}`` of ``model`` for a log; those that are asked for stay."""
+    """Settings ``{"model": …, "train": …}`` of ``model`` for a log; those that are asked for stay.
+
+    Without a ``memory`` of transitions, which ranks repeats last, they stay in the loss.
+    """
     lengths = data.split.train_end - data.offsets[:-1]
     an_item = lengths.sum() / max(1, np.count_nonzero(data.item_counts))
     density = math.log(max(SPARSE, min(DENSE, an_item)) / SPARSE) / math.log(DENSE / SPARSE)
@@ -31,7 +34,8 @@ def by_size(
     wanted = asked.get("train", {})
     softmax = wanted.get("loss", "softmax") == "softmax"
     smooth = softmax and not dense and not wanted.get("hide_seen")
-    hide = softmax and dense and not data.has_repeats and not wanted.get("label_smoothing")
+    hide = softmax and dense and memory and not data.has_repeats
+    hide = hide and not wanted.get("label_smoothing")
     sized = {
         "model": {
             "dim": 128,
