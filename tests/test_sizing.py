@@ -31,7 +31,7 @@ def log_of(users: int, items: int, length: int, repeats: bool = False) -> Sequen
 
 def test_a_sparse_log_is_regularised() -> None:
     settings = by_size(log_of(50, 100, 9), "recblr", {})
-    assert settings["model"]["dropout"] == 0.5
+    assert settings["model"] == {"dim": 64, "dropout": 0.5}
     assert settings["train"]["label_smoothing"] == 0.1
     assert not settings["train"]["hide_seen"]
     assert settings["train"]["max_length"] == 50
@@ -39,7 +39,7 @@ def test_a_sparse_log_is_regularised() -> None:
 
 def test_a_dense_log_is_not() -> None:
     settings = by_size(log_of(400, 120, 110), "recblr", {})
-    assert settings["model"]["dropout"] == 0.25
+    assert settings["model"] == {"dim": 128, "dropout": 0.25}
     assert settings["train"]["label_smoothing"] == 0
     assert settings["train"]["hide_seen"]
     assert settings["train"]["max_length"] == 150

@@ -38,7 +38,7 @@ def by_size(
     hide = hide and not wanted.get("label_smoothing")
     sized = {
         "model": {
-            "dim": 128,
+            "dim": 128 if dense else 64,
             "dropout": round(DROPOUT[0] + density * (DROPOUT[1] - DROPOUT[0]), 2),
         },
         "train": {
