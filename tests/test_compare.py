@@ -74,7 +74,7 @@ def folders(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     dull = Recommender("recblr", replace(TINY_MODEL, dim=4), UNTRAINED, MemoryConfig(enabled=False))
     dull.fit(tiny.log, out=home / "dull")
     shorter = replace(TINY_TRAINING, max_length=5)
-    Recommender("last-item", None, shorter).fit(tiny.log, out=home / "last")
+    Recommender("last-item", LastItemConfig(), shorter).fit(tiny.log, out=home / "last")
     return [tiny.artifact, home / "dull", home / "last"]
 
 

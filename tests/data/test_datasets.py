@@ -20,6 +20,7 @@ import pytest
 from recblr.data import datasets, open_log
 from recblr.data.datasets import cache_folder, dataset, dataset_names, load_dataset
 from recblr.data.log import Interactions
+from recblr.data.sequences import prepare
 from recblr.errors import InputError
 
 REAL = os.environ.get("RECBLR_DATA", "")
@@ -37,13 +38,15 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def rows(log: Interactions) -> list[tuple[str, str, int]]:
+def pairs(log: Interactions) -> list[tuple[str, str]]:
     users, items = log.user_ids.to_pylist(), log.item_ids.to_pylist()
+    return [(users[u], items[i]) for u, i in zip(log.users, log.items, strict=True)]
+
+
+def rows(log: Interactions) -> list[tuple[str, str, int]]:
     assert log.timestamps is not None
-    return [
-        (users[u], items[i], t)
-        for u, i, t in zip(log.users, log.items, log.timestamps.tolist(), strict=True)
-    ]
+    times = log.timestamps.tolist()
+    return [(*pair, time) for pair, time in zip(pairs(log), times, strict=True)]
 
 
 def zipped(member: str, text: str) -> bytes:
@@ -219,8 +222,8 @@ def put_tied(folder: Path, kind: str) -> None:
 def test_ml_1m_is_in_order_of_user_and_time(data: Path, kind: str) -> None:
     put_tied(data, kind)
     log = load_dataset("ml-1m")
-    pairs = [(user, item) for user, item, _ in rows(log)]
-    assert pairs == [("2", "d"), ("2", "c"), ("2", "a"), ("2", "b"), ("1", "e"), ("1", "a")]
+    expected = [("2", "d"), ("2", "c"), ("2", "a"), ("2", "b"), ("1", "e"), ("1", "a")]
+    assert pairs(log) == expected
     if kind != "order":
         assert sorted(rows(log)) == sorted(TIED)
     assert log.user_ids.to_pylist() == ["2", "1"]
@@ -325,7 +328,18 @@ def test_looks_in_the_folder_then_in_the_cache(data: Path) -> None:
     assert rows(load_dataset(name)) == [("data", "1", 1)]
     for suffix in reversed(datasets.CONVERTED):  # the first of them wins
         write_converted(data / (name + suffix), user=suffix)
-        assert rows(load_dataset(name)) == [(suffix, "b", 0), (suffix, "a", 1)]
+        assert pairs(load_dataset(name)) == [(suffix, "b"), (suffix, "a")]
+
+
+def test_a_place_in_the_history_is_no_time(data: Path) -> None:
+    frame = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["c", "a", "b"], "order": [2, 0, 1]})
+    frame.write_csv(data / "ml-100k.csv")
+    log = load_dataset("ml-100k")
+    assert pairs(log) == [("u", "a"), ("u", "b"), ("u", "c")]
+    assert log.timestamps is None
+    for split in ("time", "time-last"):
+        with pytest.raises(InputError, match="needs a timestamp column"):
+            prepare(log, split=split)
 
 
 def test_a_converted_file_with_timestamps(data: Path) -> None:

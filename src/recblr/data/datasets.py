@@ -290,8 +290,13 @@ def _read_converted(record: Dataset, path: Path) -> Interactions:
             with opened(path, "rt", encoding="utf-8") as lines:
                 names = re.split(r"[,\t]", lines.readline().strip())
     # Some public sources have no timestamps left, only each event's place in the history.
-    ordered = "order" in names and "timestamp" not in names
-    log = read_log(path, columns={"timestamp": "order"} if ordered else None)
+    if "order" in names and "timestamp" not in names:
+        log = read_log(path, columns={"timestamp": "order"})
+        assert log.timestamps is not None
+        rows = np.lexsort((log.timestamps, log.users))
+        # A place is no time: a split by time is to refuse it.
+        return replace(log, users=log.users[rows], items=log.items[rows], timestamps=None)
+    log = read_log(path)
     return _by_user(log, record.float32) if record.by_user else log
 
 
