@@ -181,12 +181,12 @@ def markov(data: Sequences) -> Scorer:
 
 
 def transitions(data: Sequences) -> Scorer:
-    """A floor: the memory of transitions by itself, with its default numbers (memory.py).
+    """A floor: the memory of transitions alone, with the default numbers of memory.py.
 
     Items that it does not reach stand in order of their training count.
     """
     memory = fit(data, MemoryConfig())
-    # Far below any count of a pair, but above 0, and equal for nobody's order of two counts.
+    # So small that they order only items to which the memory gives the same score.
     counts = torch.from_numpy(data.item_counts / (1e9 * data.item_counts.max(initial=1)))
     return lambda batch: memory.add_to(counts.repeat(len(batch.offsets) - 1, 1), batch)
 

@@ -159,9 +159,8 @@ def fit(data: Sequences, config: MemoryConfig) -> Memory:
     gets the value that suits a log nobody has tuned for: w = 1.5, c = 10, and r = -20 where no training
     event is a repeat, else 0.
     """
-    size, starts = len(data.item_ids), data.offsets[:-1]
-    lengths = data.split.train_end - starts
-    items = np.ascontiguousarray(data.items[ranges(starts, lengths)])
+    size = len(data.item_ids)
+    items, lengths = data.training_part()
     before = ranges(np.zeros_like(lengths), lengths)  # events of the user before each
     after = np.repeat(lengths, lengths) - 1 - before
     lags = np.array([lag for lag in range(-config.reach, config.reach + 1) if lag])

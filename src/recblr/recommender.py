@@ -66,8 +66,8 @@ class Recommender:
         data: the histories it was fitted on, with their split.
         network: the model itself, a ``torch.nn.Module``.
         trained: how training ended.
-        memory: who followed whom in the training part, and its weight; None where it is not enabled.
-        memory_choice: how that weight was chosen; None where nothing was to choose.
+        memory: the memory of transitions, fitted; None where it is not enabled.
+        memory_choice: the trials that chose its numbers; None without a memory.
         measured: evaluations on the test part as JSON values, kept in the artifact.
     """
 

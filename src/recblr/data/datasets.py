@@ -118,7 +118,6 @@ def _xlong(lines: Iterable[str]) -> Iterator[Row]:
 
 
 _MOVIELENS = "https://files.grouplens.org/datasets/movielens"
-_ML_1M_MD5 = "c4d9eecfca2ab87c1945afe126590906"
 _MOVIELENS_CREDIT = (
     "Harper and Konstan, The MovieLens Datasets, ACM TiiS 2015. For research, with citation; "
     "not to be redistributed."
@@ -126,6 +125,18 @@ _MOVIELENS_CREDIT = (
 _AMAZON = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _AMAZON_CREDIT = "McAuley et al., Image-based Recommendations, SIGIR 2015. No licence stated."
 _GOWALLA_CREDIT = "Cho, Myers and Leskovec, Friendship and Mobility, KDD 2011. No licence stated."
+
+_ML_1M = Dataset(
+    name="ml-1m",
+    title="MovieLens 1M, movie ratings",
+    home=f"{_MOVIELENS}/ml-1m.zip",
+    member="ml-1m/ratings.dat",
+    md5="c4d9eecfca2ab87c1945afe126590906",
+    parse=partial(_ratings, separator="::"),
+    converted=("ml-1m-times", "ml-1m"),
+    by_user=True,
+    credit=_MOVIELENS_CREDIT,
+)
 
 DATASETS: dict[str, Dataset] = {
     record.name: record
@@ -148,28 +159,13 @@ DATASETS: dict[str, Dataset] = {
             parse=partial(_ratings, separator=",", header="userId,movieId,rating,timestamp"),
             credit=_MOVIELENS_CREDIT,
         ),
-        Dataset(
-            name="ml-1m",
-            title="MovieLens 1M, movie ratings",
-            home=f"{_MOVIELENS}/ml-1m.zip",
-            member="ml-1m/ratings.dat",
-            md5=_ML_1M_MD5,
-            parse=partial(_ratings, separator="::"),
-            converted=("ml-1m-times", "ml-1m"),
-            by_user=True,
-            credit=_MOVIELENS_CREDIT,
-        ),
-        Dataset(
+        _ML_1M,
+        replace(
+            _ML_1M,
             name="ml-1m-recbole",
             title="MovieLens 1M in the order RecBole gives it",
-            home=f"{_MOVIELENS}/ml-1m.zip",
-            member="ml-1m/ratings.dat",
-            md5=_ML_1M_MD5,
-            parse=partial(_ratings, separator="::"),
             converted=("ml-1m-times",),
-            by_user=True,
             float32=True,
-            credit=_MOVIELENS_CREDIT,
         ),
         Dataset(
             name="beauty",

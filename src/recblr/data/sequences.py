@@ -48,19 +48,21 @@ class Sequences:
     def users(self) -> int:
         return len(self.offsets) - 1
 
+    def training_part(self) -> tuple[np.ndarray, np.ndarray]:
+        """The items of the training events, users one after another, and their number (U,) per user."""
+        starts = self.offsets[:-1]
+        lengths = self.split.train_end - starts
+        return self.items[ranges(starts, lengths)], lengths
+
     @cached_property
     def item_counts(self) -> np.ndarray:
         """(V,) how often each item occurs in the training part."""
-        starts = self.offsets[:-1]
-        rows = ranges(starts, self.split.train_end - starts)
-        return np.bincount(self.items[rows], minlength=len(self.item_ids))
+        return np.bincount(self.training_part()[0], minlength=len(self.item_ids))
 
     @cached_property
     def has_repeats(self) -> bool:
         """Whether a user has an item twice in the training part."""
-        starts = self.offsets[:-1]
-        lengths = self.split.train_end - starts
-        items = self.items[ranges(starts, lengths)]
+        items, lengths = self.training_part()
         pairs = np.sort(np.repeat(np.arange(self.users), lengths) * len(self.item_ids) + items)
         return bool(np.any(pairs[1:] == pairs[:-1]))
 
