@@ -41,7 +41,7 @@ _USERS, _EVENTS = 8, 64  # looked at to find the difference
 _FORMULA = (
     "score = score of the network + weight * log(1 + scale * m) + repeat * [item is in the history]; "
     "m = sum over the last `reach` items of the history of decay^age * B[item, :], age 0 the last; "
-    "B[i, items[ends[i]:ends[i + 1]]] = values[ends[i]:ends[i + 1]], all other values are 0"
+    "B is sparse: row i has values[ends[i]:ends[i + 1]] in the columns items[ends[i]:ends[i + 1]]"
 )
 _Ends = Mapping[str, Mapping[str, Any]]  # inputs or outputs: name to type and shape
 
