@@ -20,13 +20,13 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
-from recblr.bench.provenance import provenance
 from recblr.data import open_log
 from recblr.data.batches import PackedBatch, pack
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.ops import cpu
 from recblr.ops.cross_entropy import cross_entropy
-from recblr.train import TrainConfig, autocast, epoch_spans, training_batches
+from recblr.provenance import provenance
+from recblr.training.trainer import TrainConfig, autocast, epoch_spans, training_batches
 
 RESULTS = Path(__file__).parent / "results"
 

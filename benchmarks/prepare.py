@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from recblr.bench.provenance import provenance
 from recblr.data.simulate import Shop, write_large_log
+from recblr.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,7 +45,7 @@ def main(
         ]
         begin = time.perf_counter()
         output = subprocess.run(
-            [sys.executable, "-c", "from recblr.cli import main; main()", *command],
+            [sys.executable, "-c", "from recblr.cli.main import main; main()", *command],
             check=True, stdout=subprocess.PIPE,
         ).stdout  # fmt: skip
         seconds = time.perf_counter() - begin

@@ -14,8 +14,8 @@ from statistics import mean
 from textwrap import fill
 from typing import Any
 
-from recblr.bench.length import draw
-from recblr.reproduce import published
+from recblr.benchmark.length import draw
+from recblr.paper import published
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")

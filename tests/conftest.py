@@ -14,7 +14,7 @@ from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.models.recblr import RecBLRConfig
 from recblr.recommender import Recommender
-from recblr.train import TrainConfig
+from recblr.training.trainer import TrainConfig
 
 if not torch.cuda.is_available():  # read when the kernels are first imported
     os.environ["TRITON_INTERPRET"] = "1"

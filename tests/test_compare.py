@@ -20,17 +20,18 @@ from torch import Tensor, nn
 
 import recblr
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny
-from recblr import cli, metrics
-from recblr.compare import Comparison, Contender, Difference, compare
-from recblr.compare_page import _apart, page
+from recblr.cli import main as cli
+from recblr.compare.comparison import Comparison, Contender, Difference, compare
+from recblr.compare.page import _apart, page
 from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
-from recblr.evaluate import Evaluation
+from recblr.evaluation import metrics
+from recblr.evaluation.ranking import Evaluation
+from recblr.evaluation.significance import difference_interval, holm, paired_test
 from recblr.memory import MemoryConfig
 from recblr.models import MODELS
 from recblr.models.model import Model
 from recblr.recommender import Recommender
-from recblr.significance import difference_interval, holm, paired_test
 
 SEEN = ("unmasked", "masked")
 UNTRAINED = replace(TINY_TRAINING, epochs=1, lr=1e-9)

@@ -13,8 +13,8 @@ from recblr import demo
 from recblr.data.sequences import prepare
 from recblr.data.simulate import CATALOGUE, Shop, simulate_shop
 from recblr.doctor import examine
-from recblr.evaluate import rank_targets
-from recblr.train import TrainConfig
+from recblr.evaluation.ranking import rank_targets
+from recblr.training.trainer import TrainConfig
 
 
 @pytest.fixture(scope="module")

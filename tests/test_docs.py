@@ -13,7 +13,7 @@ import pytest
 
 import recblr
 from recblr.models import MODELS
-from recblr.train import TrainConfig
+from recblr.training.trainer import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,12 +16,13 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-import test_cli
+from cli import test_main as test_cli
+from cli.test_main import Run, answer, names
 from conftest import TINY_TRAINING, Tiny
 from recblr.data.batches import latest
 from recblr.errors import InputError
 from recblr.export import _STEPS, export
-from recblr.folders import sha256
+from recblr.files import sha256
 from recblr.memory import MemoryConfig
 from recblr.models import MODELS
 from recblr.models.gru4rec import GRU4RecConfig
@@ -29,7 +30,6 @@ from recblr.models.lrurec import LRURecConfig
 from recblr.models.model import RecurrentModel
 from recblr.models.recblr import RecBLRConfig
 from recblr.recommender import Recommender, load
-from test_cli import Run, answer, names
 
 run = test_cli.run  # a fixture
 

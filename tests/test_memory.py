@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recblr import memory_search, metrics
+from recblr import memory_search
 from recblr.data.batches import latest
 from recblr.data.sequences import Sequences
 from recblr.data.split import leave_one_out
 from recblr.errors import InputError
-from recblr.evaluate import rank_targets
+from recblr.evaluation import metrics
+from recblr.evaluation.ranking import rank_targets
 from recblr.memory import NEVER, Memory, MemoryConfig, fit
 
 ITEMS = 7

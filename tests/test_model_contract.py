@@ -18,11 +18,11 @@ from conftest import TINY_TRAINING, assert_same_tensors
 from recblr.data.batches import PackedBatch
 from recblr.data.log import read_log
 from recblr.data.sequences import Sequences, prepare
-from recblr.evaluate import rank_targets
+from recblr.evaluation.ranking import rank_targets
 from recblr.models import MODELS
 from recblr.models.model import RecurrentModel
 from recblr.recommender import Recommender, load
-from recblr.train import TrainConfig, train
+from recblr.training.trainer import TrainConfig, train
 
 ITEMS, USERS, LONGEST = 23, 8, 512
 LENGTHS = [5, 1, 12, 2, 30]

@@ -7,7 +7,7 @@ from recblr.config import build
 from recblr.errors import InputError
 from recblr.models import MODELS, find_model
 from recblr.presets import for_model, read_preset
-from recblr.train import TrainConfig
+from recblr.training.trainer import TrainConfig
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
@@ -69,5 +69,5 @@ def test_a_file_keeps_what_the_model_does_not_know(tmp_path):
 @pytest.mark.parametrize("text", ["recblr = 3", "[recblr]\ndropout = 0.5"])
 def test_a_models_section_has_sections(tmp_path, text):
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(InputError, match=r"recblr.* stand in \[recblr.train\]"):
+    with pytest.raises(InputError, match=r"recblr.* stand in \[recblr.training.trainer\]"):
         read_preset(str(tmp_path / "mine.toml"))

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import test_cli
+from cli import test_main as test_cli
+from cli.test_main import Run, names
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny
 from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
-from recblr.folders import alone_in
+from recblr.files import alone_in
 from recblr.recommender import Recommender, load
-from test_cli import Run, names
 
 run = test_cli.run  # a fixture
 BLOCK, PART = 7, 20  # users; 150 of them are 22 blocks in 11 parts of two
@@ -25,7 +25,7 @@ BLOCK, PART = 7, 20  # users; 150 of them are 22 blocks in 11 parts of two
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recblr.evaluate._BLOCK", BLOCK * 256 * TINY_TRAINING.max_length)
+    monkeypatch.setattr("recblr.evaluation.ranking._BLOCK", BLOCK * 256 * TINY_TRAINING.max_length)
     monkeypatch.setattr("recblr.recommender._PART", PART)
 
 

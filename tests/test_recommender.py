@@ -20,11 +20,11 @@ import recblr
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny, assert_same_tensors
 from recblr.artifact import _digest
 from recblr.errors import DivergedError, InputError
-from recblr.folders import sha256
+from recblr.files import sha256
 from recblr.memory import MemoryConfig
 from recblr.models.fpmc import FPMCConfig
 from recblr.recommender import Recommender, load
-from recblr.train import TrainConfig
+from recblr.training.trainer import TrainConfig
 
 FILES = {
     "config.json",
@@ -34,7 +34,7 @@ FILES = {
     "model.safetensors",
     "vocabulary.parquet",
 }
-LOSS = "recblr.train.cross_entropy"
+LOSS = "recblr.training.trainer.cross_entropy"
 
 
 def untrained() -> Recommender:
@@ -114,7 +114,9 @@ def test_a_user_and_the_same_history_agree(tiny: Tiny) -> None:
 def test_users_in_blocks_are_users_at_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     users = tiny.recommender.data.user_ids.to_pylist()
     at_once = tiny.recommender.recommend(users=users)
-    monkeypatch.setattr("recblr.evaluate._BLOCK", 7 * 256 * tiny.recommender.training.max_length)
+    monkeypatch.setattr(
+        "recblr.evaluation.ranking._BLOCK", 7 * 256 * tiny.recommender.training.max_length
+    )
     in_blocks = tiny.recommender.recommend(users=users)
     assert in_blocks.select("user_id", "item_id", "rank").equals(
         at_once.select("user_id", "item_id", "rank")

@@ -13,7 +13,7 @@ from recblr.data.split import leave_one_out
 from recblr.models import MODELS, find_model
 from recblr.recommender import Recommender
 from recblr.sizing import by_size
-from recblr.train import TrainConfig
+from recblr.training.trainer import TrainConfig
 
 
 def log_of(users: int, items: int, length: int, repeats: bool = False) -> Sequences:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from recblr.data.log import Interactions, read_log
     from recblr.data.sequences import Sequences, prepare
     from recblr.errors import DivergedError, InputError
-    from recblr.evaluate import Evaluation, Protocol
+    from recblr.evaluation.ranking import Evaluation, Protocol
     from recblr.models.recblr import RecBLRConfig
     from recblr.recommender import Recommender, load
-    from recblr.train import TrainConfig
+    from recblr.training.trainer import TrainConfig
 
 _HOMES = {
     "open_log": "recblr.data",
@@ -36,12 +36,12 @@ _HOMES = {
     "prepare": "recblr.data.sequences",
     "DivergedError": "recblr.errors",
     "InputError": "recblr.errors",
-    "Evaluation": "recblr.evaluate",
-    "Protocol": "recblr.evaluate",
+    "Evaluation": "recblr.evaluation.ranking",
+    "Protocol": "recblr.evaluation.ranking",
     "RecBLRConfig": "recblr.models.recblr",
     "Recommender": "recblr.recommender",
     "load": "recblr.recommender",
-    "TrainConfig": "recblr.train",
+    "TrainConfig": "recblr.training.trainer",
 }
 __all__ = [
     "DivergedError",

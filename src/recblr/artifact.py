@@ -28,12 +28,12 @@ from recblr.data.sequences import MARK as PREPARED
 from recblr.data.sequences import Sequences
 from recblr.data.split import Split
 from recblr.errors import InputError
-from recblr.folders import new_folder, sha256
+from recblr.files import new_folder, sha256
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice, Trial
 from recblr.models import MODELS
 from recblr.models.model import Model
-from recblr.train import TrainConfig, Trained
+from recblr.training.trainer import TrainConfig, Trained
 
 MARK = "model.safetensors"  # what an artifact is known by
 FILES = (MARK, "config.json", "vocabulary.parquet", "histories.parquet")

@@ -7,14 +7,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from recblr import metrics
 from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, SimulatedLog, simulate_shop
-from recblr.evaluate import Scorer, popularity, rank_targets
+from recblr.evaluation import metrics
+from recblr.evaluation.ranking import Scorer, popularity, rank_targets
 from recblr.models.recblr import RecBLRConfig
 from recblr.recommender import Recommender
-from recblr.train import TrainConfig
+from recblr.training.trainer import TrainConfig
 
 # The shop's customers buy things again, so seen items stay candidates throughout.
 PROTOCOL = "leave-one-out test, full ranking, seen items unmasked, ties against the target"

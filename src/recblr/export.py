@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from recblr import artifact
 from recblr.errors import InputError, from_extra
-from recblr.folders import new_folder, sha256
+from recblr.files import new_folder, sha256
 from recblr.memory import Memory
 from recblr.models import lrurec
 from recblr.models.gru4rec import GRU4Rec

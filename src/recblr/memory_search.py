@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recblr.data.sequences import Sequences
-from recblr.evaluate import Scorer, expect_finite, history_batches, predicted_users
+from recblr.evaluation.metrics import ndcg
+from recblr.evaluation.ranking import Scorer, expect_finite, history_batches, predicted_users
 from recblr.memory import NEVER, Memory, MemoryConfig
-from recblr.metrics import ndcg
 from recblr.progress import progress
 
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)

@@ -24,8 +24,8 @@ from recblr.data.batches import PackedBatch, latest
 from recblr.data.sequences import Part, Sequences, index_in
 from recblr.device import find_device
 from recblr.errors import InputError
-from recblr.evaluate import Evaluation, block_size, evaluate, expect_finite, hide
-from recblr.folders import alone_in, check_absent
+from recblr.evaluation.ranking import Evaluation, block_size, evaluate, expect_finite, hide
+from recblr.files import alone_in, check_absent
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice
 from recblr.models import find_model
@@ -33,7 +33,7 @@ from recblr.models.model import Model
 from recblr.parts import Parts
 from recblr.progress import Advance, progress
 from recblr.sizing import by_size
-from recblr.train import TrainConfig, Trained, train
+from recblr.training.trainer import TrainConfig, Trained, train
 
 if TYPE_CHECKING:
     import polars as pl

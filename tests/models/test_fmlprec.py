@@ -10,8 +10,8 @@ from torch import Tensor
 
 from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
-from recblr.losses import bpr
 from recblr.models.fmlprec import Filter, FMLPRec, FMLPRecConfig
+from recblr.training.losses import bpr
 
 ITEMS = 31
 

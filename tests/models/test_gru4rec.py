@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recblr.errors import InputError
-from recblr.losses import top1
 from recblr.models.gru4rec import GRU4Rec, GRU4RecConfig, packed_gru
+from recblr.training.losses import top1
 
 Array = NDArray[np.float64]
 # On both sides of the edges at 4, 8, 16, 32 and 64 events between the rectangles.

@@ -12,8 +12,8 @@ from torch import Tensor
 from recblr import ops
 from recblr.data.batches import PackedBatch, rectangles
 from recblr.errors import InputError
-from recblr.losses import binary_cross_entropy
 from recblr.models.sasrec import SASRec, SASRecConfig, SelfAttention
+from recblr.training.losses import binary_cross_entropy
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from recblr.bench.provenance import provenance
 from recblr.memory import MemoryConfig
+from recblr.provenance import provenance
 from recblr.recommender import Recommender
 from recblr.serving.app import Server, application
 from recblr.serving.engine import Engine

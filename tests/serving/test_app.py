@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from recblr.cli.serve import serve
 from recblr.errors import InputError
 from recblr.serving import api
 from recblr.serving.app import EVENTS
-from recblr.serving.commands import serve
 from recblr.serving.keys import Keys, add_key
 from recblr.serving.model import ServedModel
 

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import pytest
 
-from recblr.bench.serve import connect
+from recblr.benchmark.serve import connect
 from recblr.data.log import read_log
 from recblr.recommender import Recommender
 from recblr.serving import sqlite
@@ -33,7 +33,7 @@ from recblr.serving.replay import verify
 from recblr.serving.server import run
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.store import StoreError
-from recblr.train import TrainConfig
+from recblr.training.trainer import TrainConfig
 from serving.fixtures import Store, scores
 
 SOAK = bool(os.environ.get("RECBLR_SOAK"))

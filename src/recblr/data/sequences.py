@@ -17,7 +17,7 @@ from recblr.data.batches import ranges
 from recblr.data.log import Interactions
 from recblr.data.split import Split
 from recblr.errors import InputError
-from recblr.folders import new_folder
+from recblr.files import new_folder
 
 Part = Literal["validation", "test"]
 MARK = "prepared.json"  # what a prepared folder is known by

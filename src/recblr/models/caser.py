@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
-from recblr.losses import binary_cross_entropy
 from recblr.models.fpmc import user_rows
 from recblr.models.model import Model
+from recblr.training.losses import binary_cross_entropy
 
 
 @dataclass(frozen=True)

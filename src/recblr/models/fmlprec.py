@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
-from recblr.losses import bpr
 from recblr.models.model import Model
 from recblr.models.sasrec import EPS, FeedForward, initialise
+from recblr.training.losses import bpr
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from recblr.config import expect_sizes
 from recblr.data.batches import PackedBatch
-from recblr.losses import bpr
 from recblr.models.model import Model
+from recblr.training.losses import bpr
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
-from recblr.losses import top1
 from recblr.models.model import RecurrentModel
+from recblr.training.losses import top1
 
 
 @dataclass(frozen=True)

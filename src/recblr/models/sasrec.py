@@ -25,8 +25,8 @@ from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch, rectangles
 from recblr.errors import InputError
-from recblr.losses import binary_cross_entropy
 from recblr.models.model import Model
+from recblr.training.losses import binary_cross_entropy
 
 EPS = 1e-12  # of the layer norms, as in RecBole
 

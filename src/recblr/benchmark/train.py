@@ -1,0 +1,181 @@
+"""One epoch of training, beside the matrix products it cannot do without."""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+from recblr.allocator import keep_freed_memory
+from recblr.benchmark.products import Products
+from recblr.data import open_log
+from recblr.data.batches import PackedBatch
+from recblr.data.sequences import Sequences, prepare
+from recblr.data.simulate import Shop, simulate_shop
+from recblr.errors import InputError
+from recblr.models.recblr import RecBLR, RecBLRConfig
+from recblr.progress import progress
+from recblr.timing import seconds, wait
+from recblr.training.trainer import (
+    Step,
+    TrainConfig,
+    adam,
+    epoch_spans,
+    learning_rate,
+    training_batches,
+    training_step,
+)
+
+_SLICE = 3  # batches of prefix samples that stand for an epoch of them on a CPU
+_PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "recurrence": ("recblr::bd_lru", "recblr::linear_scan"),
+    "convolution": ("recblr::conv_silu",),
+    "cross entropy": ("_CrossEntropy",),  # but for its products
+    "dropout": ("recblr::dropout", "aten::native_dropout"),
+    "layer norm": ("aten::native_layer_norm",),
+    "optimiser": ("Optimizer.step", "aten::_foreach_lerp_"),
+}
+
+
+def default_log() -> Sequences:
+    """MovieLens-1M, or where it cannot be had a simulated shop of its size."""
+    try:
+        return open_log("ml-1m")
+    except InputError:
+        shop = Shop(
+            users=6040, categories=61, items_per_category=56, mean_length=165, max_length=2300
+        )
+        return prepare(simulate_shop(shop).interactions)
+
+
+def time_training(data: Sequences, device: torch.device) -> dict[str, Any]:
+    """An epoch of training without its validation, by both kinds of examples.
+
+    Returns:
+        ``log``, its name and size, and of ``all_positions`` and ``prefixes`` what
+        :func:`time_epoch` gives. On a CPU the epoch of prefix samples is estimated from a few batches.
+    """
+    keep_freed_memory()  # as `recblr train` does
+    config = TrainConfig()
+    prefixes = replace(config, examples="prefixes", batch_size=2048)
+    return {
+        "log": Path(data.summary["source"]).name,
+        "users": data.users,
+        "items": len(data.item_ids),
+        "all_positions": time_epoch(data, config, device),
+        "prefixes": time_epoch(
+            data, prefixes, device, batches=_SLICE if device.type == "cpu" else None
+        ),
+    }
+
+
+def time_epoch(
+    data: Sequences, config: TrainConfig, device: torch.device, batches: int | None = None
+) -> dict[str, Any]:
+    """Time an epoch, and in between, every so many steps, the matrix products of a step alone.
+
+    Args:
+        data: the log.
+        config: how to train; the model is RecBLR at its default size.
+        device: where to train.
+        batches: only the first so many, scaled to the epoch by their events.
+
+    Returns:
+        ``epoch_seconds``; ``estimated``, whether it is from some of the batches; ``batches`` of the
+        epoch; ``events_per_second``, those predicted; ``products_seconds``, the products of an epoch;
+        ``times_products``, how many times that the epoch took; ``parts``, shares of the time of a step,
+        largest first. On CUDA the shares are of the time of the GPU, in steps that are not replayed as
+        graphs.
+    """
+    torch.manual_seed(config.seed)
+    model = RecBLR(len(data.item_ids), RecBLRConfig()).to(device).train()
+    average, optimizer = copy.deepcopy(model), adam(model)
+    nothing, total = model.initial_state(1), torch.zeros((), dtype=torch.float64, device=device)
+    items = data.items if device.type == "cpu" else torch.tensor(data.items, device=device)
+    spans = epoch_spans(data, config, 0)
+    events = [int((stops - starts).sum()) for starts, stops in spans]
+
+    def steps() -> Iterator[tuple[PackedBatch, bool]]:
+        return training_batches(items, spans, config)
+
+    def new_step() -> Step:
+        return training_step(model, average, optimizer, config, total)
+
+    # A new step is not replayed from a graph the first time, so that all of its operators are seen.
+    with Products() as products:
+        new_step()(next(steps())[0], nothing)
+    again = products.again(device)
+    seconds(again, device)
+    step = new_step()
+    # A GPU runs a shape the first time and records it the second; the last batch comes once an epoch.
+    for batch, _ in islice(steps(), 2) if device.type == "cpu" else chain(steps(), steps()):
+        step(batch, nothing)
+
+    predicted = int((data.split.train_end - data.offsets[:-1] - 1).clip(0).sum())
+    timed = len(spans) if batches is None else min(batches, len(spans))
+    every = 10 if device.type == "cpu" else 50  # steps between two looks at the products
+    passed, alone, state = 0.0, list[float](), nothing
+    with progress(config.examples, timed) as advance:
+        wait(device)
+        begin = time.perf_counter()
+        for number, (batch, goes_on) in enumerate(islice(steps(), timed), 1):
+            rate = learning_rate(config, 0, number - 1, len(spans))
+            optimizer.param_groups[0]["lr"].fill_(rate)
+            state = step(batch, state if goes_on else nothing)
+            advance(1)
+            if number % every == 0 or number == timed:
+                wait(device)
+                passed += time.perf_counter() - begin
+                alone.append(seconds(again, device))
+                begin = time.perf_counter()
+
+    epoch_seconds = passed / sum(events[:timed]) * sum(events)
+    products_seconds = median(alone) / events[0] * sum(events)
+    some = [batch for batch, _ in islice(steps(), 2)]
+    return {
+        "epoch_seconds": epoch_seconds,
+        "estimated": timed < len(spans),
+        "batches": len(spans),
+        "events_per_second": predicted / epoch_seconds,
+        "products_seconds": products_seconds,
+        "times_products": epoch_seconds / products_seconds,
+        "parts": _parts(lambda: [new_step()(batch, nothing) for batch in some], device),
+    }
+
+
+def _parts(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """The share of each of _PARTS in the time of ``work``, and of what is left ("other")."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler writes to standard error
+    on_gpu = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=kinds) as profiler:
+        took = seconds(work, device)
+    spent = dict.fromkeys([*_PARTS, "other"], 0.0)  # microseconds
+    for event in profiler.events() or ():
+        if event.device_type.name == "CPU":  # an operator, which counts what it did on the GPU
+            time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            spent[_part(event)] += time_us
+    whole = sum(spent.values())
+    if not on_gpu:
+        spent["other"] += took * 1e6 - whole  # Python, between the operators
+        whole = took * 1e6
+    return {part: spent[part] / whole for part in sorted(spent, key=spent.__getitem__)[::-1]}
+
+
+def _part(event: FunctionEvent | None) -> str:
+    """The part that an operator, or the nearest one that called it, belongs to."""
+    while event is not None:
+        for part, names in _PARTS.items():
+            if event.name.startswith(names):
+                return part
+        event = event.cpu_parent
+    return "other"

@@ -1,0 +1,1 @@
+"""Trained models beside one another."""

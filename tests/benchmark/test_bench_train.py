@@ -1,0 +1,75 @@
+"""The training benchmark: an epoch, its products, and where the rest goes."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from recblr.benchmark.train import default_log, time_epoch, time_training
+from recblr.data.batches import PackedBatch
+from recblr.data.sequences import Sequences
+from recblr.training.trainer import Step, TrainConfig, epoch_spans, training_step
+
+PARTS = {
+    "matrix products", "recurrence", "convolution", "cross entropy", "dropout", "layer norm",
+    "optimiser", "other",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_epoch_is_timed(sequences: Sequences, device: str) -> None:
+    result = time_epoch(sequences, TrainConfig(batch_size=300), torch.device(device))
+    predicted = int((sequences.split.train_end - sequences.offsets[:-1] - 1).sum())
+    assert result["batches"] == round(predicted / 300)
+    assert result["estimated"] is False
+    assert result["epoch_seconds"] * result["events_per_second"] == pytest.approx(predicted)
+    assert result["epoch_seconds"] > result["products_seconds"] > 0
+    assert result["times_products"] == result["epoch_seconds"] / result["products_seconds"]
+    assert result["parts"].keys() == PARTS
+    assert sum(result["parts"].values()) == pytest.approx(1)
+    assert min(result["parts"].values()) > 0
+    assert list(result["parts"].values()) == sorted(result["parts"].values(), reverse=True)
+
+
+def test_both_kinds_of_examples(sequences: Sequences, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recblr.benchmark.train.TrainConfig", lambda: TrainConfig(batch_size=300))
+    result = time_training(sequences, torch.device("cpu"))
+    assert result["items"] == len(sequences.item_ids)
+    assert result["all_positions"]["estimated"] is False
+    assert result["prefixes"]["parts"].keys() == PARTS
+
+
+def test_some_batches_stand_for_the_epoch(
+    sequences: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that counts the events trained on, an estimate must be exact."""
+    clock = 0
+
+    def counting(*arguments: Any) -> Step:
+        step = training_step(*arguments)
+
+        def count(batch: PackedBatch, before: Tensor) -> Tensor:
+            nonlocal clock
+            clock += len(batch.items)
+            return step(batch, before)
+
+        return count
+
+    monkeypatch.setattr("recblr.benchmark.train.training_step", counting)
+    monkeypatch.setattr("recblr.benchmark.train.time", SimpleNamespace(perf_counter=lambda: clock))
+    config = TrainConfig(examples="prefixes", batch_size=64, max_length=7)
+    events = sum(int((stops - starts).sum()) for starts, stops in epoch_spans(sequences, config, 0))
+    for batches in (None, 1, 4):
+        result = time_epoch(sequences, config, torch.device("cpu"), batches)
+        assert result["estimated"] is (batches is not None)
+        assert result["batches"] > 4
+        assert result["epoch_seconds"] == pytest.approx(events)
+
+
+def test_without_data_a_shop_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECBLR_DATA", "/nowhere")
+    simulated = default_log()
+    assert (simulated.users, len(simulated.item_ids)) == (6040, 3416)
+    assert 0.9e6 < len(simulated.items) < 1.1e6

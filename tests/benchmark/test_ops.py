@@ -1,0 +1,125 @@
+"""The recurrence's benchmark: its peers compute the recurrence, its gate lets nothing wrong through."""
+
+import math
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from recblr.benchmark import ops as bench
+from recblr.benchmark.peers import BdLru, peers
+from recblr.ops import reference
+
+CPU = torch.device("cpu")
+HERE = [name for name in peers("cpu") if not name.startswith("accelerated")]
+
+
+def off(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    y, last = reference.bd_lru(*arguments)
+    return y * 1.01, last
+
+
+def no_gradient_of_alpha(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    def scan(alpha: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.linear_scan(alpha.detach(), *rest)
+
+    return reference.bd_lru(*arguments, scan=scan)
+
+
+def nan(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    y, last = reference.bd_lru(*arguments)
+    return y, last * math.nan
+
+
+def absent(*_: Tensor) -> tuple[Tensor, Tensor]:
+    import no_such_package  # type: ignore[import-not-found]
+
+    return no_such_package
+
+
+def broken(*_: Tensor) -> tuple[Tensor, Tensor]:
+    raise ValueError("not on a Tuesday\nnor at night")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, in torch scan
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 37])
+@pytest.mark.parametrize("name", HERE)
+def test_a_peer_computes_the_recurrence(name: str, length: int) -> None:
+    job = bench._draw(peers("cpu")[name], (3, length, 5), torch.float64, CPU)
+    truth = job._replace(bd_lru=reference.bd_lru).both()
+    for ours, right in zip(job.both(), truth, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-10)
+
+
+@pytest.fixture
+def contenders(monkeypatch: pytest.MonkeyPatch) -> dict[str, BdLru]:
+    """What stands in for the peers."""
+    found: dict[str, BdLru] = {}
+    monkeypatch.setattr(bench, "peers", lambda device: found)
+    return found
+
+
+def test_only_what_is_right_is_timed(contenders: dict[str, BdLru]) -> None:
+    contenders |= {
+        "right": reference.bd_lru, "off": off, "no gradient": no_gradient_of_alpha, "nan": nan,
+        "absent": absent, "broken": broken,
+    }  # fmt: skip
+    threads = torch.get_num_threads()
+    result = bench.time_ops("cpu", (3, 9, 4), budget=0.1)
+    assert torch.get_num_threads() == threads
+    assert (result["shape"], result["dtype"]) == ([3, 9, 4], "float32")
+    rows = {row["name"]: row for row in result["rows"]}
+    assert {name: row["gate"] for name, row in rows.items()} == {
+        "fused": "ok", "fused, bfloat16": "ok", "two trees": "ok", "serial": "ok", "right": "ok",
+        "off": "y is off by 1e-02", "no gradient": "dr is off by 2e-01", "nan": "last is off by nan",
+        "absent": "not installed", "broken": "ValueError: not on a Tuesday",
+    }  # fmt: skip
+    for row in rows.values():
+        figures = [row["forward_ns"], row["both_ns"], row["times_slower"]]
+        if row["gate"] == "ok":
+            assert all(figure > 0 for figure in figures)
+            assert figures[2] == pytest.approx(figures[1] / rows["fused"]["both_ns"])
+        else:
+            assert figures == [None] * 3
+
+
+def test_wrong_kernels_have_no_speed(
+    contenders: dict[str, BdLru], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recblr.ops.bd_lru", no_gradient_of_alpha)
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="fused kernels are wrong: dr is off"):
+        bench.time_ops("cpu", (3, 9, 4), budget=0.1)
+    assert torch.get_num_threads() == threads
+
+
+def test_time_is_shared_out_evenly_and_each_runs_three_times() -> None:
+    calls = {"fast": 0, "slow": 0}
+
+    def nap(name: str, seconds: float) -> None:
+        calls[name] += 1
+        time.sleep(seconds)
+
+    works = {"fast": partial(nap, "fast", 0.001), "slow": partial(nap, "slow", 0.03)}
+    times = bench._medians(works, CPU, budget=0.0)
+    assert calls == {"fast": 3, "slow": 3}
+    assert 0.001 <= times["fast"] < 0.03 <= times["slow"]
+    bench._medians(works, CPU, budget=0.3)
+    assert calls["fast"] > 10 * calls["slow"] / 3
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(contenders: dict[str, BdLru]) -> None:
+    contenders["loop"] = peers("cuda")["loop"]
+    result = bench.time_ops("cuda", (512, 200, 64), budget=2.0)
+    assert result["dtype"] == "bfloat16"
+    assert [row["gate"] for row in result["rows"]] == ["ok"] * 4
+    assert [row["length"] for row in result["lengths"]] == list(bench.LENGTHS)
+    for row in (*result["rows"], *result["lengths"]):
+        assert 0 < row["forward_ns"] < row["both_ns"]
+        assert row["peak_bytes"] > 8  # four gradients in bfloat16
+    assert 100 < result["copy_gb_per_s"] < 20_000
+    assert 0 < result["forward_share"] < 2
+    assert 0 < result["backward_share"] < 2

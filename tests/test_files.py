@@ -1,0 +1,131 @@
+"""A folder appears whole or not at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recblr.errors import InputError
+from recblr.files import alone_in, check_absent, new_folder, sha256
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(path: Path, text: str, overwrite: bool = False) -> None:
+    with new_folder(path, overwrite, "manifest.json") as new:
+        (new / text).write_text(text)
+        (new / "manifest.json").write_text("{}")
+
+
+def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a", False, "manifest.json") as new:
+        (new / "file").write_text("1")
+        assert not (tmp_path / "a").exists()
+        assert new.parent == tmp_path
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a" / "file").read_text() == "1"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail(overwrite: bool) -> None:
+        with new_folder(tmp_path / "a", overwrite, "manifest.json") as new:
+            (new / "half").write_text("")
+            raise error
+
+    with pytest.raises(error):
+        fail(overwrite=False)
+    assert names(tmp_path) == []
+    write(tmp_path / "a", "old")
+    with pytest.raises(error):
+        fail(overwrite=True)
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["manifest.json", "old"]
+
+
+def test_overwrite_swaps_and_leaves_no_trace(tmp_path: Path) -> None:
+    write(tmp_path / "a", "old")
+    write(tmp_path / "a", "new", overwrite=True)
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["manifest.json", "new"]
+
+
+def test_leftovers_of_a_crash_are_no_obstacle(tmp_path: Path) -> None:
+    for name in ("a", ".a.writing", ".a.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("")
+    write(tmp_path / "a", "new", overwrite=True)
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["manifest.json", "new"]
+
+
+def test_what_exists_is_refused_before_any_work(tmp_path: Path) -> None:
+    write(tmp_path / "a", "old")
+    with pytest.raises(InputError, match=r"exists already.*--overwrite"):
+        write(tmp_path / "a", "new")
+    assert names(tmp_path / "a") == ["manifest.json", "old"]
+    with pytest.raises(InputError, match="exists already"):
+        check_absent(tmp_path / "a", False, "manifest.json")
+    check_absent(tmp_path / "a", True, "manifest.json")
+
+
+def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("mine")
+    with pytest.raises(InputError, match="something else"):
+        write(tmp_path / "thesis", "new", overwrite=True)
+    assert names(tmp_path / "thesis") == ["chapter"]
+    write(tmp_path / "a", "a model")
+    with pytest.raises(InputError, match="something else, there is no prepared"):
+        check_absent(tmp_path / "a", True, "prepared.json")
+    with pytest.raises(InputError, match="name one"):
+        check_absent(Path(), True, "manifest.json")
+
+
+def test_a_missing_parent_is_refused(tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="does not exist; create it first"):
+            write(tmp_path / "none" / "a", "new", overwrite)
+    assert names(tmp_path) == []
+
+
+def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"exists already|is a file"):
+            write(tmp_path / "a", "new", overwrite)
+    assert (tmp_path / "a").read_text() == "mine"
+    assert names(tmp_path) == ["a"]
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert sha256(tmp_path / "a") == known
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    script = """
+import sys
+import subprocess
+import sys
+from pathlib import Path
+from recblr.errors import InputError
+from recblr.files import alone_in
+try:
+    with alone_in(Path(sys.argv[1])):
+        print("in")
+except InputError as error:
+    print(error)
+"""
+
+    def other() -> str:
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with alone_in(tmp_path):
+        assert other() == f"another process is at work in {tmp_path}; wait for it to end\n"
+    assert other() == "in\n"
