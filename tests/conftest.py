@@ -1,6 +1,7 @@
-"""Small things that several tests share: a simulated log and a recommender trained on it."""
+"""Fixtures of several tests: a simulated log and a recommender trained on it."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,19 @@ from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.models.recblr import RecBLRConfig
 from recblr.recommender import Recommender
-from recblr.training.trainer import TrainConfig
+from recblr.training.config import TrainConfig
 
 if not torch.cuda.is_available():  # read when the kernels are first imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-pytest_plugins = ["serving.fixtures"]
+pytest_plugins = [
+    "cli.fixtures",
+    "compare.fixtures",
+    "data.fixtures",
+    "retrieval.tools",
+    "serving.fixtures",
+    "training.tools",
+]
 
 TINY_MODEL = RecBLRConfig(dim=16, layers=1)
 TINY_TRAINING = TrainConfig(
@@ -30,6 +38,13 @@ TINY_TRAINING = TrainConfig(
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that use the shared stores run in one process, one after another (--dist loadgroup)."""
+    for item in items:
+        if "shared" in item.nodeid or "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("shared"))
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,11 @@ def tiny(interactions: Interactions, tmp_path_factory: pytest.TempPathFactory) -
     recommender = Recommender("recblr", TINY_MODEL, TINY_TRAINING)
     recommender.fit(folder / "log.csv", out=folder / "model")
     return Tiny(frame, folder / "log.csv", folder / "model", recommender)
+
+
+@pytest.fixture
+def artifact_copy(tiny: Tiny, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny.artifact, tmp_path / "copy"))
 
 
 def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from recblr.config import apply_settings, build, near, read_toml
+from recblr.config import apply_settings, build, did_you_mean, read_toml
 from recblr.errors import InputError
 
 
@@ -86,8 +86,8 @@ def test_build_says_what_is_wrong(values: dict[str, Any], message: str) -> None:
 
 
 def test_near_names_the_nearest_or_all() -> None:
-    assert near("trian", ["model", "train"]) == "; did you mean train?"
-    assert near("z", iter(["model", "train"])) == "; there are model, train"
+    assert did_you_mean("trian", ["model", "train"]) == "; did you mean train?"
+    assert did_you_mean("z", iter(["model", "train"])) == "; there are model, train"
 
 
 def test_read_toml(tmp_path: Path) -> None:

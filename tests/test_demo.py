@@ -1,4 +1,4 @@
-"""The demo and the doctor: what a newcomer runs first."""
+"""The commands demo and doctor."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from recblr.data.sequences import prepare
 from recblr.data.simulate import CATALOGUE, Shop, simulate_shop
 from recblr.doctor import examine
 from recblr.evaluation.ranking import rank_targets
-from recblr.training.trainer import TrainConfig
+from recblr.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
-def told() -> tuple[dict[str, Any], str]:
-    """The demo with fewer customers and epochs: what it returns and what it shows."""
+def demonstrated() -> tuple[dict[str, Any], str]:
+    """The result and the output of a demo with fewer customers and epochs."""
     console = Console(file=io.StringIO(), width=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "Shop", lambda: Shop(users=500))
@@ -33,19 +33,21 @@ def told() -> tuple[dict[str, Any], str]:
     return result, console.file.getvalue()
 
 
-def test_the_model_is_between_the_floor_and_the_ceiling(told: tuple[dict[str, Any], str]) -> None:
-    metrics = told[0]["metrics"]
+def test_the_model_is_between_popularity_and_the_best_possible(
+    demonstrated: tuple[dict[str, Any], str],
+) -> None:
+    metrics = demonstrated[0]["metrics"]
     assert list(metrics) == ["popularity", "RecBLR", "best possible"]
     for name in demo.SHOWN:
-        floor, ours, ceiling = (metrics[scorer][name] for scorer in metrics)
-        assert 0 < floor < ours < ceiling < 1
-    # Not by a hair: an untrained model or a broken oracle would be near the floor.
+        popularity, model, best = (metrics[scorer][name] for scorer in metrics)
+        assert 0 < popularity < model < best < 1
+    # With a margin: an untrained model or a broken oracle would be near popularity.
     assert metrics["RecBLR"]["NDCG@10"] > metrics["popularity"]["NDCG@10"] + 0.05
     assert metrics["best possible"]["NDCG@10"] > metrics["popularity"]["NDCG@10"] + 0.2
 
 
-def test_it_recommends_what_the_shop_has(told: tuple[dict[str, Any], str]) -> None:
-    result, shown = told
+def test_the_demo_recommends_items_of_the_shop(demonstrated: tuple[dict[str, Any], str]) -> None:
+    result, shown = demonstrated
     catalogue = {item for names in CATALOGUE.values() for item in names.split(", ")}
     offers = result["recommendations"]
     assert [row["rank"] for row in offers] == [1, 2, 3, 4, 5]
@@ -54,23 +56,25 @@ def test_it_recommends_what_the_shop_has(told: tuple[dict[str, Any], str]) -> No
     customer = offers[0]["user_id"]
     bought = log.filter(user_id=customer)["item_id"].to_list()
     assert not {row["item_id"] for row in offers} & set(bought)
-    assert f"{customer} bought, latest last: {', '.join(bought[-5:])}." in " ".join(shown.split())
+    assert f"Last purchases of {customer}: {', '.join(bought[-5:])}." in " ".join(shown.split())
     for row in offers:
         assert row["item_id"] in shown
 
 
-def test_it_says_by_which_protocol(told: tuple[dict[str, Any], str]) -> None:
-    result, shown = told
+def test_the_demo_shows_the_metrics_and_their_protocol(
+    demonstrated: tuple[dict[str, Any], str],
+) -> None:
+    result, shown = demonstrated
     assert result["protocol"] == demo.PROTOCOL
     assert demo.PROTOCOL in " ".join(shown.split())
-    for scorer, found in result["metrics"].items():
+    for scorer, means in result["metrics"].items():
         (row,) = [line for line in shown.splitlines() if line.strip().startswith(f"{scorer}  ")]
-        assert row.split()[-6:] == [f"{found[name]:.4f}" for name in demo.SHOWN]
+        assert row.split()[-6:] == [f"{means[name]:.4f}" for name in demo.SHOWN]
     assert max(map(len, shown.splitlines())) <= 100
     json.dumps(result, allow_nan=False)
 
 
-def test_the_ceiling_is_the_simulations_own_probability() -> None:
+def test_the_best_possible_ranks_follow_from_the_true_probabilities() -> None:
     simulated = simulate_shop(Shop(users=60, mean_length=8))
     data = prepare(simulated.interactions)
     ranks = rank_targets(demo.oracle(simulated, data), data, "test", 10)["unmasked"]
@@ -80,12 +84,14 @@ def test_the_ceiling_is_the_simulations_own_probability() -> None:
         assert rank == (scores >= scores[target]).sum()
 
 
-def test_the_doctor_finds_this_machine_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = examine()
-    assert found["healthy"] is True
-    assert found["recurrence_error"] < 1e-5
-    assert found["torch"] == torch.__version__
-    json.dumps(found, allow_nan=False)
+def test_the_doctor_compares_the_kernels_with_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    findings = examine()
+    assert findings["healthy"] is True
+    assert findings["recurrence_error"] < 1e-5
+    assert findings["torch"] == torch.__version__
+    json.dumps(findings, allow_nan=False)
 
     from recblr.ops import reference
 
@@ -96,5 +102,5 @@ def test_the_doctor_finds_this_machine_healthy(monkeypatch: pytest.MonkeyPatch) 
         return y + 1e-3, last
 
     monkeypatch.setattr(reference, "bd_lru", off)
-    if found["compiled_kernels"]:
+    if findings["compiled_kernels"]:
         assert examine()["healthy"] is False

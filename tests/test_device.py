@@ -8,18 +8,16 @@ from recblr.errors import InputError
 
 
 @pytest.mark.parametrize(
-    ("name", "gpus", "found"),
+    ("name", "gpus", "expected"),
     [
         ("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 0, "cpu"), ("cpu", 2, "cpu"),
         ("cuda", 1, "cuda"), ("cuda:0", 1, "cuda:0"), ("cuda:1", 2, "cuda:1"),
     ],
 )  # fmt: skip
-def test_a_device_by_name(
-    name: str, gpus: int, found: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_find_device(name: str, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert find_device(name) == torch.device(found)
+    assert find_device(name) == torch.device(expected)
 
 
 @pytest.mark.parametrize(
@@ -31,12 +29,12 @@ def test_a_device_by_name(
         ("cuda:-1", 1, "unknown device 'cuda:-1'"),
         ("cpu:0", 0, "unknown device 'cpu:0'"),
         ("mps", 1, "unknown device 'mps'"),
-        ("cuda", 0, "no device 'cuda': there is no CUDA GPU here; choose auto or cpu"),
-        ("cuda:0", 0, "no device 'cuda:0': there is no CUDA GPU here"),
-        ("cuda:2", 2, "no device 'cuda:2': the GPUs here are cuda:0 to cuda:1"),
+        ("cuda", 0, "no device 'cuda': there is no CUDA GPU; choose auto or cpu"),
+        ("cuda:0", 0, "no device 'cuda:0': there is no CUDA GPU"),
+        ("cuda:2", 2, "no device 'cuda:2': choose one of cuda:0 to cuda:1"),
     ],
 )
-def test_a_device_that_is_not_there(
+def test_find_device_refuses_a_missing_device(
     name: str, gpus: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)

@@ -1,4 +1,4 @@
-"""The exported graphs against the models in float64, and a folder that is whole or not there."""
+"""The exported graphs against the models in float64, and the exported folder."""
 
 import json
 import re
@@ -16,22 +16,19 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from cli import test_main as test_cli
-from cli.test_main import Run, answer, names
+from cli.fixtures import Run, answer, names
 from conftest import TINY_TRAINING, Tiny
-from recblr.data.batches import latest
+from recblr.data.batches import pack_latest
 from recblr.errors import InputError
 from recblr.export import _STEPS, export
 from recblr.files import sha256
 from recblr.memory import MemoryConfig
-from recblr.models import MODELS
+from recblr.models import MODELS, create_model
 from recblr.models.gru4rec import GRU4RecConfig
 from recblr.models.lrurec import LRURecConfig
 from recblr.models.model import RecurrentModel
 from recblr.models.recblr import RecBLRConfig
 from recblr.recommender import Recommender, load
-
-run = test_cli.run  # a fixture
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE, DOCS = ROOT / "examples" / "serve_onnx.py", ROOT / "docs" / "export.md"
@@ -54,12 +51,18 @@ every_case = pytest.mark.parametrize("case", CASES)
 
 
 def save(tiny: Tiny, name: str, config: Any, folder: Path) -> Recommender:
-    """An artifact on the tiny log, of weights large enough that every part matters to the result."""
+    """Save an artifact of the tiny log with weights large enough that every part affects the result."""
     torch.manual_seed(0)
     recommender = Recommender(name, config, TINY_TRAINING, device="cpu")
     recommender.data, recommender.trained = tiny.recommender.data, tiny.recommender.trained
     data = recommender.data
-    network = MODELS[name][0](len(data.item_ids), config, data.users, TINY_TRAINING.max_length)
+    network = create_model(
+        name,
+        config,
+        items=len(data.item_ids),
+        users=data.users,
+        max_length=TINY_TRAINING.max_length,
+    )
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -72,7 +75,7 @@ def save(tiny: Tiny, name: str, config: Any, folder: Path) -> Recommender:
 
 
 class Exported:
-    """What stands in an exported folder, run by onnxruntime."""
+    """An exported folder, run by onnxruntime."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest = json.loads((folder / "manifest.json").read_text())
@@ -87,8 +90,8 @@ class Exported:
         return np.zeros((n, *self.manifest["step"]["inputs"]["state"]["shape"][1:]), np.float32)
 
     def step(self, items: Any, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        given = {"items": np.asarray(items, np.int64), "state": state}
-        hidden, after = self.sessions["step"].run(None, given)
+        inputs = {"items": np.asarray(items, np.int64), "state": state}
+        hidden, after = self.sessions["step"].run(None, inputs)
         return hidden, after
 
     def score(self, hidden: np.ndarray) -> np.ndarray:
@@ -96,15 +99,15 @@ class Exported:
         return scores
 
 
-def assert_near(found: np.ndarray, exact: Tensor) -> None:
-    assert found.dtype == np.float32
+def assert_near(ours: np.ndarray, exact: Tensor) -> None:
+    assert ours.dtype == np.float32
     assert exact.dtype == torch.float64
-    torch.testing.assert_close(torch.from_numpy(found).double(), exact, rtol=0, atol=2e-5)
+    torch.testing.assert_close(torch.from_numpy(ours).double(), exact, rtol=0, atol=2e-5)
 
 
 @every_case
 @torch.no_grad()
-def test_steps_are_the_models_pass_in_float64(tiny: Tiny, case: str, tmp_path: Path) -> None:
+def test_steps_equal_a_pass_of_the_model_in_float64(tiny: Tiny, case: str, tmp_path: Path) -> None:
     name = case.partition(",")[0]
     network = save(tiny, name, CASES[case], tmp_path / "model").network.double()
     export(tmp_path / "model", tmp_path / "out")
@@ -112,18 +115,18 @@ def test_steps_are_the_models_pass_in_float64(tiny: Tiny, case: str, tmp_path: P
     generator = torch.Generator().manual_seed(0)
     for length in LENGTHS:
         items = torch.randint(len(network.item_embeddings), (length,), generator=generator)
-        begun = network.initial_state(1).double()
-        hidden, last = network(items, torch.tensor([0, length]), begun)
+        zero_state = network.initial_state(1).double()
+        hidden, last = network(items, torch.tensor([0, length]), zero_state)
         state = ours.initial_state(1)
         for row, item in enumerate(items.tolist()):
-            found, state = ours.step([item], state)
-            assert_near(found, hidden[row : row + 1])
-            assert_near(ours.score(found), hidden[row : row + 1] @ network.item_embeddings.t())
+            vector, state = ours.step([item], state)
+            assert_near(vector, hidden[row : row + 1])
+            assert_near(ours.score(vector), hidden[row : row + 1] @ network.item_embeddings.t())
         assert_near(state, last)
 
 
 @every_case
-def test_users_side_by_side_are_users_alone(tiny: Tiny, case: str, tmp_path: Path) -> None:
+def test_a_batch_of_users_equals_each_user_alone(tiny: Tiny, case: str, tmp_path: Path) -> None:
     save(tiny, case.partition(",")[0], CASES[case], tmp_path / "model")
     export(tmp_path / "model", tmp_path / "out")
     ours = Exported(tmp_path / "out")
@@ -136,15 +139,15 @@ def test_users_side_by_side_are_users_alone(tiny: Tiny, case: str, tmp_path: Pat
         assert after.shape == before.shape
         assert len(hidden) == len(scores) == count
         for user in range(count):
-            alone, then = ours.step(items[user : user + 1], before[user : user + 1])
+            alone, alone_after = ours.step(items[user : user + 1], before[user : user + 1])
             np.testing.assert_allclose(hidden[user : user + 1], alone, rtol=0, atol=1e-5)
-            np.testing.assert_allclose(after[user : user + 1], then, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(after[user : user + 1], alone_after, rtol=0, atol=1e-5)
             np.testing.assert_allclose(scores[user : user + 1], ours.score(alone), atol=1e-5)
 
 
 @torch.no_grad()
-def test_no_digits_are_lost_where_nothing_decays(tiny: Tiny, tmp_path: Path) -> None:
-    """α rounds to 1 and 1 - α² to 0, but what comes in is still remembered."""
+def test_the_step_is_exact_where_alpha_is_near_1(tiny: Tiny, tmp_path: Path) -> None:
+    """α rounds to 1 and 1 - α² to 0, but the input must still reach the state."""
     config = RecBLRConfig(dim=4, layers=1, gated=False)
     recommender = save(tiny, "recblr", config, tmp_path / "model")
     recommender.network.layers[0].recurrent.lru.recurrence_gate.bias.fill_(-17.0)  # type: ignore[index, union-attr, operator]
@@ -153,9 +156,9 @@ def test_no_digits_are_lost_where_nothing_decays(tiny: Tiny, tmp_path: Path) -> 
     ours, network = Exported(tmp_path / "out"), recommender.network.double()
     items = torch.arange(9)
     _, exact = network.step(items, network.initial_state(9).double())
-    _, found = ours.step(items, ours.initial_state(9))
+    _, state = ours.step(items, ours.initial_state(9))
     assert 1e-6 < exact.abs().median() < 1e-3
-    np.testing.assert_allclose(found, exact, rtol=1e-4)
+    np.testing.assert_allclose(state, exact, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(RECURRENT))
@@ -188,7 +191,7 @@ def test_the_manifest(tiny: Tiny, name: str, tmp_path: Path) -> None:
     assert 0 < manifest["difference"] < 1e-4
 
 
-def test_a_model_without_a_memory_has_no_file_of_it(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_model_without_a_memory_exports_none(tiny: Tiny, tmp_path: Path) -> None:
     recommender = save(tiny, "recblr", CASES["recblr"], tmp_path / "model")
     recommender.memory_config, recommender.memory = MemoryConfig(enabled=False), None
     recommender.save(tmp_path / "model", overwrite=True)
@@ -200,60 +203,62 @@ def test_a_model_without_a_memory_has_no_file_of_it(tiny: Tiny, tmp_path: Path) 
 
 
 @torch.no_grad()
-def test_the_lines_of_the_docs_add_the_memory(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_function_in_the_docs_adds_the_memory(tiny: Tiny, tmp_path: Path) -> None:
     recommender = save(tiny, "recblr", CASES["recblr"], tmp_path / "model")
     export(tmp_path / "model", tmp_path / "out")
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     (lines,) = re.findall(r"def add_memory.*?\n\n\n", "".join(blocks), re.DOTALL)
-    known: dict[str, Any] = {"np": np}
-    exec(lines, known)
+    namespace: dict[str, Any] = {"np": np}
+    exec(lines, namespace)
     about = json.loads((tmp_path / "out" / "manifest.json").read_text())["memory"]
     matrix = load_file(tmp_path / "out" / "memory.safetensors")
-    draw = np.random.default_rng(0)
-    changed = 0.0
+    rng = np.random.default_rng(0)
+    change = 0.0
     for length in (1, 3, 8, 9, 40):
-        history = draw.integers(len(recommender.data.item_ids), size=length)
-        batch = latest(history, np.array([0]), np.array([length]), 16, "none")
+        history = rng.integers(len(recommender.data.item_ids), size=length)
+        batch = pack_latest(history, np.array([0]), np.array([length]), 16, "none")
         network, whole = recommender.network.score(batch)[0].numpy(), recommender.score(batch)[0]
-        found = known["add_memory"](network, history, about, matrix)
-        np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
-        changed = max(changed, np.abs(found - network).max())
-    assert changed > 1
+        scores = namespace["add_memory"](network, history, about, matrix)
+        np.testing.assert_allclose(scores, whole, rtol=0, atol=1e-5)
+        change = max(change, np.abs(scores - network).max())
+    assert change > 1
 
 
-def test_models_with_a_step_are_exported_others_refused(tiny: Tiny, tmp_path: Path) -> None:
+def test_models_without_a_step_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     assert set(_STEPS) == RECURRENT
     for name in MODELS.keys() - RECURRENT:
         save(tiny, name, MODELS[name][1](), tmp_path / name)
-        with pytest.raises(InputError, match=f"{name} cannot be exported.* gru4rec, lrurec, rec"):
+        with pytest.raises(
+            InputError, match=f"{name} cannot be exported; use one of gru4rec, lrurec, rec"
+        ):
             export(tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("wrong", ["a slip", "not a number"])
+@pytest.mark.parametrize("wrong", ["other values", "NaN"])
 def test_a_graph_that_differs_is_not_written(
     tiny: Tiny, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change: Callable[..., Any] = {
-        "a slip": lambda x: x * x.op("Tanh"),
-        "not a number": lambda x: x.op("Sub", x).op("Log"),
+        "other values": lambda x: x * x.op("Tanh"),
+        "NaN": lambda x: x.op("Sub", x).op("Log"),
     }[wrong]
     monkeypatch.setattr("recblr.export._silu", change)
-    with pytest.raises(InputError, match=r"differs from PyTorch by .*; nothing is written"):
+    with pytest.raises(InputError, match=r"PyTorch differ by .*; nothing was written"):
         export(tiny.artifact, tmp_path / "out")
     assert names(tmp_path) == set()
 
 
-def test_a_catalogue_beyond_what_a_file_holds_is_refused(
+def test_a_catalogue_too_large_for_a_file_is_refused(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recblr.export._LARGEST", 1000)
-    with pytest.raises(InputError, match=r"the vectors of its .* items take 0\.0 GiB, and an ONNX"):
+    with pytest.raises(InputError, match=r"the vectors of .* items take 0\.0 GiB; an ONNX"):
         export(tiny.artifact, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_is_named(
+def test_a_missing_package_names_the_extra_to_install(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("onnx", "onnxruntime"):
@@ -268,11 +273,11 @@ def test_a_missing_package_is_named(
 
 
 def test_export_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> None:
-    told = answer(run("export", tiny.artifact, "-o", "out", "--json"))
-    assert told == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = answer(run("export", tiny.artifact, "-o", "out", "--json"))
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
     result = run("export", tiny.artifact, "-o", "out", "--overwrite")
     assert (result.code, result.err) == (0, "")
-    assert result.out == f"recblr in out, within {told['difference']:.1e} of PyTorch\n"
+    assert result.out == f"recblr in out, within {manifest['difference']:.1e} of PyTorch\n"
     assert names(tmp_path) == {"out"}
 
 
@@ -281,13 +286,13 @@ def test_export_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> Non
     [
         ("nowhere -o new", "nowhere is not a whole recblr artifact"),
         ("MODEL -o no/new", "the folder no does not exist"),
-        ("MODEL -o MODEL", "is the model itself; choose another folder"),
-        ("MODEL -o MODEL --overwrite", "is the model itself; choose another folder"),
+        ("MODEL -o MODEL", "is the folder of the model; choose another folder"),
+        ("MODEL -o MODEL --overwrite", "is the folder of the model; choose another folder"),
         ("MODEL -o taken", "taken exists already"),
         ("MODEL -o taken --overwrite", "holds something else"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(
+def test_an_error_is_one_line_and_writes_nothing(
     run: Run, tiny: Tiny, tmp_path: Path, line: str, message: str
 ) -> None:
     (tmp_path / "taken").mkdir()
@@ -295,10 +300,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(rf"recblr: .*{message}.*\n", result.err)
     assert names(tmp_path) == {"taken"}
-    load(tiny.artifact)  # is still whole
+    load(tiny.artifact)  # it is still complete
 
 
-def test_its_help_fits_a_screen(run: Run) -> None:
+def test_the_help_fits_on_a_screen(run: Run) -> None:
     result = run("export", "--help")
     assert result.code == 0
     assert len(result.out.splitlines()) <= 45
@@ -308,7 +313,7 @@ def test_its_help_fits_a_screen(run: Run) -> None:
 
 
 def serve(folder: Path, history: list[str]) -> subprocess.CompletedProcess[str]:
-    """The example where there is neither torch nor this package."""
+    """Run the example without torch and without this package."""
     code = (
         "import runpy, sys\n"
         "sys.modules |= dict.fromkeys(('torch', 'recblr', 'polars', 'onnx'))\n"
@@ -321,7 +326,9 @@ def serve(folder: Path, history: list[str]) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_example_recommends_what_recommend_does(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+def test_the_example_recommends_the_items_of_recblr_recommend(
+    run: Run, tiny: Tiny, tmp_path: Path
+) -> None:
     items = tiny.recommender.data.item_ids.to_pylist()
     histories = [[items[2]], ["new", items[5], items[1]], [items[9], *items[:4] * 5], items[:-3]]
     assert len(histories[2]) > TINY_TRAINING.max_length
@@ -331,10 +338,10 @@ def test_the_example_recommends_what_recommend_does(run: Run, tiny: Tiny, tmp_pa
         rows = answer(run("recommend", tiny.artifact, "--history", known, "--json"))
         done = serve(tmp_path / "out", history)
         assert (done.returncode, done.stderr) == (0, "")
-        found = [line.split("\t") for line in done.stdout.splitlines()]
-        assert [item for _, item in found] == [row["item_id"] for row in rows]
-        scores = [float(score) for score, _ in found]
+        lines = [line.split("\t") for line in done.stdout.splitlines()]
+        assert [item for _, item in lines] == [row["item_id"] for row in rows]
+        scores = [float(score) for score, _ in lines]
         assert scores == pytest.approx([row["score"] for row in rows], abs=1e-4)
     done = serve(tmp_path / "out", ["new"])
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "no item that the model knows\n"
+    assert done.stderr == "the model knows none of these items; give ids as in vocabulary.parquet\n"

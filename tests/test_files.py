@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all."""
+"""Folders are written completely or not at all."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recblr.errors import InputError
-from recblr.files import alone_in, check_absent, new_folder, sha256
+from recblr.files import check_absent, exclusive_lock, new_folder, sha256
 
 
 def names(folder: Path) -> list[str]:
@@ -30,7 +30,7 @@ def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failure_leaves_no_files(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(overwrite: bool) -> None:
         with new_folder(tmp_path / "a", overwrite, "manifest.json") as new:
             (new / "half").write_text("")
@@ -46,14 +46,14 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) ->
     assert names(tmp_path / "a") == ["manifest.json", "old"]
 
 
-def test_overwrite_swaps_and_leaves_no_trace(tmp_path: Path) -> None:
+def test_overwrite_replaces_the_folder(tmp_path: Path) -> None:
     write(tmp_path / "a", "old")
     write(tmp_path / "a", "new", overwrite=True)
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["manifest.json", "new"]
 
 
-def test_leftovers_of_a_crash_are_no_obstacle(tmp_path: Path) -> None:
+def test_files_left_by_a_crash_are_replaced(tmp_path: Path) -> None:
     for name in ("a", ".a.writing", ".a.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text("")
@@ -62,7 +62,7 @@ def test_leftovers_of_a_crash_are_no_obstacle(tmp_path: Path) -> None:
     assert names(tmp_path / "a") == ["manifest.json", "new"]
 
 
-def test_what_exists_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused_early(tmp_path: Path) -> None:
     write(tmp_path / "a", "old")
     with pytest.raises(InputError, match=r"exists already.*--overwrite"):
         write(tmp_path / "a", "new")
@@ -72,16 +72,16 @@ def test_what_exists_is_refused_before_any_work(tmp_path: Path) -> None:
     check_absent(tmp_path / "a", True, "manifest.json")
 
 
-def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
+def test_another_kind_of_folder_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("mine")
     with pytest.raises(InputError, match="something else"):
         write(tmp_path / "thesis", "new", overwrite=True)
     assert names(tmp_path / "thesis") == ["chapter"]
     write(tmp_path / "a", "a model")
-    with pytest.raises(InputError, match="something else, there is no prepared"):
+    with pytest.raises(InputError, match="something else, as it has no prepared"):
         check_absent(tmp_path / "a", True, "prepared.json")
-    with pytest.raises(InputError, match="name one"):
+    with pytest.raises(InputError, match="give a folder name"):
         check_absent(Path(), True, "manifest.json")
 
 
@@ -101,22 +101,20 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
-def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
     assert sha256(tmp_path / "a") == known
 
 
-def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_holds_the_lock(tmp_path: Path) -> None:
     script = """
-import sys
-import subprocess
 import sys
 from pathlib import Path
 from recblr.errors import InputError
-from recblr.files import alone_in
+from recblr.files import exclusive_lock
 try:
-    with alone_in(Path(sys.argv[1])):
+    with exclusive_lock(Path(sys.argv[1])):
         print("in")
 except InputError as error:
     print(error)
@@ -126,6 +124,6 @@ except InputError as error:
         command = [sys.executable, "-c", script, str(tmp_path)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    with alone_in(tmp_path):
-        assert other() == f"another process is at work in {tmp_path}; wait for it to end\n"
+    with exclusive_lock(tmp_path):
+        assert other() == f"another process is using {tmp_path}; wait until it ends\n"
     assert other() == "in\n"

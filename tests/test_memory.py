@@ -1,4 +1,4 @@
-"""The memory of transitions against its equations written out in float64."""
+"""The memory of transitions against its equations, written out in float64."""
 
 import math
 
@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recblr import memory_search
-from recblr.data.batches import latest
+from recblr.data.batches import pack_latest
 from recblr.data.sequences import Sequences
 from recblr.data.split import leave_one_out
 from recblr.errors import InputError
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets
-from recblr.memory import NEVER, Memory, MemoryConfig, fit
+from recblr.memory import EXCLUDE_REPEATS, Memory, MemoryConfig, fit
 
 ITEMS = 7
 
@@ -28,8 +28,8 @@ def log_of(histories: list[list[int]], size: int = ITEMS) -> Sequences:
     return Sequences(items, offsets, *ids, leave_one_out(offsets), 1)
 
 
-def counted(data: Sequences, config: MemoryConfig) -> np.ndarray:
-    """(V, V) equation (3), pair by pair."""
+def expected_matrix(data: Sequences, config: MemoryConfig) -> np.ndarray:
+    """Equation (3), pair by pair: (V, V)."""
     size = len(data.item_ids)
     counts = np.zeros((size, size))
     for start, end in zip(data.offsets[:-1], data.split.train_end, strict=True):
@@ -44,18 +44,18 @@ def counted(data: Sequences, config: MemoryConfig) -> np.ndarray:
     return counts / rows**config.row_power / columns**config.column_power
 
 
-def recalled(matrix: np.ndarray, history: list[int], config: MemoryConfig) -> np.ndarray:
-    """(V,) equation (2), item by item."""
-    found = np.zeros(len(matrix))
+def expected_sums(matrix: np.ndarray, history: list[int], config: MemoryConfig) -> np.ndarray:
+    """Equation (2), item by item: (V,)."""
+    m = np.zeros(len(matrix))
     for age, item in enumerate(reversed(history[-config.reach :])):
-        found += config.decay**age * matrix[item]
-    return found
+        m += config.decay**age * matrix[item]
+    return m
 
 
 histories = st.lists(
     st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=12), min_size=1, max_size=6
 )
-hundredths = st.integers(0, 100).map(lambda n: n / 100)  # nothing that float32 has not
+hundredths = st.integers(0, 100).map(lambda n: n / 100)  # representable in float32
 configs = st.builds(
     MemoryConfig,
     reach=st.integers(1, 10),
@@ -69,42 +69,43 @@ configs = st.builds(
 
 @given(histories, configs)
 @settings(deadline=None)
-def test_counts_are_those_of_the_equation(histories: list[list[int]], config: MemoryConfig) -> None:
+def test_counts_equal_the_equation(histories: list[list[int]], config: MemoryConfig) -> None:
     data = log_of(histories)
-    found = fit(data, config).matrix.toarray()
-    np.testing.assert_allclose(found, counted(data, config), rtol=1e-5, atol=1e-7)
+    matrix = fit(data, config).matrix.toarray()
+    np.testing.assert_allclose(matrix, expected_matrix(data, config), rtol=1e-5, atol=1e-7)
 
 
 @given(histories, configs, st.floats(0, 3), st.floats(0, 100), st.floats(-5, 5))
 @settings(deadline=None)
-def test_a_score_is_that_of_the_equation(
+def test_scores_equal_the_equation(
     histories: list[list[int]], config: MemoryConfig, w: float, c: float, r: float
 ) -> None:
     data = log_of(histories)
     memory = Memory(config, fit(data, config).matrix, w, c, r)
     begins, stops = data.offsets[:-1], data.offsets[1:]
-    batch = latest(data.items, begins, stops, 12, "none")
+    batch = pack_latest(data.items, begins, stops, 12, "none")
     scores = torch.zeros(len(histories), ITEMS, dtype=torch.float64)
     memory.add_to(scores, batch)
-    matrix = counted(data, config)
-    for history, found in zip(histories, scores.numpy(), strict=True):
-        m = recalled(matrix, history, config)
+    matrix = expected_matrix(data, config)
+    for history, row in zip(histories, scores.numpy(), strict=True):
+        m = expected_sums(matrix, history, config)
         repeats = np.isin(np.arange(ITEMS), history)
-        np.testing.assert_allclose(found, w * np.log1p(c * m) + r * repeats, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(row, w * np.log1p(c * m) + r * repeats, rtol=1e-4, atol=1e-5)
         for item in range(ITEMS):
-            parts = memory.parts(np.array(history), item)
-            assert parts.shape == (len(history),)
-            assert parts.sum() == pytest.approx(w * math.log1p(c * m[item]), rel=1e-4, abs=1e-5)
+            contributions = memory.contributions(np.array(history), item)
+            assert contributions.shape == (len(history),)
+            whole = w * math.log1p(c * m[item])
+            assert contributions.sum() == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
 
-def test_a_part_is_the_share_of_the_event() -> None:
+def test_contributions_are_in_proportion_to_the_terms() -> None:
     data = log_of([[0, 1, 2, 0, 0], [1, 2, 1, 1]])
     memory = fit(data, MemoryConfig(reach=3, decay=0.5))
-    parts = memory.parts(np.array([3, 0, 1, 0]), 2)
+    contributions = memory.contributions(np.array([3, 0, 1, 0]), 2)
     matrix = memory.matrix.toarray().astype(float)
     terms = np.array([0, 0.25 * matrix[0, 2], 0.5 * matrix[1, 2], matrix[0, 2]])
     whole = memory.weight * math.log1p(memory.scale * terms.sum())
-    np.testing.assert_allclose(parts, terms / terms.sum() * whole, rtol=1e-6)
+    np.testing.assert_allclose(contributions, terms / terms.sum() * whole, rtol=1e-6)
 
 
 def test_only_the_training_part_is_counted() -> None:
@@ -120,36 +121,36 @@ def test_the_largest_entries_of_a_row_are_kept() -> None:
     data = log_of([rng.integers(0, 30, 40).tolist() for _ in range(20)], 30)
     whole = fit(data, MemoryConfig(pairs=30)).matrix.toarray()
     kept = fit(data, MemoryConfig(pairs=5)).matrix.toarray()
-    for all_of_row, row in zip(whole, kept, strict=True):
-        assert np.count_nonzero(row) == min(5, np.count_nonzero(all_of_row))
-        np.testing.assert_array_equal(row[row > 0], all_of_row[row > 0])
-        assert row[row > 0].min() >= np.delete(all_of_row, np.flatnonzero(row)).max()
+    for whole_row, row in zip(whole, kept, strict=True):
+        assert np.count_nonzero(row) == min(5, np.count_nonzero(whole_row))
+        np.testing.assert_array_equal(row[row > 0], whole_row[row > 0])
+        assert row[row > 0].min() >= np.delete(whole_row, np.flatnonzero(row)).max()
 
 
-def test_of_equal_entries_the_first_are_kept() -> None:
+def test_the_first_of_equal_entries_are_kept() -> None:
     data = log_of([[6, item, 0, 0] for item in (5, 3, 1, 4)])
     kept = fit(data, MemoryConfig(pairs=2, reach=1, row_power=0, column_power=0)).matrix
     assert kept[[6]].nonzero()[1].tolist() == [1, 3]
 
 
-def test_counting_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     data = log_of([rng.integers(0, 30, 40).tolist() for _ in range(20)], 30)
     whole = fit(data, MemoryConfig())
-    monkeypatch.setattr("recblr.memory._EVENTS", 7)
-    pieces = fit(data, MemoryConfig())
-    np.testing.assert_allclose(whole.matrix.toarray(), pieces.matrix.toarray(), rtol=1e-6)
+    monkeypatch.setattr("recblr.memory._BLOCK_EVENTS", 7)
+    in_blocks = fit(data, MemoryConfig())
+    np.testing.assert_allclose(whole.matrix.toarray(), in_blocks.matrix.toarray(), rtol=1e-6)
 
 
-def test_a_log_without_repeats_rules_them_out() -> None:
-    assert fit(log_of([[0, 1, 2, 3, 4], [1, 0, 3, 2]]), MemoryConfig()).repeat == NEVER
-    assert fit(log_of([[0, 1, 2, 3, 3]]), MemoryConfig()).repeat == NEVER  # held out
+def test_a_log_without_repeats_excludes_them() -> None:
+    assert fit(log_of([[0, 1, 2, 3, 4], [1, 0, 3, 2]]), MemoryConfig()).repeat == EXCLUDE_REPEATS
+    assert fit(log_of([[0, 1, 2, 3, 3]]), MemoryConfig()).repeat == EXCLUDE_REPEATS  # held out
     assert fit(log_of([[0, 1, 0, 3, 4]]), MemoryConfig()).repeat == 0
     assert fit(log_of([[0, 1, 2, 3, 4]]), MemoryConfig(repeat=1)).repeat == 1
 
 
 @pytest.mark.parametrize("repeats", [False, True])
-def test_a_trial_has_the_metrics_of_the_dense_scores(repeats: bool) -> None:
+def test_trials_equal_a_full_evaluation(repeats: bool) -> None:
     rng = np.random.default_rng(2)
     size = 60
     data = log_of(
@@ -161,15 +162,15 @@ def test_a_trial_has_the_metrics_of_the_dense_scores(repeats: bool) -> None:
     )
     table = torch.from_numpy(rng.normal(size=(size, size)).astype(np.float32))
 
-    def score(batch):  # of the last item alone
+    def score(batch):  # depends on the last item only
         return table[batch.items[batch.offsets[1:] - 1]].clone()
 
-    asked = MemoryConfig(reach=3)
-    memory, choice = memory_search.choose(fit(data, asked), asked, score, data, 10)
+    config = MemoryConfig(reach=3)
+    memory, choice = memory_search.choose(fit(data, config), config, score, data, 10)
     assert choice.users == 150
     assert len({trial.repeat for trial in choice.trials}) == (8 if repeats else 1)
     for trial in choice.trials[::7]:
-        tried = Memory(asked, memory.matrix, trial.weight, trial.scale, trial.repeat)
+        tried = Memory(config, memory.matrix, trial.weight, trial.scale, trial.repeat)
         ranks = rank_targets(
             lambda batch, tried=tried: tried.add_to(score(batch), batch), data, "validation", 10
         )
@@ -182,14 +183,14 @@ def test_a_trial_has_the_metrics_of_the_dense_scores(repeats: bool) -> None:
     assert best.unmasked + best.masked >= max(t.unmasked + t.masked for t in choice.trials)
 
 
-def test_numbers_that_are_given_stay() -> None:
+def test_given_numbers_are_kept() -> None:
     data = log_of([[0, 1, 2, 1, 4], [1, 0, 3, 3, 2]])
-    asked = MemoryConfig(weight=0.4, scale=7.0, repeat=0.3)
+    config = MemoryConfig(weight=0.4, scale=7.0, repeat=0.3)
 
     def score(batch):
         return torch.zeros(len(batch.offsets) - 1, ITEMS)
 
-    memory, choice = memory_search.choose(fit(data, asked), asked, score, data, 5)
+    memory, choice = memory_search.choose(fit(data, config), config, score, data, 5)
     assert (memory.weight, memory.scale, memory.repeat) == (0.4, 7.0, 0.3)
     assert len(choice.trials) == 1
 
@@ -198,6 +199,6 @@ def test_numbers_that_are_given_stay() -> None:
     ("setting", "value"),
     [("reach", 0), ("decay", -0.1), ("weight", math.inf), ("repeat", math.nan)],
 )
-def test_settings_are_checked(setting: str, value: float) -> None:
+def test_invalid_settings_are_refused(setting: str, value: float) -> None:
     with pytest.raises(InputError, match=f"memory.{setting}"):
         MemoryConfig(**{setting: value})

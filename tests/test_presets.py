@@ -1,3 +1,5 @@
+"""Presets and settings files."""
+
 from pathlib import Path
 
 import pytest
@@ -7,11 +9,11 @@ from recblr.config import build
 from recblr.errors import InputError
 from recblr.models import MODELS, find_model
 from recblr.presets import for_model, read_preset
-from recblr.training.trainer import TrainConfig
+from recblr.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
-def test_every_model_is_configured_from_every_preset(model):
+def test_every_preset_is_valid_for_every_model(model):
     for log in ("ml-1m", "ml-1m-recbole", "beauty", "sports", "gowalla", "gowalla-10core", "steam",
                 "xlong"):  # fmt: skip
         settings = read_preset(log, model)
@@ -19,14 +21,14 @@ def test_every_model_is_configured_from_every_preset(model):
         assert build(TrainConfig, settings["train"], "train").max_length >= 50
 
 
-def test_a_model_keeps_of_the_shape_what_it_has():
+def test_for_model_keeps_the_settings_that_the_model_has():
     settings = {"model": {"dropout": 0.5, "expansion": 3}, "train": {"lr": 0.1}}
     assert for_model(settings, "recblr") == settings
     assert for_model(settings, "sasrec") == {"model": {"dropout": 0.5}, "train": {"lr": 0.1}}
     assert for_model(settings, "fpmc") == {"model": {}, "train": {"lr": 0.1}}
 
 
-def test_what_suits_a_model_better_stands_in_its_section():
+def test_the_section_of_a_model_takes_precedence():
     settings = {
         "model": {"dropout": 0.5},
         "train": {"lr": 0.1, "epochs": 3},
@@ -39,7 +41,7 @@ def test_what_suits_a_model_better_stands_in_its_section():
     }  # fmt: skip
 
 
-def test_a_presets_name_is_the_preset_whatever_lies_there(tmp_path, monkeypatch):
+def test_the_name_of_a_preset_precedes_a_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = read_preset("beauty")
     (tmp_path / "beauty").mkdir()
@@ -47,19 +49,19 @@ def test_a_presets_name_is_the_preset_whatever_lies_there(tmp_path, monkeypatch)
     assert before["train"]["epochs"] == 50
 
 
-def test_a_copy_of_a_preset_is_read_as_the_preset(tmp_path):
+def test_a_copy_of_a_preset_is_read_like_the_preset(tmp_path):
     folder = Path(presets.__file__).parent
     for preset in sorted(folder.glob("*.toml")):
         copy = tmp_path / preset.name
         copy.write_text(preset.read_text())
         for model in ("recblr", "bert4rec"):
-            found = read_preset(str(copy), model)
-            assert found["train"] == read_preset(preset.stem, model)["train"]
-            assert found.keys() == {"model", "train"}
+            settings = read_preset(str(copy), model)
+            assert settings["train"] == read_preset(preset.stem, model)["train"]
+            assert settings.keys() == {"model", "train"}
 
 
-def test_a_file_keeps_what_the_model_does_not_know(tmp_path):
-    """It is the user's: a name that is wrong is an error later, not dropped."""
+def test_unknown_settings_of_a_file_are_kept(tmp_path):
+    """A wrong name is an error later."""
     file = tmp_path / "mine.toml"
     file.write_text("[model]\ndropuot = 0.5\n[memory]\nreach = 4\n[sasrec.model]\nheads = 4\n")
     assert read_preset(str(file)) == {"model": {"dropuot": 0.5}, "memory": {"reach": 4}}
@@ -67,7 +69,7 @@ def test_a_file_keeps_what_the_model_does_not_know(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["recblr = 3", "[recblr]\ndropout = 0.5"])
-def test_a_models_section_has_sections(tmp_path, text):
+def test_the_section_of_a_model_must_have_sections(tmp_path, text):
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(InputError, match=r"recblr.* stand in \[recblr.training.trainer\]"):
+    with pytest.raises(InputError, match=r"recblr.* into \[recblr.model\] or \[recblr.train\]"):
         read_preset(str(tmp_path / "mine.toml"))

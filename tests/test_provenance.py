@@ -1,4 +1,4 @@
-"""What a measured figure stands beside."""
+"""The recorded origin of a figure."""
 
 import subprocess
 from pathlib import Path
@@ -11,14 +11,14 @@ HERE = Path(module.__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(not (HERE / ".git").exists(), reason="not in the project's repository")
-def test_the_commit_is_that_of_the_package() -> None:
+def test_the_commit_of_the_package_is_recorded() -> None:
     head = subprocess.run(
         ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
     assert str(module.provenance("recblr test")["commit"]).removesuffix("-dirty") == head
 
 
-def test_a_commit_of_somebody_elses_repository_is_not_named(
+def test_the_commit_of_a_surrounding_repository_is_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -31,6 +31,6 @@ def test_a_commit_of_somebody_elses_repository_is_not_named(
 
 
 @pytest.mark.skipif(not (HERE / ".git").exists(), reason="not in the project's repository")
-def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_no_commit_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert module.provenance("recblr test")["commit"] is None

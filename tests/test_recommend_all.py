@@ -1,4 +1,4 @@
-"""Recommendations for every user in a file: those of `recommend`, however often it was killed."""
+"""recommend_all writes what recommend returns, also after interruptions."""
 
 import re
 from collections.abc import Callable
@@ -11,22 +11,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cli import test_main as test_cli
-from cli.test_main import Run, names
+from cli.fixtures import Run, names
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny
 from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
-from recblr.files import alone_in
+from recblr.files import exclusive_lock
 from recblr.recommender import Recommender, load
 
-run = test_cli.run  # a fixture
 BLOCK, PART = 7, 20  # users; 150 of them are 22 blocks in 11 parts of two
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recblr.evaluation.ranking._BLOCK", BLOCK * 256 * TINY_TRAINING.max_length)
-    monkeypatch.setattr("recblr.recommender._PART", PART)
+    monkeypatch.setattr(
+        "recblr.evaluation.ranking._BLOCK_NUMBERS", BLOCK * 256 * TINY_TRAINING.max_length
+    )
+    monkeypatch.setattr("recblr.recommending._PART_USERS", PART)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def expected(recommender: Recommender, **options: Any) -> pl.DataFrame:
 
 
 class Blocks:
-    """Counts the blocks that are scored, and is a Ctrl-C at block ``stop``."""
+    """Counts the scored blocks, and raises KeyboardInterrupt at block ``stop``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.stop = 0, -1
@@ -60,7 +60,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> Blocks:
 
 
 def kill(recommender: Recommender, blocks: Blocks, stop: int, **options: Any) -> None:
-    """Recommend to everybody and be interrupted at a block."""
+    """Recommend to all users and interrupt at block ``stop``."""
     blocks.stop = stop
     with pytest.raises(KeyboardInterrupt):
         recommender.recommend_all("out.parquet", **options)
@@ -72,7 +72,7 @@ def kill(recommender: Recommender, blocks: Blocks, stop: int, **options: Any) ->
     [{}, {"k": 1}, {"k": 99}, {"k": 5, "hide_seen": False}, {"allow": 4}, {"deny": 4}],
     ids=str,
 )
-def test_the_file_is_recommend_to_the_bit(
+def test_the_file_equals_recommend(
     ours: Recommender, options: dict[str, Any], tmp_path: Path
 ) -> None:
     items = ours.data.item_ids.to_pylist()
@@ -81,13 +81,13 @@ def test_the_file_is_recommend_to_the_bit(
         for name, value in options.items()
     }
     ours.recommend_all(tmp_path / "out.parquet", **options)
-    found = pl.read_parquet(tmp_path / "out.parquet")
-    assert found.equals(expected(ours, **options))
+    frame = pl.read_parquet(tmp_path / "out.parquet")
+    assert frame.equals(expected(ours, **options))
     assert names(tmp_path) == {"out.parquet"}
 
 
-def test_the_columns(ours: Recommender, tmp_path: Path) -> None:
-    """Even where the path looks like a partition of a data set."""
+def test_the_columns_of_the_file(ours: Recommender, tmp_path: Path) -> None:
+    """Also if the path looks like a partition of a data set."""
     (tmp_path / "k=3").mkdir()
     ours.recommend_all(tmp_path / "k=3" / "out.parquet", k=3)
     with pq.ParquetFile(tmp_path / "k=3" / "out.parquet") as file:
@@ -98,18 +98,18 @@ def test_the_columns(ours: Recommender, tmp_path: Path) -> None:
     assert (kinds["score"], kinds["rank"]) == ("float", "int64")
 
 
-def test_ids_that_are_numbers(tiny: Tiny, tmp_path: Path) -> None:
+def test_integer_ids(tiny: Tiny, tmp_path: Path) -> None:
     code = pl.col("user_id", "item_id").rank("dense").cast(pl.Int64)
     numbers = Recommender("recblr", TINY_MODEL, replace(TINY_TRAINING, epochs=1))
     numbers.fit(tiny.frame.with_columns(code))
     numbers.recommend_all(tmp_path / "out.parquet", k=2)
-    found = pl.read_parquet(tmp_path / "out.parquet")
-    assert found.schema["user_id"] == found.schema["item_id"] == pl.Int64
-    assert found.equals(expected(numbers, k=2))
+    frame = pl.read_parquet(tmp_path / "out.parquet")
+    assert frame.schema["user_id"] == frame.schema["item_id"] == pl.Int64
+    assert frame.equals(expected(numbers, k=2))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 21])
-def test_what_was_killed_goes_on(
+def test_a_repeated_call_continues_a_killed_one(
     ours: Recommender, blocks: Blocks, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -118,21 +118,21 @@ def test_what_was_killed_goes_on(
     kill(ours, blocks, stop, k=3)
     assert names(tmp_path) == {"out.parquet.parts"}
     ours.recommend_all("out.parquet", k=3)
-    assert blocks.count == 22 - stop // 2 * 2  # two blocks a part; whole parts are not made again
+    assert blocks.count == 22 - stop // 2 * 2  # two blocks a part; complete parts are kept
     assert pl.read_parquet("out.parquet").equals(everything)
     assert names(tmp_path) == {"out.parquet"}
 
 
-def test_half_a_part_is_made_again(
+def test_an_incomplete_part_is_written_again(
     ours: Recommender, blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     everything = expected(ours, k=3)
     blocks.count = 0
     kill(ours, blocks, 6, k=3)
-    whole = Path("out.parquet.parts/1.parquet").read_bytes()
+    complete = Path("out.parquet.parts/1.parquet").read_bytes()
     for name in ("1.parquet", "writing"):
-        Path("out.parquet.parts", name).write_bytes(whole[: len(whole) // 2])
+        Path("out.parquet.parts", name).write_bytes(complete[: len(complete) // 2])
     Path("out.parquet.parts/2.parquet").write_bytes(b"")
     ours.recommend_all("out.parquet", k=3)
     assert blocks.count == 20
@@ -162,7 +162,7 @@ def other_log(recommender: Recommender) -> None:
     recommender.data = replace(recommender.data, items=items)
 
 
-OTHERWISE: dict[str, Callable[[Recommender], dict[str, Any]]] = {
+CHANGES: dict[str, Callable[[Recommender], dict[str, Any]]] = {
     "k": lambda recommender: {"k": 4},
     "hide_seen": lambda recommender: {"hide_seen": False},
     "allow": lambda recommender: {"allow": recommender.data.item_ids.to_pylist()[:9]},
@@ -173,20 +173,20 @@ OTHERWISE: dict[str, Callable[[Recommender], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", OTHERWISE)
-def test_parts_made_otherwise_are_not_used(
-    ours: Recommender, blocks: Blocks, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", CHANGES)
+def test_parts_of_another_model_log_or_call_are_not_used(
+    ours: Recommender, blocks: Blocks, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     kill(ours, blocks, 21, k=3)
-    options = {"k": 3} | OTHERWISE[what](ours)
+    options = {"k": 3} | CHANGES[change](ours)
     ours.recommend_all("out.parquet", **options)
     assert blocks.count == 22
     assert pl.read_parquet("out.parquet").equals(expected(ours, **options))
     assert names(tmp_path) == {"out.parquet"}
 
 
-def test_the_same_model_loaded_again_goes_on(
+def test_the_same_model_loaded_again_continues(
     tiny: Tiny, blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -195,7 +195,7 @@ def test_the_same_model_loaded_again_goes_on(
     assert blocks.count == 2
 
 
-def test_an_older_file_is_replaced_when_the_new_one_is_whole(
+def test_an_older_file_is_replaced_only_when_the_new_one_is_complete(
     ours: Recommender, blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -206,24 +206,24 @@ def test_an_older_file_is_replaced_when_the_new_one_is_whole(
     assert pl.read_parquet("out.parquet").equals(expected(ours))
 
 
-def test_a_file_is_one_processs_at_a_time(
+def test_only_one_process_writes_a_file(
     ours: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     parts = Path("out.parquet.parts")
     parts.mkdir()
-    with alone_in(parts), pytest.raises(InputError, match="another process is at work in"):
+    with exclusive_lock(parts), pytest.raises(InputError, match="another process is using"):
         ours.recommend_all("out.parquet")
     ours.recommend_all("out.parquet")
     assert names(tmp_path) == {"out.parquet"}
 
 
-def test_it_cannot_be_written_there(ours: Recommender, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused(ours: Recommender, tmp_path: Path) -> None:
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "taken.parquet.parts").write_text("")
     before = names(tmp_path)
     for name, message in (
-        ("folder.parquet", "is a folder; name a file"),
+        ("folder.parquet", "is a folder; give a file"),
         ("taken.parquet", "cannot be written"),
         ("no/out.parquet", "cannot be written"),
     ):
@@ -241,13 +241,17 @@ def test_it_cannot_be_written_there(ours: Recommender, tmp_path: Path) -> None:
 # ---- on the command line -------------------------------------------------------------------------
 
 
-def test_all_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+def test_all_users_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> None:
     items = tiny.recommender.data.item_ids.to_pylist()
     arguments = ["--all", "-k", 3, "--deny", items[0], "--no-hide-seen", "-o", "out.parquet"]
     result = run("recommend", tiny.artifact, *arguments)
-    assert (result.code, result.out, result.err) == (0, "150 users in out.parquet\n", "")
-    found = pl.read_parquet("out.parquet")
-    assert found.equals(expected(tiny.recommender, k=3, deny=[items[0]], hide_seen=False))
+    assert (result.code, result.out, result.err) == (
+        0,
+        "recommendations for 150 users in out.parquet\n",
+        "",
+    )
+    frame = pl.read_parquet("out.parquet")
+    assert frame.equals(expected(tiny.recommender, k=3, deny=[items[0]], hide_seen=False))
     assert names(tmp_path) == {"out.parquet"}
 
 
@@ -257,13 +261,13 @@ def test_all_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> None:
         ("--all", "--all writes Parquet: give -o FILE.parquet"),
         ("--all -o out.csv", "--all writes Parquet: give -o FILE.parquet"),
         ("--all -o out.parquet --json", "no --json"),
-        ("--all -o out.parquet --user ada", "one of the four"),
+        ("--all -o out.parquet --user ada", "exactly one of"),
         ("--all -o no/out.parquet", "the folder no does not exist"),
         ("--all -o out.parquet -k 0", "k must be at least 1"),
         ("--all -o out.parquet --allow x", "leave no item"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(
+def test_a_mistake_with_all_is_one_line_and_leaves_no_files(
     run: Run, tiny: Tiny, tmp_path: Path, line: str, message: str
 ) -> None:
     result = run("recommend", tiny.artifact, *line.split())

@@ -1,4 +1,4 @@
-"""The settings that follow from the size of a log."""
+"""Settings by the size of a log."""
 
 import logging
 
@@ -13,10 +13,10 @@ from recblr.data.split import leave_one_out
 from recblr.models import MODELS, find_model
 from recblr.recommender import Recommender
 from recblr.sizing import by_size
-from recblr.training.trainer import TrainConfig
+from recblr.training.config import TrainConfig
 
 
-def log_of(users: int, items: int, length: int, repeats: bool = False) -> Sequences:
+def random_log(users: int, items: int, length: int, repeats: bool = False) -> Sequences:
     rng = np.random.default_rng(0)
     draw = (
         (lambda: rng.integers(0, items, length))
@@ -29,75 +29,83 @@ def log_of(users: int, items: int, length: int, repeats: bool = False) -> Sequen
     return Sequences(events, offsets, *ids, leave_one_out(offsets), 1)
 
 
-def test_a_sparse_log_is_regularised() -> None:
-    settings = by_size(log_of(50, 100, 9), "recblr", {})
+def test_a_sparse_log_gets_more_regularisation() -> None:
+    settings = by_size(random_log(50, 100, 9), "recblr", {})
     assert settings["model"] == {"dim": 64, "dropout": 0.5}
     assert settings["train"]["label_smoothing"] == 0.1
-    assert not settings["train"]["hide_seen"]
+    assert not settings["train"]["mask_seen_in_loss"]
     assert settings["train"]["max_length"] == 50
 
 
-def test_a_dense_log_is_not() -> None:
-    settings = by_size(log_of(400, 120, 110), "recblr", {})
+def test_a_dense_log_gets_a_wider_model() -> None:
+    settings = by_size(random_log(400, 120, 110), "recblr", {})
     assert settings["model"] == {"dim": 128, "dropout": 0.25}
     assert settings["train"]["label_smoothing"] == 0
-    assert settings["train"]["hide_seen"]
+    assert settings["train"]["mask_seen_in_loss"]
     assert settings["train"]["max_length"] == 150
 
 
 def test_a_log_with_repeats_keeps_them_in_the_loss() -> None:
-    assert not by_size(log_of(400, 120, 110, repeats=True), "recblr", {})["train"]["hide_seen"]
+    assert not by_size(random_log(400, 120, 110, repeats=True), "recblr", {})["train"][
+        "mask_seen_in_loss"
+    ]
 
 
 def test_without_a_memory_seen_items_stay_in_the_loss() -> None:
-    data = log_of(400, 120, 110)
-    assert by_size(data, "recblr", {}, memory=True)["train"]["hide_seen"]
-    assert not by_size(data, "recblr", {}, memory=False)["train"]["hide_seen"]
+    data = random_log(400, 120, 110)
+    assert by_size(data, "recblr", {}, memory=True)["train"]["mask_seen_in_loss"]
+    assert not by_size(data, "recblr", {}, memory=False)["train"]["mask_seen_in_loss"]
 
 
-def test_between_them_dropout_falls() -> None:
-    found = [
-        by_size(log_of(users, 100, 50), "recblr", {})["model"]["dropout"]
+def test_dropout_decreases_with_density() -> None:
+    dropouts = [
+        by_size(random_log(users, 100, 50), "recblr", {})["model"]["dropout"]
         for users in (30, 100, 200, 300, 500)
     ]
-    assert found == sorted(found, reverse=True)
-    assert len(set(found)) == 5
+    assert dropouts == sorted(dropouts, reverse=True)
+    assert len(set(dropouts)) == 5
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
 @pytest.mark.parametrize(
-    "data", [log_of(50, 100, 9), log_of(400, 120, 110)], ids=["sparse", "dense"]
+    "data", [random_log(50, 100, 9), random_log(400, 120, 110)], ids=["sparse", "dense"]
 )
 @pytest.mark.parametrize(
-    "asked",
-    [{}, {"loss": "own"}, {"label_smoothing": 0.2}, {"hide_seen": True}, {"batch_size": 7}],
+    "given",
+    [
+        {},
+        {"loss": "paper"},
+        {"label_smoothing": 0.2},
+        {"mask_seen_in_loss": True},
+        {"batch_size": 7},
+    ],
     ids=str,
 )
-def test_every_model_takes_them_with_whatever_is_asked_for(
-    model: str, data: Sequences, asked: dict[str, object]
+def test_settings_are_valid_for_every_model_and_given_ones_stay(
+    model: str, data: Sequences, given: dict[str, object]
 ) -> None:
-    settings = by_size(data, model, {"train": asked})
+    settings = by_size(data, model, {"train": given})
     build(find_model(model)[1], settings["model"], "model")
     build(TrainConfig, settings["train"], "train")
-    assert asked.items() <= settings["train"].items()
+    assert given.items() <= settings["train"].items()
 
 
-def test_a_recommender_takes_what_it_was_not_given(
+def test_a_recommender_chooses_the_settings_not_given(
     tiny: Tiny, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "recblr")
-    asked = {"train": {"epochs": 1}, "model": {"dim": 8}}
-    recommender = Recommender.configured("recblr", asked, by_size=True).fit(tiny.log)
-    sized = by_size(recommender.data, "recblr", asked)
+    given = {"train": {"epochs": 1}, "model": {"dim": 8}}
+    recommender = Recommender.configured("recblr", given, by_size=True).fit(tiny.log)
+    sized = by_size(recommender.data, "recblr", given)
     assert recommender.settings["model"].items() >= sized["model"].items()
     assert recommender.settings["train"].items() >= sized["train"].items()
     assert (recommender.training.epochs, recommender.config.dim) == (1, 8)
-    (said,) = [r.getMessage() for r in caplog.records if "size of the log" in r.getMessage()]
-    assert "model.dropout = " in said
-    assert "model.dim" not in said
+    message, *_ = [r.getMessage() for r in caplog.records if "size of the log" in r.getMessage()]
+    assert "model.dropout = " in message
+    assert "model.dim" not in message
 
 
-def test_what_is_given_stays(tiny: Tiny) -> None:
+def test_a_recommender_keeps_the_settings_given(tiny: Tiny) -> None:
     recommender = Recommender("recblr", training=TINY_TRAINING).fit(tiny.log)
     assert recommender.training == TINY_TRAINING
     assert recommender.config.dropout == by_size(recommender.data, "recblr", {})["model"]["dropout"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from recblr.evaluation.ranking import Evaluation, Protocol
     from recblr.models.recblr import RecBLRConfig
     from recblr.recommender import Recommender, load
-    from recblr.training.trainer import TrainConfig
+    from recblr.training.config import TrainConfig
 
 _HOMES = {
     "open_log": "recblr.data",
@@ -41,7 +41,7 @@ _HOMES = {
     "RecBLRConfig": "recblr.models.recblr",
     "Recommender": "recblr.recommender",
     "load": "recblr.recommender",
-    "TrainConfig": "recblr.training.trainer",
+    "TrainConfig": "recblr.training.config",
 }
 __all__ = [
     "DivergedError",

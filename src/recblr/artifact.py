@@ -1,6 +1,6 @@
-"""The artifact: a trained model as a folder of safetensors, JSON and Parquet, hashed, without pickle.
+"""The artifact: a trained model as a folder of safetensors, JSON and Parquet files, without pickle.
 
-It appears whole or not at all, and is refused when anything in it has changed.
+It is written completely or not at all. Its files are hashed, and a changed file is refused.
 """
 
 import hashlib
@@ -24,30 +24,38 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 from recblr.config import build
-from recblr.data.sequences import MARK as PREPARED
+from recblr.data.sequences import MARKER as PREPARED
 from recblr.data.sequences import Sequences
 from recblr.data.split import Split
 from recblr.errors import InputError
 from recblr.files import new_folder, sha256
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice, Trial
-from recblr.models import MODELS
+from recblr.models import MODELS, create_model
 from recblr.models.model import Model
-from recblr.training.trainer import TrainConfig, Trained
+from recblr.training.checkpoint import Trained
+from recblr.training.config import TrainConfig
 
-MARK = "model.safetensors"  # what an artifact is known by
-FILES = (MARK, "config.json", "vocabulary.parquet", "histories.parquet")
-MEMORY = "memory.safetensors"  # where the model has one
-BROKEN = (
+MARKER = "model.safetensors"  # the file that identifies an artifact
+FILES = (MARKER, "config.json", "vocabulary.parquet", "histories.parquet")
+MEMORY = "memory.safetensors"  # if the model has a memory
+READ_ERRORS = (
     OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """What an artifact holds: the model by name, its settings and weights, the log and the figures.
+    """The content of an artifact.
 
-    ``measured`` are evaluations on the test part as JSON values. Without memory the last two are None.
+    Attributes:
+        model: the name of the model.
+        config, training, memory_config: the settings.
+        data: the log, split.
+        network: the model with its weights.
+        trained: how training ended.
+        measured: evaluations on the test part as JSON values.
+        memory, memory_choice: as in :class:`Recommender`; None without a memory.
     """
 
     model: str
@@ -63,11 +71,15 @@ class Artifact:
 
 
 def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
-    """Write the folder, all of it or nothing."""
+    """Write the folder, completely or not at all.
+
+    Raises:
+        InputError: the folder exists, unless it is an artifact and ``overwrite`` is true.
+    """
     data = artifact.data
     starts = data.offsets[:-1]
-    with new_folder(folder, overwrite, MARK) as new:
-        save_file(artifact.network.state_dict(), new / MARK)
+    with new_folder(folder, overwrite, MARKER) as new:
+        save_file(artifact.network.state_dict(), new / MARKER)
         settings = {
             "model": {"name": artifact.model, **asdict(artifact.config)},
             "train": asdict(artifact.training),
@@ -75,11 +87,11 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             "data": {"core": data.core, "split": data.split.name},
         }
         (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        shutil.copymode(new / "config.json", new / MARK)  # which was written for its owner alone
+        shutil.copymode(new / "config.json", new / MARKER)  # safetensors restricts it to the owner
         vocabulary = {"item_id": data.item_ids, "training_count": data.item_counts}
         pq.write_table(pa.table(vocabulary), new / "vocabulary.parquet")
-        # Rows of the split are kept relative to the user's first, -1 for none.
-        held = {
+        # Rows of the split are relative to the first row of the user, -1 for none.
+        held_out = {
             part: np.where(rows >= 0, rows - starts, -1)
             for part, rows in (("validation", data.split.validation), ("test", data.split.test))
         }
@@ -87,7 +99,7 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             "user_id": data.user_ids,
             "items": pa.LargeListArray.from_arrays(data.offsets, pa.array(data.items)),
             "train_end": data.split.train_end - starts,
-            **held,
+            **held_out,
         }
         pq.write_table(pa.table(histories), new / "histories.parquet")
         memory, choice = artifact.memory, artifact.memory_choice
@@ -121,7 +133,7 @@ def load(folder: Path) -> Artifact:
     """Read the folder.
 
     Raises:
-        InputError: it is no artifact, a file is missing or changed, or the weights do not fit or
+        InputError: it is not an artifact, a file is missing or changed, or the weights do not fit or
             are not finite.
     """
     try:
@@ -130,7 +142,9 @@ def load(folder: Path) -> Artifact:
             raise InputError(f"{folder / 'manifest.json'} is damaged: it does not match its digest")
         for file in (*FILES, *([MEMORY] if manifest.get("memory") else [])):
             if sha256(folder / file) != manifest["files"][file]:
-                raise InputError(f"{folder / file} is damaged: its hash is not the manifest's")
+                raise InputError(
+                    f"{folder / file} is damaged: it does not match its hash in the manifest"
+                )
         settings = json.loads((folder / "config.json").read_text())
         name = settings["model"].pop("name")
         config = build(MODELS[name][1], settings["model"], "model")
@@ -140,49 +154,42 @@ def load(folder: Path) -> Artifact:
         memory_config = build(MemoryConfig, settings.get("memory", {"enabled": False}), "memory")
         memory, choice = _read_memory(folder, memory_config, manifest.get("memory"))
         trained, measured = Trained(**manifest["training"]), manifest["measured"]
-        weights = load_file(folder / MARK)
+        weights = load_file(folder / MARKER)
     except InputError:
         raise
-    except BROKEN as error:
+    except READ_ERRORS as error:
         if not folder.exists():
-            what = "there is no such folder; check the path"
+            reason = "there is no such folder; check the path"
         elif (folder / PREPARED).exists():
-            what = "it is a prepared log; train a model on it"
+            reason = "it is a prepared log; train a model on it"
         elif isinstance(error, FileNotFoundError):
-            what = f"it has no {Path(error.filename).name}"
+            reason = f"it has no {Path(error.filename).name}"
         else:
-            what = str(error) if isinstance(error, OSError) else repr(error)
-        raise InputError(f"{folder} is not a whole recblr artifact: {what}") from error
-    network = MODELS[name][0](len(data.item_ids), config, data.users, training.max_length)
+            reason = str(error) if isinstance(error, OSError) else repr(error)
+        raise InputError(f"{folder} is not a whole recblr artifact: {reason}") from error
+    network = create_model(
+        name, config, items=len(data.item_ids), users=data.users, max_length=training.max_length
+    )
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     if expected != {key: tuple(tensor.shape) for key, tensor in weights.items()}:
-        raise InputError(f"{folder}: the weights do not have the shapes of its configuration")
+        raise InputError(f"{folder}: the weights do not have the shapes of config.json")
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
         raise InputError(f"{folder}: a weight is not finite; train the model again")
     network.load_state_dict(weights)
     if memory is not None and memory.matrix.shape[0] != len(data.item_ids):
-        raise InputError(f"{folder}: the memory is of another catalogue; train the model again")
+        raise InputError(f"{folder}: the memory has another number of items; train the model again")
     return Artifact(
-        name,
-        config,
-        training,
-        data,
-        network.eval(),
-        trained,
-        measured,
-        memory_config,
-        memory,
-        choice,
-    )
+        name, config, training, data, network.eval(), trained, measured, memory_config, memory, choice
+    )  # fmt: skip
 
 
 def digest(folder: Path) -> str:
-    """What names an artifact: the digest in its manifest, which :func:`load` has checked."""
-    found: str = json.loads((folder / "manifest.json").read_text())["digest"]
-    return found
+    """The digest in the manifest, which identifies an artifact; :func:`load` checks it."""
+    value: str = json.loads((folder / "manifest.json").read_text())["digest"]
+    return value
 
 
-def _read_data(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Sequences:
+def _read_data(folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> Sequences:
     item_ids = pq.read_table(folder / "vocabulary.parquet")["item_id"].combine_chunks()
     table = pq.read_table(folder / "histories.parquet").combine_chunks()
     lists = table["items"].combine_chunks()
@@ -199,28 +206,30 @@ def _read_data(folder: Path, settings: Mapping[str, Any], about: Mapping[str, An
     )
     items = lists.values.to_numpy()
     user_ids = table["user_id"].combine_chunks()
-    return Sequences(items, offsets, user_ids, item_ids, split, settings["core"], dict(about))
+    return Sequences(items, offsets, user_ids, item_ids, split, settings["core"], dict(summary))
 
 
 def _read_memory(
-    folder: Path, config: MemoryConfig, about: Mapping[str, Any] | None
+    folder: Path, config: MemoryConfig, values: Mapping[str, Any] | None
 ) -> tuple[Memory | None, Choice | None]:
-    if about is None:
+    if values is None:
         return None, None
-    found = safe_arrays.load_file(folder / MEMORY)
-    size = len(found["ends"]) - 1
-    matrix = sparse.csr_array((found["values"], found["items"], found["ends"]), (size, size))
+    arrays = safe_arrays.load_file(folder / MEMORY)
+    size = len(arrays["ends"]) - 1
+    matrix = sparse.csr_array((arrays["values"], arrays["items"], arrays["ends"]), (size, size))
     matrix.check_format(full_check=True)
     if not np.isfinite(matrix.data).all():
         raise InputError(f"{folder / MEMORY}: a value is not finite; train the model again")
-    memory = Memory(config, matrix, *(float(about[name]) for name in ("weight", "scale", "repeat")))
-    chosen = about["chosen"]
+    memory = Memory(
+        config, matrix, *(float(values[name]) for name in ("weight", "scale", "repeat"))
+    )
+    chosen = values["chosen"]
     if chosen is None:
         return memory, None
     return memory, Choice(chosen["users"], [Trial(**trial) for trial in chosen["trials"]])
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of what a manifest says, but for the digest itself."""
-    said = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a manifest without its digest."""
+    content = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

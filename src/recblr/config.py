@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from recblr.errors import InputError
+from recblr.renamed import current_settings
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, 
             raise InputError(
                 f"{section} = {values!r}: settings stand in a section, such as lr in [train]"
             )
-    result = {section: dict(values) for section, values in table.items()}
+    result = {section: current_settings(section, values) for section, values in table.items()}
     for setting in settings:
         name, equals, text = setting.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -40,7 +41,8 @@ def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, 
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text.strip()
-        result.setdefault(section, {})[key] = value
+        result.setdefault(section, {})
+        result[section] |= current_settings(section, {key: value})
     return result
 
 
@@ -52,9 +54,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     hints = get_type_hints(cls)
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     checked = {}
-    for name, value in values.items():
+    for name, value in current_settings(where, values).items():
         if name not in names:
-            raise InputError(f"{where}.{name}: no such setting{near(name, names)}")
+            raise InputError(f"{where}.{name}: no such setting{did_you_mean(name, names)}")
         checked[name] = _check(value, hints[name], f"{where}.{name}")
     return cls(**checked)
 
@@ -75,7 +77,7 @@ def expect_dropouts(config: object, where: str, *names: str) -> None:
             )
 
 
-def near(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A hint for a message: the nearest of ``names``, else all of them."""
     names = list(names)
     close = difflib.get_close_matches(name, names, 1)

@@ -1,4 +1,4 @@
-"""Where to compute, by name."""
+"""Devices by name."""
 
 import re
 
@@ -8,10 +8,10 @@ from recblr.errors import InputError
 
 
 def find_device(name: str) -> torch.device:
-    """``cpu``, ``cuda``, ``cuda:0``, ``cuda:1`` …, or ``auto``: the GPU where there is one.
+    """The device ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a GPU if there is one, otherwise the CPU.
 
     Raises:
-        InputError: no such name, or no such GPU here.
+        InputError: the name is unknown, or there is no such GPU.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -20,7 +20,7 @@ def find_device(name: str) -> torch.device:
         raise InputError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda" and not gpus:
-        raise InputError(f"no device {name!r}: there is no CUDA GPU here; choose auto or cpu")
+        raise InputError(f"no device {name!r}: there is no CUDA GPU; choose auto or cpu")
     if (device.index or 0) >= max(1, gpus):
-        raise InputError(f"no device {name!r}: the GPUs here are cuda:0 to cuda:{gpus - 1}")
+        raise InputError(f"no device {name!r}: choose one of cuda:0 to cuda:{gpus - 1}")
     return device

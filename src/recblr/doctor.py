@@ -1,4 +1,4 @@
-"""What this machine has, and whether the fast paths agree with the plain ones on it."""
+"""Check the installation: versions, devices, and whether the kernels agree with the reference."""
 
 import os
 import platform
@@ -14,7 +14,8 @@ from recblr.ops import cpu, reference
 
 
 def examine() -> dict[str, Any]:
-    """Findings by name; ``healthy`` is False where a fast path disagrees with its plain twin."""
+    """Findings by name; ``healthy`` is False if a kernel disagrees with the reference."""
+    cpu.warn_if_missing()
     gpu = torch.cuda.is_available()
     error, gpu_error = _recurrence_error("cpu"), _recurrence_error("cuda") if gpu else None
     return {
@@ -39,6 +40,6 @@ def _recurrence_error(device: str) -> float:
     x, r, i, z = (torch.randn(40, 24, generator=generator).to(device) for _ in range(4))
     decay, offsets = torch.full((24,), 0.1), torch.tensor([0, 7, 40])
     arguments = x, r, i, z, decay.to(device), offsets.to(device), torch.zeros(2, 24).to(device)
-    fast, _ = ops.bd_lru(*arguments)
-    plain, _ = reference.bd_lru(*arguments)
-    return float((fast - plain).abs().max())
+    output, _ = ops.bd_lru(*arguments)
+    expected, _ = reference.bd_lru(*arguments)
+    return float((output - expected).abs().max())

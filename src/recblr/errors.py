@@ -1,22 +1,22 @@
-"""What can go wrong, as exceptions whose message is one line that says what to do."""
+"""Exceptions. Their messages are one line and say what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: a file, an id, a setting. The command line exits with 2.
+    """Wrong input: a file, an id, a setting. The command line exits with code 2.
 
-    The message is one line: what is wrong, where (file, line, column, id), and what to do.
+    The message says what is wrong, where (file, line, column, id), and what to do.
     """
 
 
 class DivergedError(ArithmeticError):
-    """Training or scoring produced numbers that are not finite. Nothing is ranked with them."""
+    """A loss, a weight or a score is not finite; nothing is ranked by it."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is it, by whichever name NumPy and PyTorch give it on a CPU and on a GPU."""
+    """Whether an error of NumPy or PyTorch, on a CPU or a GPU, means that memory is exhausted."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -24,7 +24,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def from_extra(name: str) -> Iterator[None]:
-    """Imports inside need the packages of an extra; without one of them it is an InputError."""
+    """Turn a failed import inside the block into an InputError that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:

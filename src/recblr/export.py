@@ -1,10 +1,9 @@
-"""A recurrent model as ONNX: its step and its scores, to serve it where there is no PyTorch.
+"""Export the step and the scores of a recurrent model to ONNX, to serve it without PyTorch.
 
-The memory of transitions is no graph: it is exported as the arrays of a sparse matrix.
+The memory of transitions is exported as the arrays of a sparse matrix.
 
-The graphs are written an equation a line instead of traced: what a step is in PyTorch is the pass over
-packed histories, of one event each. That they compute the same is measured at every export, in
-onnxruntime.
+The graphs are written by hand, one equation per line, not traced: in PyTorch a step is a pass over
+packed histories of one event each. Every export compares them with the model in onnxruntime.
 
 Axes: B users, D the width of a vector, V items, L layers, C channels, W the width of the convolution.
 """
@@ -34,38 +33,43 @@ from recblr.models.model import RecurrentModel
 from recblr.models.recblr import BDLRU, BDLRUOnly, BehaviorLayer, GatedRecurrentLayer, RecBLR
 from recblr.recommender import load
 
-TOLERANCE = 1e-4  # of a hidden vector, state or score
-_LARGEST = 2**31 - 2**24  # bytes of the items' vectors: a file of protobuf ends at 2 GiB
-_OPSET, _IR = 17, 8  # the oldest with layer norms, which onnxruntime reads from 1.13 on
-_USERS, _EVENTS = 8, 64  # looked at to find the difference
+TOLERANCE = 1e-4  # the largest difference of a hidden vector, state or score
+_LARGEST = 2**31 - 2**24  # bytes of the item vectors: protobuf files are limited to 2 GiB
+_OPSET, _IR = 17, 8  # the oldest with LayerNormalization; onnxruntime reads them since 1.13
+_USERS, _EVENTS = 8, 64  # of the comparison with PyTorch
 _FORMULA = (
     "score = score of the network + weight * log(1 + scale * m) + repeat * [item is in the history]; "
     "m = sum over the last `reach` items of the history of decay^age * B[item, :], age 0 the last; "
     "B is sparse: row i has values[ends[i]:ends[i + 1]] in the columns items[ends[i]:ends[i + 1]]"
 )
-_Ends = Mapping[str, Mapping[str, Any]]  # inputs or outputs: name to type and shape
+_Tensors = Mapping[str, Mapping[str, Any]]  # inputs or outputs: name to type and shape
 
 
 def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict[str, Any]:
     """Write an artifact as ``step.onnx``, ``score.onnx``, ``vocabulary.parquet``, ``manifest.json``
-    and, where the model has a memory of transitions, ``memory.safetensors``.
+    and, if the model has a memory of transitions, ``memory.safetensors``.
 
     - step: items (B,) int64, rows of the vocabulary, and state (B, …), zero before the first event
-      → hidden (B, D) and next_state (B, …). Other than these float32.
+      → hidden (B, D) and next_state (B, …). All except items are float32.
     - score: hidden (B, D) → scores (B, V) of the network, without the memory.
-    - memory: the sparse matrix of (3) in :mod:`recblr.memory`, ends (V + 1,), items and values (E,)
-      of E entries; its numbers and the formula are in the manifest.
+    - memory: the sparse matrix of (3) in :mod:`recblr.memory`: ends (V + 1,), and items and values (E,)
+      of E entries. The manifest holds its numbers and the formula.
 
-    The folder appears whole or not at all.
+    The folder is written completely or not at all.
+
+    Args:
+        folder: the artifact.
+        out: the new folder.
+        overwrite: whether to replace an earlier export in ``out``.
 
     Returns:
-        The manifest: inputs and outputs with their shapes, the digest of the artifact's manifest,
-        how many events of a history the model looks at, the numbers of the memory, and the largest
-        difference from PyTorch.
+        The manifest: the shapes of inputs and outputs, the digest of the artifact's manifest, the most
+        events of a history that the model uses, the numbers of the memory, and the largest difference
+        from PyTorch.
 
     Raises:
-        InputError: no artifact, a model without a step, a package is missing, the folder cannot be
-            written, or the difference is above :data:`TOLERANCE`.
+        InputError: there is no artifact, the model has no step, a package is missing, the folder cannot
+            be written, or the difference is above :data:`TOLERANCE`.
     """
     folder, out = Path(folder), Path(out)
     with from_extra("export"):
@@ -73,23 +77,21 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
     recommender = load(folder, "cpu")
     network = recommender.network
     if recommender.model not in _STEPS:
-        raise InputError(
-            f"{recommender.model} cannot be exported; models with a step are {', '.join(_STEPS)}"
-        )
+        raise InputError(f"{recommender.model} cannot be exported; use one of {', '.join(_STEPS)}")
     assert isinstance(network, RecurrentModel)
     if network.item_embeddings.nbytes > _LARGEST:
         raise InputError(
-            f"{folder}: the vectors of its {len(network.item_embeddings):,} items take "
-            f"{network.item_embeddings.nbytes / 2**30:.1f} GiB, and an ONNX file holds 2"
+            f"{folder}: the vectors of {len(network.item_embeddings):,} items take "
+            f"{network.item_embeddings.nbytes / 2**30:.1f} GiB; an ONNX file is limited to 2 GiB"
         )
     if out.resolve() == folder.resolve():
-        raise InputError(f"{out} is the model itself; choose another folder")
-    state = _about("float32", "B", *network.initial_state(1).shape[1:])
+        raise InputError(f"{out} is the folder of the model; choose another folder")
+    state = _tensor("float32", "B", *network.initial_state(1).shape[1:])
     catalogue, width = network.item_embeddings.shape
-    hidden, scores = _about("float32", "B", width), _about("float32", "B", catalogue)
+    hidden, scores = _tensor("float32", "B", width), _tensor("float32", "B", catalogue)
     graphs = {
         "step": {
-            "inputs": {"items": _about("int64", "B"), "state": state},
+            "inputs": {"items": _tensor("int64", "B"), "state": state},
             "outputs": {"hidden": hidden, "next_state": state},
         },
         "score": {"inputs": {"hidden": hidden}, "outputs": {"scores": scores}},
@@ -97,7 +99,7 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
     with new_folder(out, overwrite, "step.onnx") as new, torch.no_grad():
         for name, build in (("step", _STEPS[recommender.model]), ("score", _score)):
             graph = _Graph(onnx)
-            inputs = [_Value(graph, given) for given in graphs[name]["inputs"]]
+            inputs = [_Value(graph, input_name) for input_name in graphs[name]["inputs"]]
             model = graph.model(name, build(network, *inputs), **graphs[name])
             onnx.save(model, new / f"{name}.onnx")
         memory = recommender.memory
@@ -106,8 +108,8 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
         difference = _difference(network, new, onnxruntime)
         if not difference <= TOLERANCE:
             raise InputError(
-                f"{folder}: in onnxruntime it differs from PyTorch by {difference:.1e}, more than "
-                f"{TOLERANCE:.0e}; nothing is written"
+                f"{folder}: onnxruntime and PyTorch differ by {difference:.1e}, more than "
+                f"{TOLERANCE:.0e}; nothing was written"
             )
         manifest: dict[str, Any] = {
             "format": 1,
@@ -121,7 +123,7 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
                 "max_length": recommender.training.max_length,
             },
             **graphs,
-            "memory": None if memory is None else _about_memory(memory),
+            "memory": None if memory is None else _describe_memory(memory),
             "files": {path.name: sha256(path) for path in sorted(new.iterdir())},
             "difference": difference,
         }
@@ -129,22 +131,22 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
     return manifest
 
 
-def _about(kind: str, *shape: str | int) -> dict[str, Any]:
-    return {"type": kind, "shape": list(shape)}
+def _tensor(dtype: str, *shape: str | int) -> dict[str, Any]:
+    return {"type": dtype, "shape": list(shape)}
 
 
-def _about_memory(memory: Memory) -> dict[str, Any]:
-    numbers = {name: getattr(memory, name) for name in ("weight", "scale", "repeat")}
-    reach, decay = memory.config.reach, memory.config.decay
+def _describe_memory(memory: Memory) -> dict[str, Any]:
     return {
-        "file": artifact.MEMORY, **numbers, "reach": reach, "decay": decay, "formula": _FORMULA,
+        "file": artifact.MEMORY, "weight": memory.weight, "scale": memory.scale,
+        "repeat": memory.repeat, "reach": memory.config.reach, "decay": memory.config.decay,
+        "formula": _FORMULA,
     }  # fmt: skip
 
 
 def _difference(network: RecurrentModel, folder: Path, onnxruntime: Any) -> float:
-    """The largest one of a hidden vector, state or score while random events come in."""
+    """The largest difference of a hidden vector, state or score over a sequence of random events."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # threads that wait for one another are slower
+    options.intra_op_num_threads = 1  # small graphs are slower on several threads
     step, score = (
         onnxruntime.InferenceSession(
             folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
@@ -153,21 +155,23 @@ def _difference(network: RecurrentModel, folder: Path, onnxruntime: Any) -> floa
     )
     generator = torch.Generator().manual_seed(0)
     events = torch.randint(len(network.item_embeddings), (_EVENTS, _USERS), generator=generator)
-    ours = network.initial_state(_USERS)
-    theirs = ours.numpy()
+    state = network.initial_state(_USERS)
+    onnx_state = state.numpy()
     differences = []
     for items in events:
-        hidden, ours = network.step(items, ours)
-        found, theirs = step.run(None, {"items": items.numpy(), "state": theirs})
-        (scores,) = score.run(None, {"hidden": found})
-        expected = hidden @ network.item_embeddings.t()
-        for one, other in ((hidden, found), (ours, theirs), (expected, scores)):
-            differences.append((one - torch.from_numpy(other)).abs().amax())
+        hidden, state = network.step(items, state)
+        onnx_hidden, onnx_state = step.run(None, {"items": items.numpy(), "state": onnx_state})
+        (onnx_scores,) = score.run(None, {"hidden": onnx_hidden})
+        scores = hidden @ network.item_embeddings.t()
+        for ours, theirs in (
+            (hidden, onnx_hidden), (state, onnx_state), (scores, onnx_scores)
+        ):  # fmt: skip
+            differences.append((ours - torch.from_numpy(theirs)).abs().amax())
     return float(torch.stack(differences).amax())
 
 
 class _Graph:
-    """An ONNX graph in the making."""
+    """Builds an ONNX graph."""
 
     def __init__(self, onnx: Any) -> None:
         self.onnx = onnx
@@ -175,7 +179,7 @@ class _Graph:
         self.weights: list[Any] = []
 
     def add(self, kind: str, *inputs: "_Value | Tensor | float", **attributes: Any) -> "_Value":
-        """A node of this kind, an operator of ONNX, on values of the graph and constants."""
+        """Add a node of the ONNX operator ``kind`` on values of the graph and constants."""
         name = f"{kind}_{len(self.nodes)}"
         names = [self._name(value) for value in inputs]
         self.nodes.append(self.onnx.helper.make_node(kind, names, [name], **attributes))
@@ -189,20 +193,22 @@ class _Graph:
         self.weights.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
-    def model(self, name: str, results: Sequence["_Value"], inputs: _Ends, outputs: _Ends) -> Any:
-        """The ONNX model whose ``outputs`` are ``results``."""
+    def model(
+        self, name: str, results: Sequence["_Value"], inputs: _Tensors, outputs: _Tensors
+    ) -> Any:
+        """The checked ONNX model with ``results`` as its ``outputs``."""
         helper = self.onnx.helper
         for value, output in zip(results, outputs, strict=True):
             self.nodes.append(helper.make_node("Identity", [value.name], [output]))
         types = {"int64": self.onnx.TensorProto.INT64, "float32": self.onnx.TensorProto.FLOAT}
-        ends = [
+        infos = [
             [
-                helper.make_tensor_value_info(end, types[about["type"]], about["shape"])
-                for end, about in side.items()
+                helper.make_tensor_value_info(key, types[tensor["type"]], tensor["shape"])
+                for key, tensor in tensors.items()
             ]
-            for side in (inputs, outputs)
+            for tensors in (inputs, outputs)
         ]
-        graph = helper.make_graph(self.nodes, name, *ends, initializer=self.weights)
+        graph = helper.make_graph(self.nodes, name, *infos, initializer=self.weights)
         opset = helper.make_opsetid("", _OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR)
         self.onnx.checker.check_model(model, full_check=True)
@@ -211,7 +217,7 @@ class _Graph:
 
 @dataclass(frozen=True)
 class _Value:
-    """A value of a graph; what is done with it becomes nodes there."""
+    """A value of a graph; each operation on it adds a node to the graph."""
 
     graph: _Graph
     name: str
@@ -232,12 +238,12 @@ class _Value:
         return self.op("MatMul", other)
 
     def take(self, index: int | Sequence[int], axis: int) -> "_Value":
-        """One of an axis, which goes, or several."""
+        """One element of ``axis``, without the axis, or several elements."""
         return self.op("Gather", torch.tensor(index, dtype=torch.int64), axis=axis)
 
 
 _LayerStep = Callable[[Any, _Value, _Value], tuple[_Value, _Value]]
-"""Of a layer, its input (B, …) and the state before it: its output and the state after."""
+"""(layer, input (B, …), state before) → (output, state after)."""
 
 
 def _stack(values: Sequence[_Value], axis: int) -> _Value:
@@ -265,10 +271,10 @@ def _score(model: RecurrentModel, hidden: _Value) -> tuple[_Value]:
     return (hidden @ model.item_embeddings.t(),)
 
 
-def _through(
+def _apply_layers(
     layers: nn.ModuleList, table: Tensor, step: _LayerStep, items: _Value, state: _Value
 ) -> tuple[_Value, _Value]:
-    """The vectors of ``items`` in ``table`` (V, D), then layer by layer; state (B, L, …)."""
+    """Look up ``items`` in ``table`` (V, D) and apply the layers; state (B, L, …)."""
     h, states = items.graph.add("Gather", table, items), []
     for number, layer in enumerate(layers):
         h, after = step(layer, h, state.take(number, axis=1))
@@ -278,7 +284,9 @@ def _through(
 
 def _recblr(model: RecBLR, items: _Value, state: _Value) -> tuple[_Value, _Value]:
     """Equation numbers and lines of Algorithm 1 as in models/recblr.py."""
-    return _through(model.layers, model.norm(model.item_embeddings), _behavior, items, state)  # (1)
+    return _apply_layers(
+        model.layers, model.norm(model.item_embeddings), _behavior, items, state
+    )  # (1)
 
 
 def _behavior(layer: BehaviorLayer, h: _Value, before: _Value) -> tuple[_Value, _Value]:
@@ -315,36 +323,37 @@ def _gated(layer: GatedRecurrentLayer, h: _Value, before: _Value) -> tuple[_Valu
 
 
 def _bd_lru(lru: BDLRU, x: _Value, start: _Value) -> _Value:
-    """(5)-(8) of t = -log α, in a form that loses no digits where t is small and nothing is forgotten.
+    """(5)-(8) in terms of t = -log α, exact even where t is small and α is near 1.
 
-    √(1 - α²) is √(tanh t · (1 + α²)). The runtime's own sigmoid is exact to 1e-7, not to digits.
+    √(1 - α²) is √(tanh t · (1 + α²)). The gate is written out, as the runtime's sigmoid has an absolute
+    error of 1e-7, too large for small t.
     """
-    less = _linear(x, lru.recurrence_gate).op("Neg").op("Exp")
-    t = (less + 1.0).op("Reciprocal") * F.softplus(lru.lam)
+    exp_minus_r = _linear(x, lru.recurrence_gate).op("Neg").op("Exp")
+    t = (exp_minus_r + 1.0).op("Reciprocal") * F.softplus(lru.lam)
     alpha = t.op("Neg").op("Exp")
     beta = (t.op("Tanh") * (alpha * alpha + 1.0)).op("Sqrt")
     return alpha * start + beta * _linear(x, lru.input_gate).op("Sigmoid") * x
 
 
 def _gru4rec(model: GRU4Rec, items: _Value, state: _Value) -> tuple[_Value, _Value]:
-    h, after = _through(model.layers, model.item_embeddings, _gru, items, state)
+    h, after = _apply_layers(model.layers, model.item_embeddings, _gru, items, state)
     return _linear(h, model.out), after
 
 
 def _gru(gru: nn.GRU, x: _Value, before: _Value) -> tuple[_Value, _Value]:
     """x (B, D), before (B, H) → h and after, both (B, H)."""
-    of_x, of_h = gru.parameters()  # (3·H, D), (3·H, H)
-    r, z, n = (x @ weight.t() for weight in of_x.chunk(3))
-    old_r, old_z, old_n = (before @ weight.t() for weight in of_h.chunk(3))
-    new = (n + (r + old_r).op("Sigmoid") * old_n).op("Tanh")
-    h = new + (z + old_z).op("Sigmoid") * (before - new)
+    input_weights, state_weights = gru.parameters()  # (3·H, D), (3·H, H)
+    x_r, x_z, x_n = (x @ weight.t() for weight in input_weights.chunk(3))
+    h_r, h_z, h_n = (before @ weight.t() for weight in state_weights.chunk(3))
+    n = (x_n + (x_r + h_r).op("Sigmoid") * h_n).op("Tanh")
+    h = n + (x_z + h_z).op("Sigmoid") * (before - n)
     return h, h
 
 
 def _lrurec(model: LRURec, items: _Value, state: _Value) -> tuple[_Value, _Value]:
     """Equation numbers as in models/lrurec.py."""
     table = model.norm(model.embedding.weight)  # (7)
-    h, after = _through(model.layers, table, _lru_layer, items, state)
+    h, after = _apply_layers(model.layers, table, _lru_layer, items, state)
     return h.op("Pad", torch.tensor([0, 0, 0, 1]), 1.0), after
 
 
@@ -353,7 +362,7 @@ def _lru_layer(layer: lrurec.Layer, x: _Value, before: _Value) -> tuple[_Value, 
     lru, feed_forward = layer.recurrent, layer.feed_forward
     rho, theta = torch.exp(-lru.nu_log.exp()), lru.theta_log.double().exp()
     cos, sin, gamma = rho * theta.cos().float(), rho * theta.sin().float(), lru.gamma_log.exp()
-    # On the other side of both projections real and imaginary parts take turns.
+    # Both projections interleave real and imaginary parts.
     real, imaginary = range(0, 2 * len(rho), 2), range(1, 2 * len(rho), 2)
     u, weight = _linear(x, lru.input), lru.output.weight
     re, im = before.take(0, axis=2), before.take(1, axis=2)

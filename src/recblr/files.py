@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Write folders atomically, lock them, hash files."""
 
 import hashlib
 import shutil
@@ -11,16 +11,19 @@ from filelock import FileLock, Timeout
 from recblr.errors import InputError
 
 
-def check_absent(path: Path, overwrite: bool, mark: str) -> None:
-    """Refuse early, before long work, to write over what is there.
+def check_absent(path: Path, overwrite: bool, marker: str) -> None:
+    """Check before long work that a new folder can be written.
 
     Args:
-        path: the folder to be.
-        overwrite: one of its own kind may be replaced.
-        mark: the file by which that kind is known.
+        path: the folder to write.
+        overwrite: whether a folder that contains the file ``marker`` may be replaced.
+        marker: the file that identifies this kind of folder.
+
+    Raises:
+        InputError: the folder exists and may not be replaced, or its parent does not exist.
     """
     if not path.name:
-        raise InputError(f"{path} is not a folder that can be written anew; name one")
+        raise InputError(f"{path} cannot be created as a new folder; give a folder name")
     if path.exists() and not overwrite:
         raise InputError(
             f"{path} exists already; choose another folder or pass --overwrite "
@@ -28,21 +31,21 @@ def check_absent(path: Path, overwrite: bool, mark: str) -> None:
         )
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; choose another folder")
-    if path.exists() and not (path / mark).exists():
+    if path.exists() and not (path / marker).exists():
         raise InputError(
-            f"{path} holds something else, there is no {mark} in it; choose another folder"
+            f"{path} holds something else, as it has no {marker}; choose another folder"
         )
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; create it first")
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` that takes its name when the block ends well.
+def new_folder(path: Path, overwrite: bool, marker: str) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    Arguments as in :func:`check_absent`; the block is to write the file ``mark``.
+    The arguments are those of :func:`check_absent`; the block writes the file ``marker``.
     """
-    check_absent(path, overwrite, mark)
+    check_absent(path, overwrite, marker)
     temporary = path.with_name(f".{path.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -50,7 +53,7 @@ def new_folder(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
         yield temporary
         if path.exists():
             old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)  # what a crash left behind
+            shutil.rmtree(old, ignore_errors=True)  # left by a crash
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old)
@@ -61,17 +64,17 @@ def new_folder(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of an existing folder.
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Lock an existing folder against other processes that use this lock.
 
     Raises:
-        InputError: another one is in it.
+        InputError: another process holds the lock.
     """
     try:
         with FileLock(folder / "lock", timeout=0):
             yield
     except Timeout as error:
-        raise InputError(f"another process is at work in {folder}; wait for it to end") from error
+        raise InputError(f"another process is using {folder}; wait until it ends") from error
 
 
 def sha256(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""What each event of a history put into RecBLR's state, exactly, and into a score.
+"""The influence of each event of a history on the state of RecBLR and on the score of an item.
 
-A score is the network's plus what the memory of transitions adds. The memory's part of each event is
-exact, the network's is an approximation.
+A score is the sum of the network's score and the terms of the memory of transitions. The influences in
+the memory's terms are exact; those in the network's score are approximations.
 
-The recurrence (5) unrolls: h_T = Σ_t (Π_{s>t} α_s) ⊙ √(1 - α_t²) ⊙ σ(i_t) ⊙ x_t. The term of t is the
-part of event t. That x_t has passed the convolution, so the W-1 events before t shaped the part too;
-in a higher layer all of them did.
+The recurrence (5) unrolls to h_T = Σ_t (Π_{s>t} α_s) ⊙ √(1 - α_t²) ⊙ σ(i_t) ⊙ x_t. Term t is the part
+of event t in the state. x_t is an output of the convolution, so the part also depends on the W-1 events
+before t; in higher layers it depends on all of them.
 
 Axes as in models/recblr.py, for one history: T events, L layers, W rows of a state, C channels.
 """
@@ -22,32 +22,30 @@ from recblr.errors import InputError
 from recblr.memory import Memory
 from recblr.models.recblr import BDLRU, RecBLR
 
-_BLOCK = 256  # events, so that what is worked on stays in the cache
-_POINTS = 32  # of the way from no state to the state
+_BLOCK = 256  # events processed at a time, so that they fit into the cache
+_POINTS = 32  # of integrated gradients
 
 
 @dataclass(frozen=True)
 class Influence:
-    """What each of the T events of a history means to the score of one item; in float64.
+    """The influence of each of the T events of a history on the score of one item, in float64.
 
-    A value of ``score`` is not what the score would lose had its event not been: the parts of later
-    events would then be others too.
+    ``score``, ``rest``, ``memory`` and ``repeat`` sum to the score that ranks the item. A value of
+    ``score`` is not the change of the score if the event is removed, as that also changes the parts of
+    later events.
 
     Attributes:
-        first_layer: (T,) share of each event in the first layer's recurrent state after the history:
-            its part's projection on the state, over the state's length. Exact, and shares add up: all
-            of them to 1. A share below 0 is of a part that points away from the state.
-        score: (T,) of all events but the last, gradient times contribution: what the event put into the
-            state before the last event, in the recurrences and convolutions of all layers, times the
-            gradient of the score there, averaged along the straight way from no state to that one
-            (integrated gradients, arXiv 1703.01365; at its end alone the layer norms hide most).
-            Of the last event, which reads that state: the network's score if it were the only event.
-        rest: the network's score less the sum of ``score``: what the average over 32 points misses.
-        memory: (T,) what the memory of transitions adds because the target often follows the item of
-            the event: :meth:`Memory.parts`. Exact; zero without a memory and beyond its last events.
-        repeat: what the memory adds because the target itself is in the history, as a whole.
-
-    ``score``, ``rest``, ``memory`` and ``repeat`` sum to the score that ranks the item.
+        first_layer: (T,) the share of each event in the recurrent state of the first layer after the
+            history: the projection of its part on the state, divided by the length of the state. The
+            shares are exact and sum to 1. A negative share points away from the state.
+        score: (T,) for every event except the last, its part of the state before the last event (the
+            recurrences and convolutions of all layers) times the gradient of the score, averaged on the
+            straight line from the zero state to that state (integrated gradients, arXiv 1703.01365; the
+            layer norms flatten the gradient at the end of the line). For the last event, the network's
+            score of a history of this event only.
+        rest: the network's score minus the sum of ``score``, the error of the average over 32 points.
+        memory: (T,) the exact :meth:`Memory.contributions`; zero without a memory.
+        repeat: the repeat term of the memory, if the target is in the history.
     """
 
     first_layer: Tensor
@@ -58,65 +56,72 @@ class Influence:
 
 
 def influence(model: RecBLR, items: Tensor, target: int, memory: Memory | None = None) -> Influence:
-    """What each event of the history ``items`` (T,) means to the score of ``target`` after it.
+    """The influence of each event of a history on the score of ``target`` after it.
 
-    Time and space grow in proportion to T.
+    Time and memory are proportional to T.
 
     Args:
-        model: the network.
-        items: (T,) rows of the vocabulary, T at least 1.
-        target: a row.
-        memory: of transitions, where one adds to the network's scores.
+        model: the network, in evaluation mode.
+        items: (T,) the history as rows of the vocabulary, T at least 1.
+        target: a row of the vocabulary.
+        memory: the memory of transitions, if it adds to the scores.
 
     Raises:
-        InputError: no event, an item or the target not in 0 .. V-1, a model that is in training.
+        InputError: the history is empty, an item or the target is not in 0 .. V-1, or the model is in
+            training mode.
     """
     table = model.item_embeddings.detach()
     size = len(table)
     if items.dim() != 1 or len(items) == 0 or items.min() < 0 or items.max() >= size:
-        raise InputError(f"influence needs a history of items in 0 .. {size - 1}, one or more")
+        raise InputError(f"influence needs a history of one or more items in 0 .. {size - 1}")
     if not 0 <= target < size:
         raise InputError(f"target = {target}: must be in 0 .. {size - 1}")
     if model.training:
-        raise InputError("influence needs a model without dropout; call model.eval() first")
+        raise InputError("the model is in training mode; call model.eval() first")
     items = items.to(table.device)
     state, _, parts = state_parts(model, items[:-1])
     _, kept, last = state_parts(model, items[-1:], state)
-    ends = torch.cat([kept[0] * parts[0], last[0]])
-    end = ends.sum(0)
+    first_layer_parts = torch.cat([kept[0] * parts[0], last[0]])
+    first_layer_state = first_layer_parts.sum(0)
 
-    way = (torch.arange(_POINTS, device=state.device) + 0.5) / _POINTS
-    shares = torch.cat([way, way.new_tensor([0.0, 1.0])]).to(state.dtype)
+    points = (torch.arange(_POINTS, device=state.device) + 0.5) / _POINTS
+    factors = torch.cat([points, points.new_tensor([0.0, 1.0])]).to(state.dtype)
     with torch.enable_grad():
-        states = (shares.view(-1, 1, 1, 1) * state).requires_grad_()
+        states = (factors.view(-1, 1, 1, 1) * state).requires_grad_()
         hidden, _ = model.step(items[-1:].expand(len(states)), states)
         scores = hidden @ table[target]
         gradients = torch.autograd.grad(scores[:_POINTS].sum(), states)[0]
     gradient = gradients[:_POINTS].double().mean(0)
-    alone, score = scores.detach().double()[_POINTS:]
-    past = torch.einsum("ltc,lc->t", parts, gradient[:, 0])
-    inputs = (gradient * state[0])[:, 1:].sum((0, 2))  # (W-1,), the first of them before any event
-    count = min(len(inputs), len(past))
-    past[len(past) - count :] += inputs[len(inputs) - count :]
-    values = torch.cat([past, alone.reshape(1)])
-    shares, rest = ends @ end / (end @ end), float(score - values.sum())
+    last_event_score, score = scores.detach().double()[_POINTS:]
+    earlier = torch.einsum("ltc,lc->t", parts, gradient[:, 0])
+    inputs = (gradient * state[0])[:, 1:].sum((0, 2))  # (W-1,), oldest first
+    count = min(len(inputs), len(earlier))
+    earlier[len(earlier) - count :] += inputs[len(inputs) - count :]
+    values = torch.cat([earlier, last_event_score.reshape(1)])
+    norm = first_layer_state @ first_layer_state
+    shares, rest = first_layer_parts @ first_layer_state / norm, float(score - values.sum())
     if memory is None:
         return Influence(shares, values, rest, torch.zeros_like(values), 0.0)
     history = items.cpu().numpy()
-    parts = torch.from_numpy(memory.parts(history, target)).to(values)
+    contributions = torch.from_numpy(memory.contributions(history, target)).to(values)
     repeat = memory.repeat if target in history else 0.0
-    return Influence(shares, values, rest, parts, repeat)
+    return Influence(shares, values, rest, contributions, repeat)
 
 
 @torch.no_grad()
 def state_parts(
     model: RecBLR, items: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Unroll each layer's recurrence over ``items`` (T,), from ``state`` (1, L, W, C) or from nothing.
+    """Unroll the recurrence of each layer over ``items`` (T,).
+
+    Args:
+        model: the network.
+        items: (T,) rows of the vocabulary.
+        state: (1, L, W, C) the state before; by default the initial state.
 
     Returns:
-        The state after, (1, L, W, C), and in float64 kept (L, C) and parts (L, T, C). The recurrent
-        row, row 0, of each layer is kept ⊙ that row before + Σ_t parts_t.
+        The state after (1, L, W, C), and in float64 kept (L, C) and parts (L, T, C): the recurrent
+        state, row 0, of each layer is kept ⊙ the recurrent state before + Σ_t parts_t.
     """
     if state is None:
         state = model.initial_state(1).to(model.item_embeddings.dtype)
@@ -124,7 +129,7 @@ def state_parts(
     thread = get_ident()
 
     def unroll(lru: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if get_ident() == thread:  # another may run the same model meanwhile
+        if get_ident() == thread:  # other threads may run the same model
             assert isinstance(lru, BDLRU)
             unrolled.append(_unroll(lru, inputs[0]))
 
@@ -134,16 +139,15 @@ def state_parts(
                 hooks.enter_context(module.register_forward_pre_hook(unroll))
         offsets = torch.tensor([0, len(items)], device=items.device)
         _, after = model(items, offsets, state)
-    kept, parts = (torch.stack(each) for each in zip(*unrolled, strict=True))
+    kept, parts = (torch.stack(tensors) for tensors in zip(*unrolled, strict=True))
     return after, kept, parts
 
 
 def _unroll(lru: BDLRU, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Kept (C,) and parts (T, C) of inputs ``x`` (T, C)."""
+    """Kept (C,) and parts (T, C) for inputs ``x`` (T, C)."""
     parts = x.new_empty(x.shape, dtype=torch.float64)
-    later = x.new_zeros(
-        x.shape[1], dtype=torch.float64
-    )  # Σ log α, which unlike Π α never underflows
+    # Σ log α of the later events; unlike Π α, it does not underflow.
+    later = x.new_zeros(x.shape[1], dtype=torch.float64)
     for first in reversed(range(0, len(x), _BLOCK)):
         block = x[first : first + _BLOCK]
         r, i = lru.recurrence_gate(block).double(), lru.input_gate(block).double()

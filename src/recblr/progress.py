@@ -1,4 +1,4 @@
-"""Progress of long work, on standard error and only where a person watches it."""
+"""Progress bars on standard error, if it is a terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -10,20 +10,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class Advance(Protocol):
-    """Say that ``amount`` more is done, and optionally what to show beside the bar."""
+    """Report that ``amount`` more is done, with an optional note to show beside the bar."""
 
     def __call__(self, amount: float, note: str = "") -> None: ...
 
 
 @contextmanager
 def progress(description: str, total: float | None) -> Iterator[Advance]:
-    """Yield ``advance(amount, note="")``; ``total`` is in the same unit, None when unknown."""
+    """Show a progress bar; yield ``advance(amount, note="")``. ``total`` is None if it is unknown."""
     if not sys.stderr.isatty():
-
-        def silent(amount: float, note: str = "") -> None:
-            pass
-
-        yield silent
+        yield lambda amount, note="": None
         return
     columns = (
         TextColumn("{task.description}"),

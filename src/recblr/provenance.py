@@ -1,4 +1,4 @@
-"""What a measured figure stands beside."""
+"""The origin of a measured figure: command, commit, hardware and versions."""
 
 import platform
 import subprocess
@@ -11,10 +11,13 @@ import torch
 
 
 def provenance(command: str, device: str = "cuda") -> dict[str, Any]:
-    """Command, date, commit, hardware and versions; with the GPU and CUDA's version where one is, and
-    is the kind of ``device`` that was worked on."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
+    """Command, date, commit, hardware and versions, as JSON values.
+
+    ``device`` is the kind of device that was used, "cpu" or "cuda"; GPU and CUDA are recorded for the
+    latter.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     gpu = {}
@@ -34,10 +37,9 @@ def provenance(command: str, device: str = "cuda") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the package, None unless it lies in its own repository; "-dirty" where its own files differ
-    from the commit, whatever results lie beside them."""
+    """The commit of the package, with "-dirty" if its files differ from it; None if it is installed."""
     package = Path(__file__).resolve().parent
-    if not (package.parents[1] / ".git").exists():  # installed, perhaps within another repository
+    if not (package.parents[1] / ".git").exists():  # perhaps inside another repository
         return None
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +49,6 @@ def _commit() -> str | None:
     try:
         commit = git("rev-parse", "--short", "HEAD").stdout.strip()
         dirty = commit and git("diff", "--quiet", "HEAD", "--", ".").returncode
-    except FileNotFoundError:  # no git
+    except FileNotFoundError:  # git is not installed
         return None
     return f"{commit}-dirty" if dirty else commit or None

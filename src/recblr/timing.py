@@ -1,4 +1,4 @@
-"""The clock of the benchmarks."""
+"""Time and memory of functions, for benchmarks."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,38 +7,38 @@ from statistics import median
 import torch
 
 
-def wait(device: torch.device) -> None:
-    """Until the GPU has done all it was given; a CPU has."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the GPU has finished its work; on a CPU, do nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long ``work`` takes, to the end of its last kernel."""
-    wait(device)
+    """The time that ``work`` takes, to the end of its last kernel, in seconds."""
+    synchronize(device)
     begin = time.perf_counter()
     work()
-    wait(device)
+    synchronize(device)
     return time.perf_counter() - begin
 
 
 def medians(
-    contenders: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
+    functions: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
 ) -> dict[str, float]:
-    """Median seconds of each contender.
+    """The median time of each function, in seconds.
 
-    They are called in turn, so that a machine that slows down slows all of them; the first call of each
+    They are called in turn, so that a slow phase of the machine affects all of them. The first round
     warms up and does not count.
     """
     rounds = [
-        {name: seconds(work, device) for name, work in contenders.items()}
+        {name: seconds(work, device) for name, work in functions.items()}
         for _ in range(repeats + 1)
     ]
-    return {name: median(row[name] for row in rounds[1:]) for name in contenders}
+    return {name: median(times[name] for times in rounds[1:]) for name in functions}
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Memory on the GPU that ``work`` holds at most, beyond what was held before."""
+    """The peak GPU memory that ``work`` allocates, in bytes."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     work()

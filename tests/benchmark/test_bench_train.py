@@ -1,16 +1,16 @@
 """The training benchmark: an epoch, its products, and where the rest goes."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from recblr.benchmark.train import default_log, time_epoch, time_training
 from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences
-from recblr.training.trainer import Step, TrainConfig, epoch_spans, training_step
+from recblr.training.config import TrainConfig
+from recblr.training.examples import prefixes
+from recblr.training.trainer import Trainer
 
 PARTS = {
     "matrix products", "recurrence", "convolution", "cross entropy", "dropout", "layer norm",
@@ -47,20 +47,17 @@ def test_some_batches_stand_for_the_epoch(
     """With a clock that counts the events trained on, an estimate must be exact."""
     clock = 0
 
-    def counting(*arguments: Any) -> Step:
-        step = training_step(*arguments)
+    step = Trainer.step
 
-        def count(batch: PackedBatch, before: Tensor) -> Tensor:
-            nonlocal clock
-            clock += len(batch.items)
-            return step(batch, before)
+    def count(self: Trainer, batch: PackedBatch, continues: bool, lr: float) -> None:
+        nonlocal clock
+        clock += len(batch.items)
+        step(self, batch, continues, lr)
 
-        return count
-
-    monkeypatch.setattr("recblr.benchmark.train.training_step", counting)
+    monkeypatch.setattr(Trainer, "step", count)
     monkeypatch.setattr("recblr.benchmark.train.time", SimpleNamespace(perf_counter=lambda: clock))
     config = TrainConfig(examples="prefixes", batch_size=64, max_length=7)
-    events = sum(int((stops - starts).sum()) for starts, stops in epoch_spans(sequences, config, 0))
+    events = sum(int((stops - starts).sum()) for starts, stops in prefixes(sequences, config, 0))
     for batches in (None, 1, 4):
         result = time_epoch(sequences, config, torch.device("cpu"), batches)
         assert result["estimated"] is (batches is not None)

@@ -1,4 +1,4 @@
-"""The log with a dependency far back: what it says is so, and nothing gives the answer away."""
+"""The associative recall log: its answers are at the distances, and nothing else reveals them."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from recblr.data.associative_recall import Recall, simulate_recall
+from recblr.data.associative_recall import AssociativeRecall, simulate_recall
 from recblr.errors import InputError
 
-SMALL = Recall(distances=(5, 2, 40), brands=4, others=10, users=(50, 7, 9))
+SMALL = AssociativeRecall(distances=(5, 2, 40), brands=4, others=10, users=(50, 7, 9))
 
 
-def test_a_brand_is_bought_again_at_the_distances_and_at_no_other_time() -> None:
+def test_brands_occur_only_at_the_distances() -> None:
     data, _ = simulate_recall(SMALL)
     assert SMALL.length == 48
     for begin, end in pairwise(data.offsets.tolist()):
@@ -23,14 +23,14 @@ def test_a_brand_is_bought_again_at_the_distances_and_at_no_other_time() -> None
         assert history.max() < 4 + 1 + 10
 
 
-def test_the_rows_are_those_of_the_answers_of_the_test_users() -> None:
+def test_the_rows_are_the_answers_of_the_test_users() -> None:
     data, rows = simulate_recall(SMALL)
     assert rows.shape == (9, 3)
     assert (rows - data.offsets[57:66, None] == [5, 7, 47]).all()
     assert (data.split.test[57:] == rows[:, -1]).all()
 
 
-def test_brands_are_even_and_independent_of_the_other_things() -> None:
+def test_brands_are_uniform_and_independent_of_other_items() -> None:
     data, _ = simulate_recall(replace(SMALL, users=(4000, 1, 1)))
     items = data.items.reshape(data.users, -1)
     counts = np.bincount(items[:, 0], minlength=4)
@@ -40,7 +40,7 @@ def test_brands_are_even_and_independent_of_the_other_things() -> None:
     assert np.abs(correlation).max() < 5 / np.sqrt(data.users)
 
 
-def test_users_train_validate_or_are_tested() -> None:
+def test_each_user_is_in_one_part() -> None:
     data, _ = simulate_recall(SMALL)
     trained = data.split.train_end > data.offsets[:-1]
     assert trained.tolist() == [True] * 50 + [False] * 16
@@ -49,7 +49,7 @@ def test_users_train_validate_or_are_tested() -> None:
     assert np.flatnonzero(data.split.test >= 0).tolist() == list(range(57, 66))
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_log() -> None:
     one, two, other = (
         simulate_recall(recall)[0].fingerprint for recall in (SMALL, SMALL, replace(SMALL, seed=1))
     )
@@ -59,4 +59,4 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize("distances", [(), (10, 1)])
 def test_impossible_distances_are_refused(distances: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="of 2 events or more"):
-        Recall(distances=distances)
+        AssociativeRecall(distances=distances)

@@ -1,4 +1,4 @@
-"""Packing and cutting against plain loops over lists."""
+"""Packed batches and windows, against plain loops over lists."""
 
 from itertools import pairwise
 
@@ -12,6 +12,7 @@ from recblr.data.batches import (
     PackedBatch,
     Targets,
     all_positions,
+    append_empty,
     pack,
     pack_each,
     prefixes,
@@ -20,14 +21,13 @@ from recblr.data.batches import (
     seen_pairs,
     sequence_padding,
     windows,
-    with_empty,
 )
 
 LENGTHS = st.lists(st.integers(0, 30), max_size=12)
 
 
 def histories(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(begins, ends) of histories of these lengths, laid end to end."""
+    """(begins, ends) of histories of these lengths, end to end."""
     offsets = np.cumsum([0, *lengths])
     return offsets[:-1], offsets[1:]
 
@@ -42,14 +42,14 @@ def spans(batches: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[int, int]]
 
 
 def targets_of(lengths: list[int]) -> list[int]:
-    """The rows that are to be predicted: all but the first of each history."""
+    """The rows to predict: all but the first of each history."""
     begins, ends = histories(lengths)
     return [row for begin, end in zip(begins, ends, strict=True) for row in range(begin + 1, end)]
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-5, 100), st.integers(0, 6)), max_size=8))
-def test_ranges_is_the_ranges_one_after_another(pairs: list[tuple[int, int]]) -> None:
+def test_ranges_equals_a_plain_loop(pairs: list[tuple[int, int]]) -> None:
     starts, lengths = np.array(pairs, int).reshape(-1, 2).T
     assert ranges(starts, lengths).tolist() == [s + i for s, n in pairs for i in range(n)]
 
@@ -57,7 +57,7 @@ def test_ranges_is_the_ranges_one_after_another(pairs: list[tuple[int, int]]) ->
 @pytest.mark.parametrize("targets", ["all", "last", "none"])
 @settings(deadline=None)
 @given(st.data())
-def test_pack_is_a_plain_loop(targets: Targets, data: st.DataObject) -> None:
+def test_pack_equals_a_plain_loop(targets: Targets, data: st.DataObject) -> None:
     flat = data.draw(st.lists(st.integers(0, 9), min_size=2, max_size=30))
     cut = st.integers(0, len(flat) - 1)
     drawn = data.draw(st.lists(st.tuples(cut, cut), max_size=6))
@@ -96,16 +96,14 @@ def test_pack_of_the_last_event_needs_no_event_after_it() -> None:
 
 def assert_same(ours: PackedBatch, theirs: PackedBatch) -> None:
     for name, tensor in vars(theirs).items():
-        found = getattr(ours, name)
-        assert found is tensor is None or torch.equal(found, tensor), name
+        value = getattr(ours, name)
+        assert value is tensor is None or torch.equal(value, tensor), name
 
 
 @pytest.mark.parametrize("targets", ["all", "last", "none"])
 @settings(deadline=None)
 @given(several=st.lists(st.lists(st.integers(1, 6), max_size=4), min_size=1, max_size=4))
-def test_packing_several_batches_is_packing_each(
-    targets: Targets, several: list[list[int]]
-) -> None:
+def test_pack_each_equals_packing_one_by_one(targets: Targets, several: list[list[int]]) -> None:
     flat = np.random.default_rng(0).integers(0, 9, 50).astype(np.int32)
     spans = [(7 + begins, 7 + ends) for begins, ends in map(histories, several)]
     for log in (flat, torch.from_numpy(flat)):
@@ -118,39 +116,39 @@ def example(lengths: list[int], targets: Targets = "all") -> PackedBatch:
     return pack(flat, *histories(lengths), targets)
 
 
-def test_histories_of_no_event_are_put_at_the_end() -> None:
+def test_append_empty_adds_histories_at_the_end() -> None:
     batch = example([3, 1])
-    more = with_empty(batch, 5)
-    assert more.offsets.tolist() == [0, 3, 4, 4, 4, 4]
-    assert more.items is batch.items
-    assert_same(with_empty(batch, 2), batch)
-    assert with_empty(example([]), 2).offsets.tolist() == [0, 0, 0]
+    extended = append_empty(batch, 5)
+    assert extended.offsets.tolist() == [0, 3, 4, 4, 4, 4]
+    assert extended.items is batch.items
+    assert_same(append_empty(batch, 2), batch)
+    assert append_empty(example([]), 2).offsets.tolist() == [0, 0, 0]
 
 
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 40), max_size=9))
-def test_rectangles_hold_every_history_once(lengths: list[int]) -> None:
+def test_rectangles_have_every_history_once(lengths: list[int]) -> None:
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     events = sum(lengths)
-    shapes, places = rectangles(offsets)
-    found = []
+    shapes, cells = rectangles(offsets)
+    histories = []
     for rows in shapes:
         sizes = (rows < events).sum(1).tolist()
         assert max(sizes) == rows.shape[1]
         assert max(sizes) <= 4 or max(sizes) < 2 * min(sizes)
         for row, size in zip(rows.tolist(), sizes, strict=True):
             assert row[size:] == [events] * (len(row) - size)
-            found.append(row[:size])
+            histories.append(row[:size])
     plain = [list(range(*ends)) for ends in pairwise(offsets.tolist()) if ends[0] < ends[1]]
-    assert sorted(found) == plain
-    together = torch.cat([torch.empty(0, dtype=torch.int64), *(rows.flatten() for rows in shapes)])
-    assert together[places].tolist() == list(range(events))
+    assert sorted(histories) == plain
+    joined = torch.cat([torch.empty(0, dtype=torch.int64), *(rows.flatten() for rows in shapes)])
+    assert joined[cells].tolist() == list(range(events))
 
 
 @pytest.mark.parametrize("targets", ["all", "last"])
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 9), max_size=5))
-def test_sequence_padding_is_a_plain_loop(targets: Targets, lengths: list[int]) -> None:
+def test_sequence_padding_equals_a_plain_loop(targets: Targets, lengths: list[int]) -> None:
     batch = example([length for length in lengths if length], targets)
     batch = PackedBatch(
         batch.items, torch.tensor([0, *lengths]).cumsum(0), batch.positions, batch.targets
@@ -208,7 +206,7 @@ def test_shift_cuts_only_histories_longer_than_a_window(
             }
 
 
-def test_windows_by_hand() -> None:
+def test_windows_of_two_histories() -> None:
     begins, ends = np.array([0, 3]), np.array([3, 14])  # 2 and 10 inputs
     assert sorted(spans([windows(begins, ends, 4, 0)])) == [(0, 2), (3, 5), (5, 9), (9, 13)]
     assert sorted(spans([windows(begins, ends, 4, 2)])) == [(0, 2), (3, 7), (7, 11), (11, 13)]
@@ -227,7 +225,7 @@ def test_all_positions_predicts_every_position_once(
     covered = [row for start, stop in pieces for row in range(start + 1, stop + 1)]
     assert sorted(covered) == targets_of(lengths)
 
-    # The windows of the epoch, but for one cut more at most between each batch and the next.
+    # The windows of the epoch, of which at most one is divided between two batches.
     whole = spans([windows(begins, ends, longest, longest // 2 * (epoch % 2))])
     assert {start for start, _ in whole} <= {start for start, _ in pieces}
     assert {stop for _, stop in whole} <= {stop for _, stop in pieces}
@@ -236,7 +234,7 @@ def test_all_positions_predicts_every_position_once(
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 12), st.integers(1, 60))
-def test_batches_are_equal_and_about_the_budget(
+def test_batches_have_equal_sizes_near_the_budget(
     lengths: list[int], longest: int, budget: int
 ) -> None:
     begins, ends = histories(lengths)
@@ -250,15 +248,15 @@ def test_batches_are_equal_and_about_the_budget(
         assert sizes[0] - 1 < total / max(1, round(total / budget)) <= sizes[0]
 
 
-def test_batches_of_many_windows_stay_near_the_budget() -> None:
+def test_batches_of_many_windows_have_sizes_near_the_budget() -> None:
     begins, ends = histories(np.random.default_rng(0).integers(2, 200, 2000).tolist())
     batches = all_positions(begins, ends, 50, 1024, 1, np.random.default_rng(0))
     sizes = [int((stops - starts).sum()) for starts, stops in batches]
     assert len(sizes) == round(sum(sizes) / 1024)
-    assert all(1019 <= size <= 1029 for size in sizes[:-1])  # half a batch shared out among 190
+    assert all(1019 <= size <= 1029 for size in sizes[:-1])  # half a batch is spread over 190
 
 
-def test_a_cut_window_goes_on_in_the_next_batch() -> None:
+def test_a_divided_window_continues_in_the_next_batch() -> None:
     batches = all_positions(*histories([101]), 200, 30, 0, np.random.default_rng(0))
     assert spans(batches) == [(0, 34), (34, 68), (68, 100)]
     assert [len(starts) for starts, _ in batches] == [1, 1, 1]
@@ -266,24 +264,24 @@ def test_a_cut_window_goes_on_in_the_next_batch() -> None:
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 12), st.integers(1, 60), st.integers(0, 3))
-def test_what_a_cut_severs_is_last_and_then_first_and_the_rest_longest_first(
+def test_batches_are_in_order_of_length_between_divided_windows(
     lengths: list[int], longest: int, budget: int, epoch: int
 ) -> None:
     begins, ends = histories(lengths)
     batches = all_positions(begins, ends, longest, budget, epoch, np.random.default_rng(0))
     whole = spans([windows(begins, ends, longest, longest // 2 * (epoch % 2))])
     cuts = {stop for start, stop in spans(batches)} - {stop for start, stop in whole}
-    severed = set()
+    divided = set()
     for (_, stops), (starts, _) in pairwise(batches):
         if stops[-1] == starts[0]:
-            severed.add(int(starts[0]))
-    assert cuts <= severed
+            divided.add(int(starts[0]))
+    assert cuts <= divided
     for starts, stops in batches:
         between = (stops - starts)[1:-1].tolist()
         assert between == sorted(between, reverse=True)
 
 
-def test_epochs_follow_their_generator_and_differ() -> None:
+def test_epochs_differ_and_the_generator_determines_them() -> None:
     begins, ends = histories([9, 40, 2, 77, 30])
 
     def epoch(seed: int, number: int, budget: int = 20) -> list[tuple[int, int]]:
@@ -292,7 +290,7 @@ def test_epochs_follow_their_generator_and_differ() -> None:
 
     assert epoch(1, 0) == epoch(1, 0)
     assert epoch(1, 0) != epoch(2, 0)
-    # In a single batch no window is severed: these are the windows themselves.
+    # A single batch has undivided windows.
     assert sorted(epoch(1, 0, 999)) == sorted(epoch(2, 0, 999)) == sorted(epoch(1, 2, 999))
     assert sorted(epoch(1, 0, 999)) != sorted(epoch(1, 1, 999))  # cut elsewhere
     first, again = (prefixes(begins, ends, 8, 20, np.random.default_rng(1)) for _ in range(2))
@@ -301,7 +299,7 @@ def test_epochs_follow_their_generator_and_differ() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [1], [1, 0, 1]])
-def test_nothing_to_predict_is_no_batch(lengths: list[int]) -> None:
+def test_histories_without_targets_give_no_batch(lengths: list[int]) -> None:
     begins, ends = histories(lengths)
     assert all_positions(begins, ends, 5, 10, 1, np.random.default_rng(0)) == []
     assert prefixes(begins, ends, 5, 10, np.random.default_rng(0)) == []
@@ -309,7 +307,7 @@ def test_nothing_to_predict_is_no_batch(lengths: list[int]) -> None:
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 12), st.integers(1, 40))
-def test_prefixes_are_every_prefix_once(lengths: list[int], longest: int, samples: int) -> None:
+def test_prefixes_have_every_prefix_once(lengths: list[int], longest: int, samples: int) -> None:
     begins, ends = histories(lengths)
     batches = prefixes(begins, ends, longest, samples, np.random.default_rng(0))
     truth = [
@@ -328,14 +326,14 @@ def test_prefixes_are_every_prefix_once(lengths: list[int], longest: int, sample
 @pytest.mark.parametrize("targets", ["all", "last", "none"])
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 8), max_size=5))
-def test_seen_pairs_are_a_plain_loop(targets: Targets, lengths: list[int]) -> None:
+def test_seen_pairs_equal_a_plain_loop(targets: Targets, lengths: list[int]) -> None:
     batch = example(lengths, targets)
     pairs, items = [], batch.items.tolist()
     for begin, end in pairwise(batch.offsets.tolist()):
         for number, position in enumerate(batch.positions.tolist()):
             if begin <= position < end:
                 pairs += [(number, item) for item in items[begin : position + 1]]
-    found = seen_pairs(batch)
-    assert found.shape == (2, len(pairs))
-    assert list(zip(*found.tolist(), strict=True)) == pairs
-    assert seen_pairs(with_empty(batch, len(lengths) + 2), len(pairs)).equal(found)
+    seen = seen_pairs(batch)
+    assert seen.shape == (2, len(pairs))
+    assert list(zip(*seen.tolist(), strict=True)) == pairs
+    assert seen_pairs(append_empty(batch, len(lengths) + 2), len(pairs)).equal(seen)

@@ -1,4 +1,4 @@
-"""The simulated shop does what its dials say, and its oracle is the truth, not an opinion."""
+"""The simulated shop follows its settings, and its oracle has the true probabilities."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -14,7 +14,7 @@ from recblr.data.log import read_log
 from recblr.data.simulate import CATALOGUE, FIRST_NAMES, Shop, simulate_shop, write_large_log
 from recblr.errors import InputError
 
-# Small, and named by category and place, so that the tests can read an item's place off its id.
+# Small, and with items named by category and position, so that the tests can parse an id.
 SMALL = Shop(users=5000, categories=8, items_per_category=6, mean_length=20, max_length=60, seed=3)
 
 
@@ -34,15 +34,15 @@ def histories(log):
     return np.split(log.items[by_user], np.cumsum(np.bincount(log.users))[:-1])
 
 
-def places(log):
-    """(category, place) of every item, in order of item_ids."""
+def positions(log):
+    """(category, position in it) of every item, in order of item_ids."""
     return [(int(i[1:4]), int(i[6:])) for i in log.item_ids.to_pylist()]
 
 
 def ndcg_at_10(scores, targets):
     """Mean NDCG@10 with one relevant item; ties count against the target."""
-    of_target = np.take_along_axis(scores, targets[:, None], axis=1)
-    rank = (scores >= of_target).sum(axis=1)
+    target_scores = np.take_along_axis(scores, targets[:, None], axis=1)
+    rank = (scores >= target_scores).sum(axis=1)
     return np.where(rank <= 10, 1 / np.log2(rank + 1), 0.0).mean()
 
 
@@ -52,7 +52,7 @@ def assert_mean(sample, expected=0.0):
     assert abs(sample.mean() - expected) < 4 * error, (sample.mean(), expected, error)
 
 
-def test_same_seed_same_log_other_seed_another(small):
+def test_the_seed_determines_the_log(small):
     again, other = simulate_shop(SMALL), simulate_shop(replace(SMALL, seed=4))
     for name in ("users", "items", "timestamps"):
         np.testing.assert_array_equal(
@@ -64,30 +64,32 @@ def test_same_seed_same_log_other_seed_another(small):
     assert len(small.interactions.items) != len(other.interactions.items)
 
 
-def test_log_follows_the_contract(demo):
+def test_the_log_is_coded_and_sorted_as_documented(demo):
     log = demo.interactions
     assert log.users.dtype == log.items.dtype == np.int32
     assert len(log.users) == len(log.items) == len(log.timestamps)
     for codes, ids in ((log.users, log.user_ids), (log.items, log.item_ids)):
         distinct, first = np.unique(codes, return_index=True)
         np.testing.assert_array_equal(distinct, np.arange(len(ids)))
-        assert (np.diff(first) > 0).all(), "ids stand in order of first appearance"
-    assert (np.diff(log.timestamps) >= 0).all(), "a shop writes its log in order of time"
+        assert (np.diff(first) > 0).all(), "ids are in order of first appearance"
+    assert (np.diff(log.timestamps) >= 0).all(), "the log is in order of time"
     by_user = np.argsort(log.users, kind="stable")
     same_user = np.diff(log.users[by_user]) == 0
-    assert (np.diff(log.timestamps[by_user])[same_user] > 0).all(), "no two events at once"
+    assert (np.diff(log.timestamps[by_user])[same_user] > 0).all(), (
+        "no two events of a user at the same time"
+    )
 
 
-def test_demo_has_the_promised_size(demo):
+def test_the_demo_has_its_documented_size(demo):
     lengths = np.bincount(demo.interactions.users)
     assert len(lengths) == 2000
     assert 36 < lengths.mean() < 44
-    assert lengths.min() == 5, "reached by some of so many"
-    assert lengths.max() == 200, "likewise"
+    assert lengths.min() == 5, "the minimum is reached"
+    assert lengths.max() == 200, "the maximum is reached"
     assert demo.oracle.shape == (2000, 192)
 
 
-def test_ids_are_unique_and_recognisable(demo):
+def test_ids_are_unique_and_are_names(demo):
     users, items = (
         ids.to_pylist() for ids in (demo.interactions.user_ids, demo.interactions.item_ids)
     )
@@ -126,10 +128,10 @@ def test_oracle_is_calibrated(shop):
     targets = [history[-1] for history in histories(simulated.interactions)]
     happened[np.arange(len(p)), targets] = 1
 
-    # The probability of what is drawn averages to sum p², if p is what it is drawn from.
+    # If items are drawn from p, the mean probability of the drawn item is the sum of p².
     assert_mean(((happened - p) * p).sum(axis=1))
     assert_mean(((happened - p) * np.log(p)).sum(axis=1))
-    # And at each level, from hardly thinkable to nearly sure, things happen as often as said.
+    # Items of each level of probability are drawn as often as expected.
     edges = np.quantile(p, [0, 0.6, 0.8, 0.9, 0.97, 0.99, 1])
     for low, high in pairwise(edges):
         level = (p >= low) & (p <= high)
@@ -140,16 +142,16 @@ def test_oracle_is_calibrated(shop):
 
 def test_oracle_beats_popularity_and_short_memory(small):
     log = small.interactions
-    place, code = places(log), {pair: i for i, pair in enumerate(places(log))}
-    popularity = np.bincount(log.items, minlength=len(place)) / len(log.items)
+    position, code = positions(log), {pair: i for i, pair in enumerate(positions(log))}
+    popularity = np.bincount(log.items, minlength=len(position)) / len(log.items)
     by_popularity = np.tile(popularity, (SMALL.users, 1))
     by_last_item = by_popularity.copy()
     targets = np.empty(SMALL.users, dtype=int)
     for user, history in enumerate(histories(log)):
         targets[user] = history[-1]
-        category, last = place[history[-2]]
-        for at in range(SMALL.items_per_category):
-            by_last_item[user, code[category, at]] += 1  # the category, its best sellers first
+        category, last = position[history[-2]]
+        for other in range(SMALL.items_per_category):
+            by_last_item[user, code[category, other]] += 1  # the category, by popularity
         by_last_item[user, code[category, (last + 1) % SMALL.items_per_category]] += 1
 
     best = ndcg_at_10(small.oracle, targets)
@@ -158,60 +160,60 @@ def test_oracle_beats_popularity_and_short_memory(small):
     assert best > ndcg_at_10(by_popularity, targets) + 0.3
 
 
-def test_interests_bound_what_a_user_buys():
-    still = replace(SMALL, users=500, drift=0.0)
+def test_a_user_buys_only_in_the_categories_of_interest():
+    without_drift = replace(SMALL, users=500, drift=0.0)
     for interests in (1, 3):
-        log = simulate_shop(replace(still, interests=interests)).interactions
-        category = np.array([c for c, _ in places(log)])
+        log = simulate_shop(replace(without_drift, interests=interests)).interactions
+        category = np.array([c for c, _ in positions(log)])
         counts = [len(set(category[history])) for history in histories(log)]
         assert max(counts) == interests
 
 
-def test_without_switch_and_drift_a_user_stays():
+def test_without_switch_and_drift_a_user_stays_in_one_category():
     log = simulate_shop(replace(SMALL, users=300, switch=0.0, drift=0.0)).interactions
-    category = np.array([c for c, _ in places(log)])
+    category = np.array([c for c, _ in positions(log)])
     assert all(len(set(category[history])) == 1 for history in histories(log))
 
 
-def test_drift_replaces_one_interest_by_a_new_one_at_its_rate():
+def test_drift_replaces_one_interest_at_its_rate():
     shop = replace(SMALL, drift=0.1, switch=0.0)
-    crowd = simulate._Crowd(shop, 20_000, np.random.default_rng(5))
-    while crowd.now < crowd.end - 1:
-        crowd.step()
-    before = crowd.interests.copy()
-    crowd.step()
-    changed = crowd.interests != before
+    simulation = simulate._Simulation(shop, 20_000, np.random.default_rng(5))
+    while simulation.now < simulation.end - 1:
+        simulation.step()
+    before = simulation.interests.copy()
+    simulation.step()
+    changed = simulation.interests != before
     assert changed.sum(axis=1).max() == 1
     assert_mean(changed.any(axis=1), shop.drift)
-    assert (np.diff(np.sort(crowd.interests, axis=1), axis=1) > 0).all(), "always distinct"
+    assert (np.diff(np.sort(simulation.interests, axis=1), axis=1) > 0).all(), "always distinct"
 
 
-def test_the_successor_follows_at_its_rate_however_long_ago(small):
-    place = places(small.interactions)
+def test_the_successor_follows_at_its_rate_after_any_gap(small):
+    position = positions(small.interactions)
     popularity = 1 / np.arange(1, SMALL.items_per_category + 1)
     popularity /= popularity.sum()
-    surprise = defaultdict(list)  # by gap: 1 next to each other, up to 3 far apart
+    excess = defaultdict(list)  # by the events between an item and the next one: 1, 2, 3 or more
     for history in histories(small.interactions):
         seen = {}
         for now, item in enumerate(history):
-            category, at = place[item]
+            category, current = position[item]
             if category in seen:
-                then, last = seen[category]
+                before, last = seen[category]
                 successor = (last + 1) % SMALL.items_per_category
                 chance = SMALL.follow + (1 - SMALL.follow) * popularity[successor]
-                surprise[min(now - then, 3)].append((at == successor) - chance)
-            seen[category] = now, at
+                excess[min(now - before, 3)].append((current == successor) - chance)
+            seen[category] = now, current
     for gap in (1, 2, 3):
-        assert len(surprise[gap]) > 3000
-        assert_mean(np.array(surprise[gap]))
+        assert len(excess[gap]) > 3000
+        assert_mean(np.array(excess[gap]))
 
 
-def test_impossible_interests_are_refused():
+def test_a_shop_refuses_as_many_interests_as_categories():
     with pytest.raises(InputError, match="12 interests of 12 categories"):
         Shop(interests=12)
 
 
-def test_large_log_round_trip(tmp_path: Path, monkeypatch):
+def test_a_large_log_is_written_and_read_back(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(simulate, "USERS_AT_ONCE", 100)
     shop = Shop(users=450, categories=40, items_per_category=25, mean_length=45)
     path = tmp_path / "large.parquet"
@@ -233,6 +235,6 @@ def test_large_log_round_trip(tmp_path: Path, monkeypatch):
     assert log.timestamps.tolist() == raw["timestamp"]
     users = np.asarray(log.user_ids)
     assert sorted(users) == list(range(450))
-    assert (np.diff(users) < 0).any(), "ids are dealt at random"
+    assert (np.diff(users) < 0).any(), "ids are in random order"
     assert min(raw["item_id"]) >= 0
     assert max(raw["item_id"]) < 1000

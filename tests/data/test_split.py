@@ -17,36 +17,36 @@ TIMES = st.lists(st.lists(st.integers(0, 9), max_size=8).map(sorted), max_size=8
 
 
 def naive_core(events: list[tuple[int, int]], k: int) -> list[bool]:
-    """Take away one offending event at a time."""
-    alive = [True] * len(events)
+    """Remove one event at a time."""
+    kept = [True] * len(events)
     changed = True
     while changed:
         changed = False
-        left = [event for event, stays in zip(events, alive, strict=True) if stays]
+        left = [event for event, keep in zip(events, kept, strict=True) if keep]
         users, items = [u for u, _ in left], [i for _, i in left]
         for row, (user, item) in enumerate(events):
-            if alive[row] and (users.count(user) < k or items.count(item) < k):
-                alive[row] = False
+            if kept[row] and (users.count(user) < k or items.count(item) < k):
+                kept[row] = False
                 changed = True
                 break
-    return alive
+    return kept
 
 
 @settings(deadline=None)
 @given(EVENTS, st.integers(1, 4))
-def test_k_core_is_the_naive_fixpoint(events: list[tuple[int, int]], k: int) -> None:
+def test_k_core_equals_a_plain_loop(events: list[tuple[int, int]], k: int) -> None:
     users, items = np.array(events, np.int32).reshape(-1, 2).T
     assert k_core(users, items, k).tolist() == naive_core(events, k)
 
 
-def test_k_core_falls_in_a_cascade() -> None:
-    # User 2 goes for want of events, then item 1 for want of users, then user 1, then all.
+def test_k_core_removes_in_a_cascade() -> None:
+    # User 2 has too few events; then item 1 has, then user 1, then all.
     users, items = np.array([0, 0, 1, 1, 2]), np.array([0, 2, 0, 1, 1])
     assert k_core(users, items, 1).all()
     assert not k_core(users, items, 2).any()
 
 
-def test_leave_one_out_by_hand() -> None:
+def test_leave_one_out_of_a_small_log() -> None:
     split = leave_one_out(np.array([0, 1, 3, 6, 6, 11]))  # 1, 2, 3, 0 and 5 events
     assert split.name == "leave-one-out"
     assert split.train_end.tolist() == [1, 3, 4, 6, 9]
@@ -54,7 +54,7 @@ def test_leave_one_out_by_hand() -> None:
     assert split.test.tolist() == [-1, -1, 5, -1, 10]
 
 
-def test_time_cuts_come_after_80_and_90_percent() -> None:
+def test_time_cuts_are_at_80_and_90_percent() -> None:
     assert time_cuts(np.random.default_rng(0).permutation(101)) == (80, 90)
     assert time_cuts(np.arange(10)) == (8, 9)
     nanoseconds = np.arange(101) + 2**60  # float64 would round these
@@ -63,12 +63,12 @@ def test_time_cuts_come_after_80_and_90_percent() -> None:
 
 
 @pytest.mark.parametrize("times", [[3] * 20, [1] * 15 + [2] * 5, [1, 2], [5]])
-def test_time_cuts_refuse_what_cannot_be_cut(times: list[int]) -> None:
+def test_time_cuts_refuse_too_few_distinct_times(times: list[int]) -> None:
     with pytest.raises(InputError, match="too few distinct timestamps"):
         time_cuts(np.array(times))
 
 
-def test_time_cuts_need_times() -> None:
+def test_time_cuts_refuse_a_log_without_times() -> None:
     with pytest.raises(InputError, match="needs a timestamp column"):
         time_cuts(None)
 
@@ -92,17 +92,17 @@ def test_last_time_cuts_are_quantiles_of_quantiles(times: list[int]) -> None:
         assert time_cuts(np.array(times), last=True) == (min(middle), min(late))
 
 
-def test_last_time_cuts_come_after_81_and_90_percent() -> None:
+def test_last_time_cuts_are_at_81_and_90_percent() -> None:
     assert time_cuts(np.random.default_rng(0).permutation(101), last=True) == (82, 91)
     nanoseconds = np.arange(101) + 2**60  # float64 would round these
     assert time_cuts(nanoseconds, last=True) == (2**60 + 82, 2**60 + 91)
-    # What shares its time with the quantile is before the cut, as in the source.
+    # An event at the time of the quantile is before the cut, as in the source.
     assert time_cuts(np.array([*range(26), 26, 26, 26, 27]), last=True) == (26, 27)
 
 
 @settings(deadline=None)
 @given(TIMES, st.integers(0, 9), st.integers(1, 5))
-def test_by_time_is_a_plain_loop(histories: list[list[int]], first: int, more: int) -> None:
+def test_by_time_equals_a_plain_loop(histories: list[list[int]], first: int, more: int) -> None:
     second = first + more
     offsets = np.cumsum([0, *map(len, histories)])
     times = np.array([time for history in histories for time in history], int)
@@ -124,7 +124,9 @@ def test_by_time_is_a_plain_loop(histories: list[list[int]], first: int, more: i
 
 @settings(deadline=None)
 @given(TIMES, st.integers(0, 9), st.integers(1, 5))
-def test_by_last_time_is_a_plain_loop(histories: list[list[int]], first: int, more: int) -> None:
+def test_by_last_time_equals_a_plain_loop(
+    histories: list[list[int]], first: int, more: int
+) -> None:
     second = first + more
     offsets = np.cumsum([0, *map(len, histories)])
     times = np.array([time for history in histories for time in history], int)
@@ -137,7 +139,7 @@ def test_by_last_time_is_a_plain_loop(histories: list[list[int]], first: int, mo
         train = [row for row in rows if times[row] < first]
         early = [row for row in rows if times[row] < second]
         train_end.append(begin + len(train))
-        # The last event, if it is in its period and another one is before it.
+        # The last event, if it is in the period and has an event before it.
         validation.append(early[-1] if len(early) > len(train) and early[:-1] else -1)
         test.append(rows[-1] if len(rows) > len(early) and rows[:-1] else -1)
     assert split.train_end.tolist() == train_end
@@ -145,7 +147,7 @@ def test_by_last_time_is_a_plain_loop(histories: list[list[int]], first: int, mo
     assert split.test.tolist() == test
 
 
-def test_by_last_time_by_hand() -> None:
+def test_by_last_time_of_a_small_log() -> None:
     histories = [[1, 5, 6, 7, 8], [1, 2], [1, 5], [4, 7], [7], [5], [7, 8], []]
     offsets = np.cumsum([0, *map(len, histories)])
     times = np.array([time for history in histories for time in history])
@@ -162,7 +164,7 @@ def test_by_last_time_by_hand() -> None:
 @pytest.mark.parametrize("last", [False, True])
 @settings(deadline=None)
 @given(histories=TIMES, first=st.integers(0, 9), more=st.integers(1, 5))
-def test_by_time_never_looks_ahead(
+def test_no_training_event_is_later_than_a_target(
     histories: list[list[int]], first: int, more: int, last: bool
 ) -> None:
     offsets = np.cumsum([0, *map(len, histories)])
@@ -182,7 +184,7 @@ def test_by_time_never_looks_ahead(
             assert all(time < times[target] for time in trained)
 
 
-def test_an_event_at_the_cut_is_after_it() -> None:
+def test_an_event_at_a_cut_is_after_it() -> None:
     offsets, times = np.array([0, 4, 6, 8]), np.array([1, 5, 5, 7, 5, 7, 4, 7])
     split = by_time(offsets, times, (5, 7))
     assert split.train_end.tolist() == [1, 4, 7]

@@ -1,4 +1,4 @@
-"""The metrics by hand and by loops."""
+"""The metrics, against plain loops and known values."""
 
 import math
 
@@ -14,22 +14,22 @@ RANKS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
 def naive(ranks: list[int], k: int) -> dict[str, list[float]]:
-    """Look through a list of recommendations for the one item that is relevant."""
-    found: dict[str, list[float]] = {"HR": [], "NDCG": [], "MRR": []}
+    """Search a list of recommendations for the relevant item."""
+    values: dict[str, list[float]] = {"HR": [], "NDCG": [], "MRR": []}
     for rank in ranks:
         hit = gain = reciprocal = 0.0
-        for place in range(1, k + 1):
-            if place == rank:
-                hit, gain, reciprocal = 1.0, math.log(2) / math.log(place + 1), 1.0 / place
-        found["HR"].append(hit)
-        found["NDCG"].append(gain)
-        found["MRR"].append(reciprocal)
-    return found
+        for position in range(1, k + 1):
+            if position == rank:
+                hit, gain, reciprocal = 1.0, math.log(2) / math.log(rank + 1), 1.0 / rank
+        values["HR"].append(hit)
+        values["NDCG"].append(gain)
+        values["MRR"].append(reciprocal)
+    return values
 
 
 @settings(deadline=None)
 @given(RANKS)
-def test_metrics_are_the_naive_loop(ranks: list[int]) -> None:
+def test_metrics_equal_a_plain_loop(ranks: list[int]) -> None:
     ours, averages = metrics.per_user(np.array(ranks)), metrics.means(np.array(ranks))
     for k in (10, 20):
         for name, truth in naive(ranks, k).items():
@@ -39,35 +39,35 @@ def test_metrics_are_the_naive_loop(ranks: list[int]) -> None:
     assert ours == averages == {}
 
 
-def test_metrics_by_hand() -> None:
+def test_metrics_of_known_ranks() -> None:
     ranks = np.array([1, 3, 10, 11, 20, 21])
-    found = metrics.per_user(ranks)
-    assert found["HR@10"].tolist() == [1, 1, 1, 0, 0, 0]
-    assert found["HR@20"].tolist() == [1, 1, 1, 1, 1, 0]
-    assert found["NDCG@10"][:2].tolist() == [1, 0.5]  # 1 / log2(2), 1 / log2(4)
-    assert found["NDCG@10"][3:].tolist() == [0, 0, 0]
-    assert found["MRR@20"].tolist() == pytest.approx([1, 1 / 3, 1 / 10, 1 / 11, 1 / 20, 0])
+    values = metrics.per_user(ranks)
+    assert values["HR@10"].tolist() == [1, 1, 1, 0, 0, 0]
+    assert values["HR@20"].tolist() == [1, 1, 1, 1, 1, 0]
+    assert values["NDCG@10"][:2].tolist() == [1, 0.5]  # 1 / log2(2), 1 / log2(4)
+    assert values["NDCG@10"][3:].tolist() == [0, 0, 0]
+    assert values["MRR@20"].tolist() == pytest.approx([1, 1 / 3, 1 / 10, 1 / 11, 1 / 20, 0])
     assert metrics.means(ranks)["HR@10"] == 0.5
 
 
-def test_intervals_hold_the_mean_shrink_and_repeat() -> None:
+def test_intervals_contain_the_mean_and_shrink_with_users() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for users in (50, 5000):
         ranks = rng.integers(1, 41, users)
-        found = metrics.intervals(ranks)
-        assert found == metrics.intervals(ranks)
+        intervals = metrics.intervals(ranks)
+        assert intervals == metrics.intervals(ranks)
         hits = metrics.hit_rate(ranks, 10)
         assert metrics.mean_interval(hits) != metrics.mean_interval(hits, seed=1)
-        assert found.keys() == metrics.means(ranks).keys()
+        assert intervals.keys() == metrics.means(ranks).keys()
         for name, mean in metrics.means(ranks).items():
-            low, high = found[name]
+            low, high = intervals[name]
             assert 0 <= low < mean < high <= 1
-        widths.append(np.mean([high - low for low, high in found.values()]))
+        widths.append(np.mean([high - low for low, high in intervals.values()]))
     assert widths[1] < widths[0] / 5  # about the root of 100
 
 
-def test_an_interval_is_that_of_the_normal_law() -> None:
+def test_an_interval_agrees_with_the_normal_distribution() -> None:
     hits = np.repeat([1, 30], [300, 700])
     low, high = metrics.intervals(hits)["HR@10"]
     spread = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
@@ -75,18 +75,18 @@ def test_an_interval_is_that_of_the_normal_law() -> None:
     assert high == pytest.approx(0.3 + spread, abs=0.005)
 
 
-@pytest.mark.parametrize("digits", [1, 15])  # many users of one value, and each of his own
-def test_an_interval_is_that_of_drawing_users(digits: int) -> None:
+@pytest.mark.parametrize("digits", [1, 15])  # few and many distinct values
+def test_an_interval_agrees_with_scipy(digits: int) -> None:
     values = np.random.default_rng(0).exponential(size=400).round(digits)
     theirs = stats.bootstrap(
         (values,), np.mean, n_resamples=20_000, method="percentile", rng=1
     ).confidence_interval
-    found = np.mean([metrics.mean_interval(values, seed) for seed in range(20)], axis=0)
-    assert found == pytest.approx([theirs.low, theirs.high], abs=0.1 * values.std() / 20)
+    interval = np.mean([metrics.mean_interval(values, seed) for seed in range(20)], axis=0)
+    assert interval == pytest.approx([theirs.low, theirs.high], abs=0.1 * values.std() / 20)
 
 
 @pytest.mark.parametrize("ranks", [[7], [7, 7, 7]])
-def test_intervals_of_equal_values_are_that_value(ranks: list[int]) -> None:
+def test_the_interval_of_equal_values_is_that_value(ranks: list[int]) -> None:
     for name, (low, high) in metrics.intervals(np.array(ranks)).items():
         assert low == pytest.approx(metrics.means(np.array(ranks))[name], rel=1e-12)
         assert high == low

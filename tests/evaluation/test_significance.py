@@ -1,6 +1,5 @@
-"""The tests of significance against enumeration, SciPy, worked examples and their own promises."""
+"""Tests of significance, against enumeration, SciPy and known values."""
 
-import time
 import tracemalloc
 from itertools import product
 
@@ -13,18 +12,18 @@ from scipy import stats
 from recblr.evaluation import significance
 from recblr.evaluation.significance import difference_interval, holm, paired_test
 
-GAINS = st.sampled_from([0.0, 0.5, 1.0, 1 / 3, 0.1, 0.25])  # few, so that flips tie
+GAINS = st.sampled_from([0.0, 0.5, 1.0, 1 / 3, 0.1, 0.25])  # few values, so that flips tie
 
 
 def enumerated(ours: list[float], theirs: list[float]) -> float:
-    """Every sign of every user, one after another, those of equal values as well."""
+    """p by enumerating every sign of every user, also of users with equal values."""
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    found = abs(sum(differences))
+    observed = abs(sum(differences))
     sums = [
         abs(sum(sign * value for sign, value in zip(signs, differences, strict=True)))
         for signs in product((-1, 1), repeat=len(differences))
     ]
-    return sum(value >= found - 1e-9 for value in sums) / len(sums)
+    return sum(value >= observed - 1e-9 for value in sums) / len(sums)
 
 
 # ---- the paired test -----------------------------------------------------------------------------
@@ -32,7 +31,7 @@ def enumerated(ours: list[float], theirs: list[float]) -> float:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(GAINS, GAINS), max_size=9))
-def test_few_users_are_enumerated(pairs: list[tuple[float, float]]) -> None:
+def test_flips_of_few_users_are_enumerated(pairs: list[tuple[float, float]]) -> None:
     ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
     p = paired_test(np.array(ours), np.array(theirs))
     assert p == enumerated(ours, theirs)
@@ -46,7 +45,7 @@ def test_enumeration_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> N
     assert paired_test(ours, np.zeros(11)) == enumerated(ours.tolist(), [0.0] * 11)
 
 
-def test_drawn_flips_come_near_enumeration_and_scipy() -> None:
+def test_drawn_flips_agree_with_enumeration_and_scipy() -> None:
     rng = np.random.default_rng(1)
     for shift in (0.0, 0.2, 0.5):
         ours, theirs = rng.normal(shift, 1, 16), rng.normal(0, 1, 16)
@@ -69,7 +68,7 @@ def test_many_users_agree_with_the_t_test() -> None:
     assert paired_test(ours, np.zeros(2000)) == pytest.approx(expected, abs=0.02)
 
 
-def test_users_of_equal_values_change_nothing() -> None:
+def test_users_with_equal_values_change_nothing() -> None:
     rng = np.random.default_rng(3)
     ours, theirs = rng.random(50), rng.random(50)
     same = rng.random(1000)
@@ -78,17 +77,17 @@ def test_users_of_equal_values_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("users", [0, 1, 5, 100])
-def test_equal_values_are_no_evidence(users: int) -> None:
+def test_equal_values_are_not_significant(users: int) -> None:
     values = np.random.default_rng(0).random(users)
     assert paired_test(values, values) == 1
 
 
-def test_one_user_is_no_evidence() -> None:
+def test_one_user_is_not_significant() -> None:
     assert paired_test(np.array([1.0]), np.array([0.0])) == 1
 
 
-def test_ties_of_floats_count_as_ties() -> None:
-    """0.1 + 0.2 - 0.3 is not 0 in floats: every flip of these is as far from 0, or none."""
+def test_rounding_does_not_break_ties() -> None:
+    """0.1 + 0.2 - 0.3 is not 0 in floats, but all flips of these values count as extreme."""
     ours = np.array([0.1, 0.2, 0.3, -0.1, -0.2, -0.3] * 2)
     assert paired_test(ours, np.zeros(12)) == 1
 
@@ -99,7 +98,7 @@ def test_p_is_never_0() -> None:
     assert paired_test(np.ones(10), np.zeros(10)) == 2 / 2**10
 
 
-def test_it_repeats_and_depends_on_its_seed() -> None:
+def test_the_seed_determines_p() -> None:
     rng = np.random.default_rng(4)
     ours, theirs = rng.random(300), rng.random(300)
     assert paired_test(ours, theirs) == paired_test(ours, theirs)
@@ -110,8 +109,8 @@ def gains(ranks: np.ndarray) -> np.ndarray:
     return np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0)
 
 
-def test_false_alarms_are_as_rare_as_the_level() -> None:
-    """Two draws of one model's gains, 400 times: a share of 0.05 ± 3 deviations is significant."""
+def test_the_false_positive_rate_is_the_level() -> None:
+    """Of 400 comparisons of a model with itself, a share of the level ± 3 deviations is significant."""
     rng = np.random.default_rng(5)
     p = [
         paired_test(*gains(rng.integers(1, 41, (2, 200))), flips=999, seed=trial)
@@ -122,7 +121,7 @@ def test_false_alarms_are_as_rare_as_the_level() -> None:
         assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=spread)
 
 
-def test_a_real_shift_is_found() -> None:
+def test_a_real_difference_is_significant() -> None:
     rng = np.random.default_rng(6)
     ranks = rng.integers(1, 41, 2000)
     worse = gains(ranks + rng.integers(0, 4, 2000))
@@ -131,9 +130,6 @@ def test_a_real_shift_is_found() -> None:
 
 def test_100_000_users_in_bounded_memory() -> None:
     ours = np.random.default_rng(7).normal(size=100_000)
-    begin = time.process_time()
-    paired_test(ours, np.zeros(len(ours)))
-    assert time.process_time() - begin < 5  # 0.6 s where nobody else uses the cache
     tracemalloc.start()
     paired_test(ours, np.zeros(len(ours)), flips=100)
     _, peak = tracemalloc.get_traced_memory()
@@ -145,18 +141,18 @@ def test_100_000_users_in_bounded_memory() -> None:
     ("ours", "theirs"),
     [([1.0], [1.0, 2.0]), ([[1.0]], [[1.0]]), ([np.nan], [1.0]), ([np.inf], [np.inf])],
 )
-def test_unlike_or_broken_values_are_refused(ours: list[float], theirs: list[float]) -> None:
+def test_wrong_shapes_and_values_are_refused(ours: list[float], theirs: list[float]) -> None:
     for function in (paired_test, difference_interval):
-        with pytest.raises(ValueError, match=r"one value a user|not finite"):
+        with pytest.raises(ValueError, match=r"one value per user|not finite"):
             function(np.array(ours), np.array(theirs))
 
 
 # ---- Holm ----------------------------------------------------------------------------------------
 
 
-def test_holm_by_hand() -> None:
-    found = holm(np.array([0.01, 0.04, 0.03, 0.005]))
-    assert found.tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+def test_holm_of_known_values() -> None:
+    adjusted = holm(np.array([0.01, 0.04, 0.03, 0.005]))
+    assert adjusted.tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm(np.array([0.6, 0.5])).tolist() == [1, 1]
     assert holm(np.array([0.2])).tolist() == [0.2]
     assert holm(np.array([])).tolist() == []
@@ -164,8 +160,8 @@ def test_holm_by_hand() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.5))
-def test_holm_rejects_what_his_steps_reject(p: list[float], level: float) -> None:
-    """From the smallest p on, each at level / (hypotheses left), until one is not rejected."""
+def test_holm_rejects_as_its_steps_do(p: list[float], level: float) -> None:
+    """From the smallest p, compare with level / (hypotheses left), until one is not rejected."""
     rejected = set()
     for step, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         if p[index] * (len(p) - step) > level:
@@ -177,37 +173,39 @@ def test_holm_rejects_what_his_steps_reject(p: list[float], level: float) -> Non
 # ---- the interval --------------------------------------------------------------------------------
 
 
-def test_an_interval_is_that_of_the_normal_law() -> None:
+def test_an_interval_agrees_with_the_normal_distribution() -> None:
     rng = np.random.default_rng(8)
     theirs = rng.normal(0, 5, 4000)
-    ours = theirs + rng.normal(0.1, 1, 4000)  # paired: what they share does not widen it
+    ours = theirs + rng.normal(0.1, 1, 4000)  # paired: common variance does not widen it
     low, high = difference_interval(ours, theirs)
     mean, spread = (ours - theirs).mean(), 1.96 * (ours - theirs).std() / 4000**0.5
     assert low == pytest.approx(mean - spread, abs=0.1 * spread)
     assert high == pytest.approx(mean + spread, abs=0.1 * spread)
     assert difference_interval(ours, theirs) == (low, high)
-    turned = difference_interval(theirs, ours)
-    assert turned == pytest.approx((-high, -low), abs=0.1 * spread)  # other draws
+    swapped = difference_interval(theirs, ours)
+    assert swapped == pytest.approx((-high, -low), abs=0.1 * spread)  # other draws
 
 
 @pytest.mark.parametrize("users", [1, 3])
-def test_an_interval_of_equal_differences_is_that_difference(users: int) -> None:
+def test_the_interval_of_equal_differences_is_that_difference(users: int) -> None:
     ours = np.full(users, 0.75)
     assert difference_interval(ours, np.full(users, 0.5)) == (0.25, 0.25)
 
 
-def test_nobody_has_no_interval() -> None:
+def test_an_interval_of_no_users_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one user"):
         difference_interval(np.array([]), np.array([]))
 
 
-def test_what_is_too_rare_for_the_drawn_flips_has_the_p_of_the_limit() -> None:
+def test_rare_flips_use_the_normal_distribution() -> None:
     rng = np.random.default_rng(0)
     differences = rng.choice([-1.0, -0.5, 0.5, 1.0], 4000)
-    ours = differences - differences.mean() + 0.0425  # 3.4 deviations: many flips can tell
+    ours = (
+        differences - differences.mean() + 0.0425
+    )  # 3.4 deviations: enough drawn flips are extreme
     drawn = paired_test(ours, np.zeros(4000), flips=200_000)
     few = paired_test(ours, np.zeros(4000), flips=100)
     assert 4e-4 < drawn < 1e-3
     assert few == pytest.approx(drawn, rel=0.3)
     assert 0 < paired_test(ours + 10, np.zeros(4000)) < 1e-300
-    assert paired_test(ours[:500] + 10, np.zeros(500), flips=99) == 1 / 100  # too few for a limit
+    assert paired_test(ours[:500] + 10, np.zeros(500), flips=99) == 1 / 100  # too few users

@@ -1,4 +1,4 @@
-"""BERT4Rec: its vectors against NumPy in float64, what it hides of a history."""
+"""BERT4Rec: vectors against NumPy in float64, and the masked items of a history."""
 
 import math
 from itertools import pairwise
@@ -19,15 +19,17 @@ CONFIGS = [
     BERT4RecConfig(dim=9, layers=3, heads=3, inner=5, dropout=0.0),
 ]
 
+STATELESS = torch.zeros(1, 0)
 
-def found(items: list[int], place: int, w: Weights, config: BERT4RecConfig) -> Array:
-    """The vector by which the item at a place is found, and a one for its bias."""
-    h = transformer(items, w, config, causal=False)[place]
+
+def expected_vector(items: list[int], row: int, w: Weights, config: BERT4RecConfig) -> Array:
+    """The vector that predicts the item at ``row``, and a one for the bias."""
+    h = transformer(items, w, config, causal=False)[row]
     return np.append(layer_norm(gelu(linear(h, w, "dense")), w, "norm"), 1)
 
 
 @torch.no_grad()
-def stirred(config: BERT4RecConfig, length: int = LENGTH) -> BERT4Rec:
+def perturbed(config: BERT4RecConfig, length: int = LENGTH) -> BERT4Rec:
     """A model with weights large enough that every part of it matters to the result."""
     torch.manual_seed(0)
     model = BERT4Rec(ITEMS, config, max_length=length)
@@ -48,16 +50,16 @@ def all_positions(lengths: list[int]) -> PackedBatch:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @torch.no_grad()
-def test_a_mask_behind_each_prefix_finds_its_next_item(config: BERT4RecConfig) -> None:
-    """Of a history of T events the oldest makes room for [mask]."""
-    model = stirred(config)
+def test_a_mask_after_each_prefix_predicts_the_next_item(config: BERT4RecConfig) -> None:
+    """In a history of T events, [mask] replaces the oldest event."""
+    model = perturbed(config)
     items, offsets = histories([4, 1, LENGTH, LENGTH - 1, 2, LENGTH + 3])
     every = torch.arange(len(items))
     hidden = model.hidden(PackedBatch(items, offsets, every, items))
     for first, last in pairwise(offsets.tolist()):
         for stop in range(first + 1, last + 1):
             seen = [*items[max(first, stop - LENGTH + 1) : stop].tolist(), ITEMS]
-            truth = found(seen, len(seen) - 1, weights_of(model), config)
+            truth = expected_vector(seen, len(seen) - 1, weights_of(model), config)
             np.testing.assert_allclose(hidden[stop - 1].numpy(), truth, rtol=0, atol=1e-5)
     ends = offsets[1:] - 1
     scores = model.score(PackedBatch(items, offsets, every[:0], every[:0]))
@@ -66,84 +68,87 @@ def test_a_mask_behind_each_prefix_finds_its_next_item(config: BERT4RecConfig) -
 
 
 @torch.no_grad()
-def test_hidden_items_are_found_from_both_sides() -> None:
+def test_masked_items_are_predicted_from_both_sides() -> None:
     config = BERT4RecConfig(dim=8)
-    model = stirred(config)
+    model = perturbed(config)
     lengths = [4, 1, LENGTH, 2, LENGTH - 1]
     batch = all_positions(lengths)
     torch.manual_seed(5)
-    vectors, targets = model.examined(batch)
+    vectors, targets = model.training_pairs(batch, STATELESS)[:2]
     torch.manual_seed(5)
-    hide = model.drawn(torch.tensor([0, *(min(n + 1, LENGTH) for n in lengths)]).cumsum(0))
-    truth, wanted, row = [], [], 0
+    masked = model.draw_masked(torch.tensor([0, *(min(n + 1, LENGTH) for n in lengths)]).cumsum(0))
+    truth, expected_targets, row = [], [], 0
     for first, last in pairwise(batch.offsets.tolist()):
         whole = [*batch.items[first:last].tolist(), int(batch.targets[last - 1])][-LENGTH:]
-        places = hide[row : row + len(whole)].nonzero().squeeze(1).tolist()
+        rows = masked[row : row + len(whole)].nonzero().squeeze(1).tolist()
         row += len(whole)
-        masked = [ITEMS if place in places else item for place, item in enumerate(whole)]
-        truth += [found(masked, place, weights_of(model), config) for place in places]
-        wanted += [whole[place] for place in places]
-    assert row == len(hide)
-    assert targets.tolist() == wanted
+        inputs = [ITEMS if number in rows else item for number, item in enumerate(whole)]
+        truth += [expected_vector(inputs, number, weights_of(model), config) for number in rows]
+        expected_targets += [whole[number] for number in rows]
+    assert row == len(masked)
+    assert targets.tolist() == expected_targets
     np.testing.assert_allclose(vectors.numpy(), np.stack(truth), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_prefix_is_a_history_that_ends_in_its_target() -> None:
-    model = stirred(BERT4RecConfig(dim=8))
+def test_a_prefix_trains_as_a_history_that_ends_with_its_target() -> None:
+    model = perturbed(BERT4RecConfig(dim=8))
     whole = all_positions([4, 1, LENGTH])
     ends = whole.offsets[1:] - 1
     prefixes = PackedBatch(whole.items, whole.offsets, ends, whole.targets[ends])
     torch.manual_seed(5)
-    vectors, targets = model.examined(whole)
+    vectors, targets = model.training_pairs(whole, STATELESS)[:2]
     torch.manual_seed(5)
-    again = model.examined(prefixes)
+    again = model.training_pairs(prefixes, STATELESS)[:2]
     assert again[0].equal(vectors)
     assert again[1].equal(targets)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_half_of_the_histories_hide_their_last_item_alone(share: float) -> None:
+def test_half_of_the_histories_mask_only_their_last_item(share: float) -> None:
     torch.manual_seed(0)
     count, length = 4000, 10
     model = BERT4Rec(ITEMS, BERT4RecConfig(hidden_share=share), max_length=length)
-    hide = model.drawn(length * torch.arange(count + 1)).view(count, length)
-    assert hide.any(1).all()
-    alone = hide[:, -1] & (hide.sum(1) == 1)
-    by_chance = (1 - share) ** (length - 1)  # nothing else is hidden, with the last item or without
-    assert alone.double().mean().item() == pytest.approx(
+    masked = model.draw_masked(length * torch.arange(count + 1)).view(count, length)
+    assert masked.any(1).all()
+    only_last = masked[:, -1] & (masked.sum(1) == 1)
+    by_chance = (1 - share) ** (length - 1)  # no other item is drawn
+    assert only_last.double().mean().item() == pytest.approx(
         0.5 + 0.5 * by_chance, abs=2.5 / math.sqrt(count)
     )
-    assert hide[:, :-1].double().mean().item() == pytest.approx(
+    assert masked[:, :-1].double().mean().item() == pytest.approx(
         share / 2, abs=5 * math.sqrt(share / count / (length - 1)) + 1e-9
     )
 
 
-def test_short_histories_hide_an_item_each() -> None:
+def test_every_short_history_masks_an_item() -> None:
     model = BERT4Rec(ITEMS, BERT4RecConfig(), max_length=LENGTH)
     offsets = torch.tensor([0, 1, 3, 4, 6])
     for _ in range(20):
-        hide = model.drawn(offsets)
-        assert all(hide[first:last].any() for first, last in pairwise(offsets.tolist()))
+        masked = model.draw_masked(offsets)
+        assert all(masked[first:last].any() for first, last in pairwise(offsets.tolist()))
 
 
-def test_gradients_of_training_are_those_of_differences() -> None:
-    model = stirred(BERT4RecConfig(dim=4, inner=3, hidden_share=0.5)).double()
+def test_gradients_of_training_pass_gradcheck() -> None:
+    model = perturbed(BERT4RecConfig(dim=4, inner=3, hidden_share=0.5)).double()
     batch = all_positions([1, 4])
 
-    def examined(*_: Tensor) -> Tensor:  # gradcheck changes the parameters in place
+    def training_pairs(*_: Tensor) -> Tensor:  # gradcheck changes the parameters in place
         torch.manual_seed(3)
-        return model.examined(batch)[0] @ model.item_embeddings.T
+        return model.training_pairs(batch, STATELESS)[0] @ model.item_embeddings.T
 
-    assert torch.autograd.gradcheck(examined, tuple(model.parameters()))
+    assert torch.autograd.gradcheck(training_pairs, tuple(model.parameters()))
 
 
-def test_a_single_event_of_memory_is_the_mask_alone() -> None:
-    model = stirred(BERT4RecConfig(dim=8), length=1)
+def test_a_model_of_one_event_sees_only_the_mask() -> None:
+    model = perturbed(BERT4RecConfig(dim=8), length=1)
     batch = all_positions([3, 1])
     hidden = model.hidden(batch)
     assert hidden.equal(hidden[:1].expand_as(hidden))
-    assert model.examined(batch)[1].tolist() == [int(batch.targets[2]), int(batch.targets[3])]
+    assert model.training_pairs(batch, STATELESS)[1].tolist() == [
+        int(batch.targets[2]),
+        int(batch.targets[3]),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,8 @@ def batch(lengths: list[int] = LENGTHS, users: list[int] | None = USERS) -> Pack
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     items = torch.randint(11, (sum(lengths),), generator=torch.Generator().manual_seed(1))
     every = torch.arange(len(items))
-    whose = None if users is None else torch.tensor(users, dtype=torch.int64)
-    return PackedBatch(items, offsets, every, items, users=whose)
+    user_of = None if users is None else torch.tensor(users, dtype=torch.int64)
+    return PackedBatch(items, offsets, every, items, users=user_of)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def batch(lengths: list[int] = LENGTHS, users: list[int] | None = USERS) -> Pack
     ids=str,
 )
 @torch.no_grad()
-def test_scores_are_the_papers(config: CaserConfig) -> None:
+def test_scores_equal_those_of_the_paper(config: CaserConfig) -> None:
     ours, some = model(config), batch()
     weights = {name: tensor.double().numpy() for name, tensor in ours.state_dict().items()}
     scores = ours.hidden(some) @ ours.item_embeddings.T
@@ -76,14 +76,14 @@ def test_scores_are_the_papers(config: CaserConfig) -> None:
             np.testing.assert_allclose(scores[row].numpy(), truth, rtol=0, atol=2e-5)
 
 
-def test_positions_choose_rows() -> None:
+def test_only_the_vectors_at_positions_are_computed() -> None:
     ours, every = model(CaserConfig(dim=6)), batch()
     some = replace(every, positions=torch.tensor([0, 8, 9, 19]))
     torch.testing.assert_close(ours.hidden(some), ours.hidden(every)[[0, 8, 9, 19]])
     assert ours.hidden(batch([], [])).shape == (0, 13)
 
 
-def test_it_looks_at_the_last_events_only() -> None:
+def test_only_the_last_events_matter() -> None:
     ours, some = model(CaserConfig(dim=6, order=3)), batch([9], [0])
     changed = replace(some, items=torch.cat([(some.items[:6] + 1) % 11, some.items[6:]]))
     before, after = ours.hidden(some), ours.hidden(changed)
@@ -91,12 +91,12 @@ def test_it_looks_at_the_last_events_only() -> None:
     assert not after[7].equal(before[7])
 
 
-def test_nobody_and_nothing_have_the_vector_zero_and_keep_it() -> None:
+def test_the_vectors_of_unknown_users_and_missing_events_stay_zero() -> None:
     ours, some = model(CaserConfig(dim=6)), batch()
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        ours.own_loss(ours.hidden(some), some.targets).backward()
+        ours.paper_loss(ours.hidden(some), some.targets).backward()
         optimizer.step()
     assert (ours.embedding.weight[0] == 0).all()
     assert (ours.user.weight[0] == 0).all()
@@ -104,7 +104,7 @@ def test_nobody_and_nothing_have_the_vector_zero_and_keep_it() -> None:
         assert not parameter.equal(model(CaserConfig(dim=6)).get_parameter(name)), name
 
 
-def test_a_fresh_model_has_zeros_where_there_is_nothing() -> None:
+def test_initial_weights() -> None:
     fresh = Caser(500, CaserConfig(), users=700)
     for drawn, deviation in (
         (fresh.embedding.weight[1:], 1 / 8),
@@ -118,19 +118,19 @@ def test_a_fresh_model_has_zeros_where_there_is_nothing() -> None:
     assert (fresh.bias == 0).all()
 
 
-def test_its_own_loss_is_binary_cross_entropy() -> None:
-    """Of two items, the other one is known."""
+def test_the_paper_loss_is_binary_cross_entropy() -> None:
+    """With two items, the negative is known."""
     ours, some = model(CaserConfig(dim=6), items=2), batch([4], [0])
     some = replace(some, items=some.items % 2, targets=torch.tensor([0, 1, 1, 0]))
     hidden = ours.hidden(some)
     scores = (hidden @ ours.item_embeddings.T).double()
-    right = scores.gather(1, some.targets[:, None])
-    wrong = scores.gather(1, 1 - some.targets[:, None])
-    truth = (torch.log1p(torch.exp(-right)) + torch.log1p(torch.exp(wrong))).mean().item()
-    assert ours.own_loss(hidden, some.targets).item() == pytest.approx(truth, abs=1e-6)
+    positive = scores.gather(1, some.targets[:, None])
+    negative = scores.gather(1, 1 - some.targets[:, None])
+    truth = (torch.log1p(torch.exp(-positive)) + torch.log1p(torch.exp(negative))).mean().item()
+    assert ours.paper_loss(hidden, some.targets).item() == pytest.approx(truth, abs=1e-6)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_applies_only_in_training() -> None:
     ours, some = model(CaserConfig()), batch()
     still = ours.hidden(some)
     assert still.equal(ours.hidden(some))
@@ -143,7 +143,7 @@ def test_dropout_acts_in_training_only() -> None:
      {"dropout": float("nan")}],
     ids=str,
 )  # fmt: skip
-def test_impossible_shapes_are_refused(values: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^model\.{name} = "):
         CaserConfig(**values)  # type: ignore[arg-type]

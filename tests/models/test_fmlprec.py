@@ -1,4 +1,4 @@
-"""FMLP-Rec against NumPy in float64: Fourier sums written out, pads and all."""
+"""FMLP-Rec against NumPy in float64, with the Fourier sums written out and with pads."""
 
 from itertools import pairwise
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
 from recblr.models.fmlprec import Filter, FMLPRec, FMLPRecConfig
-from recblr.training.losses import bpr
+from recblr.models.losses import bpr
 
 ITEMS = 31
 
 
 def filtered(hs: Array, weight: Array) -> Array:
-    """The filter of hs (T, D) by weight (F, D, 2), by sums over all T frequencies, of which those
-    behind the middle mirror the others."""
+    """The filter of hs (T, D) by weight (F, D, 2), by sums over all T frequencies; the upper half
+    mirrors the lower half."""
     length = len(hs)
     t = np.arange(length)
     out = np.zeros(hs.shape, complex)
@@ -27,9 +27,7 @@ def filtered(hs: Array, weight: Array) -> Array:
         spectrum = (hs * wave.conj()[:, None]).sum(0)
         real, imaginary = weight[min(k, length - k)].T
         factor = real + 1j * imaginary * np.sign(length - 2 * k)
-        if (
-            k == 0 or 2 * k == length
-        ):  # real in the spectrum of a real signal: only this part counts
+        if k == 0 or 2 * k == length:  # real in the spectrum of a real signal
             factor = real
         out += wave[:, None] * spectrum * factor / length
     np.testing.assert_allclose(out.imag, 0, atol=1e-12)
@@ -50,7 +48,7 @@ def fmlprec(items: list[int], w: Weights, config: FMLPRecConfig, length: int) ->
 
 
 @torch.no_grad()
-def stirred(config: FMLPRecConfig, length: int) -> FMLPRec:
+def perturbed(config: FMLPRecConfig, length: int) -> FMLPRec:
     """A model with weights large enough that every part of it matters to the result."""
     torch.manual_seed(0)
     model = FMLPRec(ITEMS, config, max_length=length)
@@ -70,9 +68,9 @@ def stirred(config: FMLPRecConfig, length: int) -> FMLPRec:
     ids=str,
 )
 @torch.no_grad()
-def test_hidden_vectors_are_the_papers(config: FMLPRecConfig, length: int) -> None:
-    """Each position is the end of a history, of which the model looks at the last T events."""
-    model = stirred(config, length)
+def test_hidden_vectors_equal_those_of_the_paper(config: FMLPRecConfig, length: int) -> None:
+    """Each position ends a history, of which the model uses the last T events."""
+    model = perturbed(config, length)
     items, offsets = histories([4, 1, length, length + 3, 2])
     every = torch.arange(len(items))
     hidden = model.hidden(PackedBatch(items, offsets, every, items))
@@ -83,22 +81,22 @@ def test_hidden_vectors_are_the_papers(config: FMLPRecConfig, length: int) -> No
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8])
-def test_the_last_position_alone_is_that_of_all(length: int) -> None:
-    """Values and gradients; the form that all positions take is held to sums above."""
+def test_the_last_position_alone_equals_that_of_all(length: int) -> None:
+    """Values and gradients; the test above checks the form for all positions."""
     torch.manual_seed(0)
     layer = Filter(3, length, 0.0).double()
     h = torch.randn(4, length, 3, dtype=torch.float64, requires_grad=True)
-    found = []
+    results = []
     for out in (layer(h, last=True), layer(h, last=False)[:, -1]):
         loss = (out * torch.arange(3)).sum()
-        found.append((out, *torch.autograd.grad(loss, (h, *layer.parameters()))))
-    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+        results.append((out, *torch.autograd.grad(loss, (h, *layer.parameters()))))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
     for last in (True, False):
         assert torch.autograd.gradcheck(layer, (h, last))
 
 
-def test_gradients_of_a_model_are_those_of_differences() -> None:
-    model = stirred(FMLPRecConfig(dim=3, inner=2), 5).double()
+def test_gradients_of_a_model_pass_gradcheck() -> None:
+    model = perturbed(FMLPRecConfig(dim=3, inner=2), 5).double()
     items, offsets = histories([1, 4])
     batch = PackedBatch(items, offsets, offsets[1:] - 1, items[:2])
 
@@ -108,8 +106,8 @@ def test_gradients_of_a_model_are_those_of_differences() -> None:
     assert torch.autograd.gradcheck(hidden, tuple(model.parameters()))
 
 
-def test_dropout_acts_in_training_only() -> None:
-    model = stirred(FMLPRecConfig(dim=8), 7)
+def test_dropout_applies_only_in_training() -> None:
+    model = perturbed(FMLPRecConfig(dim=8), 7)
     items, offsets = histories([7])
     batch = PackedBatch(items, offsets, offsets[1:] - 1, items[:1])
     still = model.hidden(batch)
@@ -117,11 +115,11 @@ def test_dropout_acts_in_training_only() -> None:
     assert not model.train().hidden(batch).equal(still)
 
 
-def test_the_own_loss_is_pairwise() -> None:
-    model = stirred(FMLPRecConfig(dim=8), 7)
+def test_the_paper_loss_is_pairwise() -> None:
+    model = perturbed(FMLPRecConfig(dim=8), 7)
     hidden, targets = torch.randn(7, 8), torch.arange(7)
     torch.manual_seed(1)
-    ours = model.own_loss(hidden, targets)
+    ours = model.paper_loss(hidden, targets)
     torch.manual_seed(1)
     assert ours.equal(bpr(hidden, model.embedding.weight, targets))
 
@@ -131,7 +129,7 @@ def test_the_own_loss_is_pairwise() -> None:
     [{"dim": 0}, {"layers": 0}, {"inner": 0}, {"dropout": 1.0}, {"dropout": float("nan")}],
     ids=str,
 )  # fmt: skip
-def test_impossible_shapes_are_refused(values: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^model\.{name} = "):
         FMLPRecConfig(**values)  # type: ignore[arg-type]

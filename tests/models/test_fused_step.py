@@ -1,4 +1,4 @@
-"""FusedStep against RecBLR, its plain twin, in float64."""
+"""FusedStep against RecBLR.step in float64."""
 
 import copy
 from collections.abc import Iterator
@@ -37,10 +37,10 @@ every_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
     ]
 )
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """With the C function and without. Fresh memory is NaN, so that what is not written is seen."""
+    """With and without the C function. New memory holds NaN, so a missing write shows."""
     if request.param == "plain":
         monkeypatch.setattr(cpu, "supports", lambda x: False)
-    torch.use_deterministic_algorithms(True)  # this is what fills torch.empty with NaN
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -49,7 +49,7 @@ both_ways = pytest.mark.usefixtures("kernels")
 
 
 @torch.no_grad()
-def stirred(config: RecBLRConfig) -> RecBLR:
+def perturbed(config: RecBLRConfig) -> RecBLR:
     """A model with weights large enough that every part of it matters to the result."""
     torch.manual_seed(0)
     model = RecBLR(ITEMS, config)
@@ -59,7 +59,7 @@ def stirred(config: RecBLRConfig) -> RecBLR:
 
 
 def users(model: RecBLR, count: int) -> tuple[Tensor, Tensor]:
-    """Items, each of them if there are enough users, and states."""
+    """Items, all of them if there are enough users, and states."""
     torch.manual_seed(count)
     return torch.arange(count) % ITEMS, torch.randn_like(model.initial_state(count))
 
@@ -73,8 +73,8 @@ def assert_near(ours: Tensor, theirs: Tensor) -> None:
 @every_config
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 100])
 @torch.no_grad()
-def test_a_step_is_the_models(config: RecBLRConfig, count: int) -> None:
-    model = stirred(config)
+def test_a_step_equals_that_of_the_model(config: RecBLRConfig, count: int) -> None:
+    model = perturbed(config)
     items, state = users(model, count)
     hidden, after = FusedStep(model).step(items, state)
     exact_hidden, exact_after = model.double().step(items, state.double())
@@ -85,8 +85,8 @@ def test_a_step_is_the_models(config: RecBLRConfig, count: int) -> None:
 @both_ways
 @every_config
 @torch.no_grad()
-def test_steps_are_the_parallel_pass(config: RecBLRConfig) -> None:
-    model = stirred(config)
+def test_steps_equal_the_parallel_pass(config: RecBLRConfig) -> None:
+    model = perturbed(config)
     histories = torch.randint(ITEMS, (5, 70))
     step, state, columns = FusedStep(model).step, model.initial_state(5), []
     for items in histories.t():  # not contiguous
@@ -101,15 +101,15 @@ def test_steps_are_the_parallel_pass(config: RecBLRConfig) -> None:
 
 
 @both_ways
-def test_state_goes_in_and_comes_out_and_nothing_stays_behind() -> None:
-    model = stirred(RecBLRConfig(dim=8))
+def test_a_step_keeps_no_state_of_its_own() -> None:
+    model = perturbed(RecBLRConfig(dim=8))
     step = FusedStep(model).step
     items, state = users(model, 20)
     kept = state.clone()
     first, after = step(items, state)
     step(items.flip(0), after)
     second, _ = step(items, state)
-    assert state.equal(kept), "the caller's state was written to"
+    assert state.equal(kept), "the step changed the state of the caller"
     assert first.equal(second)
     assert not first.requires_grad
     assert not after.requires_grad
@@ -119,8 +119,8 @@ def test_state_goes_in_and_comes_out_and_nothing_stays_behind() -> None:
 
 
 @both_ways
-def test_the_weights_are_those_of_the_moment_in_evaluation_mode() -> None:
-    model = stirred(RecBLRConfig(dim=8))
+def test_the_weights_are_copied_and_dropout_is_off() -> None:
+    model = perturbed(RecBLRConfig(dim=8))
     items, state = users(model, 20)
     with torch.no_grad():
         hidden, _ = model.step(items, state)
@@ -132,7 +132,7 @@ def test_the_weights_are_those_of_the_moment_in_evaluation_mode() -> None:
 
 @pytest.mark.skipif(not cpu.available(), reason="no compiled kernels on this machine")
 def test_threads_do_not_change_the_result() -> None:
-    model = stirred(RecBLRConfig())
+    model = perturbed(RecBLRConfig())
     items, state = users(model, 200)
     step, before, results = FusedStep(model).step, torch.get_num_threads(), []
     try:
@@ -148,8 +148,8 @@ def test_threads_do_not_change_the_result() -> None:
 
 
 @both_ways
-def test_what_does_not_fit_is_refused() -> None:
-    model = stirred(RecBLRConfig(dim=8))
+def test_wrong_items_and_shapes_are_refused() -> None:
+    model = perturbed(RecBLRConfig(dim=8))
     step = FusedStep(model).step
     items, state = users(model, 4)
     for item in (-1, ITEMS, 2**62):
@@ -159,13 +159,13 @@ def test_what_does_not_fit_is_refused() -> None:
         (items[:3], state), (items.unsqueeze(1), state), (items[0], state[:1]), (items, state[0]),
         (items, state[:, :1]), (items, state[:, :, 1:]), (items, state[..., :-1]),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"a tensor must be|no step of"):
+        with pytest.raises(ValueError, match=r"a tensor must be|items .* and state .* must be"):
             step(*wrong)
 
 
 @pytest.mark.skipif(not cpu.available(), reason="no compiled kernels on this machine")
-def test_other_types_are_refused_not_read() -> None:
-    model = stirred(RecBLRConfig(dim=8))
+def test_other_dtypes_are_refused() -> None:
+    model = perturbed(RecBLRConfig(dim=8))
     items, state = users(model, 4)
     for wrong in ((items.int(), state), (items, state.double()), (items, state.bfloat16())):
         with pytest.raises(ValueError, match="a tensor must be"):
@@ -173,7 +173,7 @@ def test_other_types_are_refused_not_read() -> None:
 
 
 def test_a_model_in_float64_is_stepped_in_float64() -> None:
-    model = stirred(RecBLRConfig(dim=8)).double()
+    model = perturbed(RecBLRConfig(dim=8)).double()
     items, state = users(model, 4)
     with torch.no_grad():
         expected, _ = model.step(items, state.double())

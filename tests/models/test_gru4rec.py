@@ -1,4 +1,4 @@
-"""GRU4Rec (arXiv 1511.06939) against a loop in NumPy and float64, its ragged pass against nn.GRU."""
+"""GRU4Rec (arXiv 1511.06939) against a loop in NumPy and float64; packed_gru against nn.GRU."""
 
 from itertools import pairwise
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from recblr.errors import InputError
 from recblr.models.gru4rec import GRU4Rec, GRU4RecConfig, packed_gru
-from recblr.training.losses import top1
+from recblr.models.losses import top1
 
 Array = NDArray[np.float64]
-# On both sides of the edges at 4, 8, 16, 32 and 64 events between the rectangles.
+# Around the boundaries between the rectangles, at 4, 8, 16, 32 and 64 events.
 LENGTHS = [5, 0, 1, 70, 4, 3, 0, 8, 17, 9, 16, 33, 1, 64, 0]
 
 
@@ -22,7 +22,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def gru(xs: list[Array], inner: Array, outer: Array) -> list[Array]:
-    """Gates r, z and candidate n one below the other in (3 H, D) and (3 H, H), as PyTorch has them."""
+    """Gates r, z and candidate n stacked in (3 H, D) and (3 H, H), as in PyTorch."""
     h = np.zeros(outer.shape[1])
     hs = []
     for x in xs:
@@ -46,7 +46,7 @@ def model(config: GRU4RecConfig) -> GRU4Rec:
     "config", [GRU4RecConfig(), GRU4RecConfig(dim=7, hidden=5, layers=3)], ids=str
 )
 @torch.no_grad()
-def test_hidden_vectors_and_state_are_those_of_a_loop(config: GRU4RecConfig) -> None:
+def test_hidden_vectors_and_state_equal_those_of_a_loop(config: GRU4RecConfig) -> None:
     ours = model(config)
     weights = {name: tensor.double().numpy() for name, tensor in ours.state_dict().items()}
     offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
@@ -65,28 +65,28 @@ def test_hidden_vectors_and_state_are_those_of_a_loop(config: GRU4RecConfig) -> 
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [1], [0, 0], []], ids=str)
-def test_ragged_pass_and_gradients_are_those_of_each_history_alone(lengths: list[int]) -> None:
+def test_packed_gru_equals_a_pass_for_each_history(lengths: list[int]) -> None:
     torch.manual_seed(0)
     layer = nn.GRU(3, 5, bias=False, batch_first=True).double()
     x = torch.randn(sum(lengths), 3, dtype=torch.float64, requires_grad=True)
     start = torch.randn(len(lengths), 5, dtype=torch.float64, requires_grad=True)
-    found = packed_gru(layer, x, torch.tensor([0, *lengths]).cumsum(0), start)
+    outputs = packed_gru(layer, x, torch.tensor([0, *lengths]).cumsum(0), start)
     rows, ends = [start[:0]], [start[:0]]
     for piece, before in zip(x.split(lengths), start, strict=True):
         h, last = layer(piece.unsqueeze(0), before.view(1, 1, -1)) if len(piece) else ([], before)
         rows += list(h)
         ends.append(last.view(1, -1))
     truth = torch.cat(rows), torch.cat(ends)
-    weights = [torch.randn_like(t) for t in truth]  # of a sum that no permutation leaves alone
+    weights = [torch.randn_like(t) for t in truth]  # so that a permutation changes the sum
 
-    def gradients(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        total = sum((w * t).sum() for w, t in zip(weights, outputs, strict=True))
+    def gradients(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        total = sum((w * t).sum() for w, t in zip(weights, results, strict=True))
         return torch.autograd.grad(
             total, [x, start, *layer.parameters()], materialize_grads=True, allow_unused=True
         )
 
-    torch.testing.assert_close(found, truth, rtol=0, atol=1e-13)
-    torch.testing.assert_close(gradients(found), gradients(truth), rtol=0, atol=1e-11)
+    torch.testing.assert_close(outputs, truth, rtol=0, atol=1e-13)
+    torch.testing.assert_close(gradients(outputs), gradients(truth), rtol=0, atol=1e-11)
 
 
 def test_the_state_stays_in_float32_under_autocast() -> None:
@@ -99,13 +99,13 @@ def test_the_state_stays_in_float32_under_autocast() -> None:
     assert state.equal(exact)
 
 
-def test_its_own_loss_is_top1() -> None:
+def test_the_paper_loss_is_top1() -> None:
     ours = model(GRU4RecConfig(dim=7))
     hidden, targets = torch.randn(9, 7), torch.randint(50, (9,))
-    assert ours.own_loss(hidden, targets).equal(top1(hidden, ours.embedding.weight, targets))
+    assert ours.paper_loss(hidden, targets).equal(top1(hidden, ours.embedding.weight, targets))
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_applies_only_in_training() -> None:
     ours = model(GRU4RecConfig(dropout=0.5))
     items, offsets = torch.arange(20), torch.tensor([0, 20])
     still = ours(items, offsets)[0]
@@ -118,7 +118,7 @@ def test_dropout_acts_in_training_only() -> None:
     [{"dim": 0}, {"hidden": 0}, {"layers": 0}, {"dropout": 1.0}, {"dropout": float("nan")}],
     ids=str,
 )
-def test_impossible_shapes_are_refused(values: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^model\.{name} = "):
         GRU4RecConfig(**values)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""LRURec against the recurrence in complex numbers, one event after another, in float64."""
+"""LRURec against a loop over events in complex numbers and float64."""
 
 import math
 from itertools import pairwise
@@ -34,7 +34,7 @@ def states(xs: list[Array], w: Weights, name: str) -> list[NDArray[np.complex128
 
 
 def lrurec(items: list[int], w: Weights, layers: int) -> tuple[Array, Array]:
-    """Vectors of each event, and the last state of each layer (L, C, 2)."""
+    """The vector of each event, and the last state of each layer (L, C, 2)."""
     xs = [layer_norm(w["embedding.weight"][item], w, "norm") for item in items]
     ends = []
     for layer in range(layers):
@@ -52,7 +52,7 @@ def lrurec(items: list[int], w: Weights, layers: int) -> tuple[Array, Array]:
 
 
 @torch.no_grad()
-def stirred(config: LRURecConfig) -> LRURec:
+def perturbed(config: LRURecConfig) -> LRURec:
     """A model with weights large enough that every part of it matters to the result."""
     torch.manual_seed(0)
     model = LRURec(ITEMS, config)
@@ -67,8 +67,8 @@ def stirred(config: LRURecConfig) -> LRURec:
     ids=str,
 )
 @torch.no_grad()
-def test_hidden_vectors_and_states_are_the_papers(config: LRURecConfig) -> None:
-    model = stirred(config)
+def test_hidden_vectors_and_states_equal_those_of_the_paper(config: LRURecConfig) -> None:
+    model = perturbed(config)
     items, offsets = histories([4, 1, 25, 2, 9])
     hidden, after = model(items, offsets)
     for b, (first, last) in enumerate(pairwise(offsets.tolist())):
@@ -81,11 +81,11 @@ def test_hidden_vectors_and_states_are_the_papers(config: LRURecConfig) -> None:
 
 
 @torch.no_grad()
-def test_angles_stay_exact_in_a_long_history() -> None:
-    """In float32 an angle of 20,000 turns would be off by 0.004."""
+def test_angles_are_exact_in_a_long_history() -> None:
+    """In float32 an angle of 20,000 turns would have an error of 0.004."""
     torch.manual_seed(0)
     layer = LRU(LRURecConfig(dim=2))
-    layer.nu_log.fill_(-5)  # |λ| = 0.993: remembers some hundred events
+    layer.nu_log.fill_(-5)  # |λ| = 0.993: a memory of some hundred events
     xs = torch.randn(20_000, 2)
     before = torch.zeros(1, 4, 2)
     h, _ = layer.recurrence(layer.input(xs), torch.tensor([0, len(xs)]), before)
@@ -97,7 +97,7 @@ def test_angles_stay_exact_in_a_long_history() -> None:
 
 
 def test_gradients_of_the_recurrence() -> None:
-    """In float64 by differences, in float32 those of float64; histories of no event among them."""
+    """In float64 by gradcheck, in float32 against float64; with empty histories."""
     torch.manual_seed(0)
     layer = LRU(LRURecConfig(dim=1)).double()
     offsets = torch.tensor([0, 0, 5, 6, 6, 13])
@@ -121,8 +121,8 @@ def test_gradients_of_the_recurrence() -> None:
     torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_it_starts_within_the_authors_ring() -> None:
-    """|λ| from 0.8 to 0.99, evenly over the ring's area; any angle; γ = √(1 - |λ|²)."""
+def test_initial_eigenvalues_are_those_of_the_authors() -> None:
+    """|λ| from 0.8 to 0.99, uniform over the area of the ring; any angle; γ = √(1 - |λ|²)."""
     torch.manual_seed(0)
     layer = LRU(LRURecConfig(dim=2000))
     radius = torch.exp(-layer.nu_log.detach().exp())
@@ -136,21 +136,21 @@ def test_it_starts_within_the_authors_ring() -> None:
     torch.testing.assert_close(gamma, (1 - radius**2).sqrt(), rtol=1e-5, atol=0)
 
 
-def test_weights_and_biases_start_truncated_normal() -> None:
+def test_initial_weights_and_biases_are_truncated_normal() -> None:
     for name, parameter in LRURec(1000, LRURecConfig()).named_parameters():
         if "norm" in name:
             assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
         elif "_log" not in name:
             assert parameter.abs().max() <= 0.04, name
-            # Of a normal distribution cut at two deviations.
+            # Of a normal distribution truncated at two standard deviations.
             std, error = 0.88 * 0.02, 0.02 / math.sqrt(parameter.numel())
             assert parameter.mean().item() == pytest.approx(0, abs=5 * error), name
             assert parameter.std().item() == pytest.approx(std, abs=5 * error), name
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_dropout_acts_in_training_only(dropout: float) -> None:
-    model = stirred(LRURecConfig(dim=8, dropout=dropout))
+def test_dropout_applies_only_in_training(dropout: float) -> None:
+    model = perturbed(LRURecConfig(dim=8, dropout=dropout))
     items, offsets = histories([7])
     still = model(items, offsets)[0]
     assert still.equal(model(items, offsets)[0])
@@ -162,7 +162,7 @@ def test_dropout_acts_in_training_only(dropout: float) -> None:
     [{"dim": 0}, {"layers": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"dropout": float("nan")}],
     ids=str,
 )
-def test_impossible_shapes_are_refused(values: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^model\.{name} = "):
         LRURecConfig(**values)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def batch(lengths: list[int] = LENGTHS) -> PackedBatch:
     "config", [NARMConfig(), NARMConfig(dim=7, hidden=5), NARMConfig(dim=3, hidden=1)], ids=str
 )
 @torch.no_grad()
-def test_hidden_vectors_are_the_papers(config: NARMConfig) -> None:
+def test_hidden_vectors_equal_those_of_the_paper(config: NARMConfig) -> None:
     ours, some = model(config), batch()
     weights = {name: tensor.double().numpy() for name, tensor in ours.state_dict().items()}
     hidden = ours.hidden(some)
@@ -70,28 +70,28 @@ def test_hidden_vectors_are_the_papers(config: NARMConfig) -> None:
             np.testing.assert_allclose(hidden[row].numpy(), truth, rtol=0, atol=1e-5)
 
 
-def test_positions_choose_rows() -> None:
+def test_only_the_vectors_at_positions_are_computed() -> None:
     ours, every = model(NARMConfig()), batch()
     some = replace(every, positions=torch.tensor([0, 4, 17, 40]))
     torch.testing.assert_close(ours.hidden(some), ours.hidden(every)[[0, 4, 17, 40]])
     assert ours.hidden(batch([])).shape == (0, 64)
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values and gradients, where a chunk is all positions, some, or not even one."""
+def test_results_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, with chunks of all positions, of some, and of less than one."""
     ours, some = model(NARMConfig(dim=7, hidden=5)).double(), batch()
-    found = []
+    results = []
     for numbers in (1 << 20, 200, 1):
         monkeypatch.setattr(narm, "_CHUNK", numbers)
         hidden = ours.hidden(some)
         gradients = torch.autograd.grad(hidden.sin().sum(), list(ours.parameters()))
-        found.append((hidden, *gradients))
-    for others in found[1:]:
-        torch.testing.assert_close(others, found[0], rtol=0, atol=1e-12)
+        results.append((hidden, *gradients))
+    for others in results[1:]:
+        torch.testing.assert_close(others, results[0], rtol=0, atol=1e-12)
 
 
 def test_the_hidden_layers_of_the_attention_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are 160 · 161 / 2 · 32 numbers; what is kept for the gradient is a fraction of that."""
+    """They hold 160 · 161 / 2 · 32 values; autograd keeps a fraction of that."""
     monkeypatch.setattr(narm, "_CHUNK", 1 << 14)
     ours, some = model(NARMConfig(dim=4, hidden=32)), batch([160])
     kept: dict[int, int] = {}
@@ -105,15 +105,15 @@ def test_the_hidden_layers_of_the_attention_are_not_kept(monkeypatch: pytest.Mon
     assert sum(kept.values()) < 160 * 161 / 2 * 32 / 2
 
 
-def test_its_own_loss_is_the_full_softmax() -> None:
+def test_the_paper_loss_is_the_full_softmax() -> None:
     ours, some = model(NARMConfig()), batch()
     hidden = ours.hidden(some)
     truth = cross_entropy(hidden, ours.embedding.weight, some.targets)
-    assert ours.own_loss(hidden, some.targets).equal(truth)
+    assert ours.paper_loss(hidden, some.targets).equal(truth)
 
 
 @pytest.mark.parametrize("name", ["embedding_dropout", "dropout"])
-def test_dropout_acts_in_training_only(name: str) -> None:
+def test_dropout_applies_only_in_training(name: str) -> None:
     others = {"embedding_dropout": 0.0, "dropout": 0.0}
     ours, some = model(NARMConfig(**others | {name: 0.5})), batch()  # type: ignore[arg-type]
     still = ours.hidden(some)
@@ -127,7 +127,7 @@ def test_dropout_acts_in_training_only(name: str) -> None:
      {"dropout": float("nan")}],
     ids=str,
 )  # fmt: skip
-def test_impossible_shapes_are_refused(values: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^model\.{name} = "):
         NARMConfig(**values)  # type: ignore[arg-type]

@@ -50,8 +50,8 @@ def bd_lru(xs: list[Array], w: Weights, name: str) -> list[Array]:
 
 
 def gated_recurrent_layer(inputs: list[Array], w: Weights, name: str) -> list[Array]:
-    """Algorithm 1; the convolution sees zeros before the first event. Of the ablations one has no
-    convolution, and one nothing but the BD-LRU."""
+    """Algorithm 1; the convolution reads zeros before the first event. One ablation has no convolution,
+    one has only the BD-LRU."""
     if f"{name}.to_x.weight" not in w:
         return bd_lru(inputs, w, f"{name}.lru")
     hx = [w[f"{name}.to_x.weight"] @ h for h in inputs]  # line 1
@@ -66,7 +66,7 @@ def gated_recurrent_layer(inputs: list[Array], w: Weights, name: str) -> list[Ar
 
 def convolution(hx: list[Array], w: Weights, name: str) -> list[Array]:
     """Line 4."""
-    kernel = w[f"{name}.conv.weight"][:, 0]  # (C, W), its last column for the present event
+    kernel = w[f"{name}.conv.weight"][:, 0]  # (C, W); the last column is for the current event
     convolved = []
     for t in range(len(hx)):
         total = w[f"{name}.conv.bias"].copy()
@@ -110,10 +110,9 @@ def model(config: RecBLRConfig, items: int = 50) -> RecBLR:
     ids=str,
 )
 @torch.no_grad()
-def test_hidden_vectors_are_the_papers(config: RecBLRConfig) -> None:
+def test_hidden_vectors_equal_those_of_the_paper(config: RecBLRConfig) -> None:
     ours = model(config)
-    # As they come, the weights hardly reach the result: larger ones, and no bias or norm left at
-    # its start, so that whatever is forgotten or swapped shows.
+    # Initial weights hardly affect the result. Larger weights, biases and norms show any error.
     for parameter in ours.parameters():
         parameter += 0.2 * torch.randn_like(parameter)
     weights = {name: tensor.double().numpy() for name, tensor in ours.state_dict().items()}
@@ -127,7 +126,7 @@ def test_hidden_vectors_are_the_papers(config: RecBLRConfig) -> None:
 
 
 @torch.no_grad()
-def test_the_state_is_the_recurrence_and_the_last_inputs() -> None:
+def test_the_state_holds_the_recurrence_and_the_last_inputs() -> None:
     ours = model(RecBLRConfig(dim=8, layers=1))
     items, offsets = torch.arange(7), torch.tensor([0, 7])
     _, state = ours(items, offsets)
@@ -138,7 +137,7 @@ def test_the_state_is_the_recurrence_and_the_last_inputs() -> None:
     np.testing.assert_allclose(state[0, 0, 1:].numpy(), np.stack(inputs[-3:]), rtol=0, atol=1e-6)
 
 
-def test_decay_starts_between_0_9_and_0_999() -> None:
+def test_the_initial_decay_is_between_0_9_and_0_999() -> None:
     for layer in model(RecBLRConfig()).layers:
         lam = layer.recurrent.lru.lam.detach().double()
         decay = torch.exp(-torch.nn.functional.softplus(lam))
@@ -148,7 +147,7 @@ def test_decay_starts_between_0_9_and_0_999() -> None:
         torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-4, atol=0)
 
 
-def test_without_custom_initialisation_lambda_starts_like_a_weight() -> None:
+def test_without_custom_init_lambda_is_initialised_like_a_weight() -> None:
     for layer in model(RecBLRConfig(custom_init=False)).layers:
         lam = layer.recurrent.lru.lam.detach()
         assert lam.abs().max() < 0.1
@@ -167,7 +166,7 @@ def test_without_custom_initialisation_lambda_starts_like_a_weight() -> None:
     ids=str,
 )
 @torch.no_grad()
-def test_an_ablation_carries_its_state_on(config: RecBLRConfig, shape: tuple[int, ...]) -> None:
+def test_an_ablation_continues_from_its_state(config: RecBLRConfig, shape: tuple[int, ...]) -> None:
     ours = model(config)
     for parameter in ours.parameters():
         parameter += 0.2 * torch.randn_like(parameter)
@@ -180,12 +179,12 @@ def test_an_ablation_carries_its_state_on(config: RecBLRConfig, shape: tuple[int
     torch.testing.assert_close(after, end, rtol=0, atol=1e-5)
 
 
-def test_weights_start_normal_and_biases_at_zero() -> None:
+def test_initial_weights_are_normal_and_biases_zero() -> None:
     parameters = dict(model(RecBLRConfig(), items=1000).named_parameters())
     for name, parameter in parameters.items():
         if "norm" in name:
             assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
-        elif "conv" in name:  # PyTorch's own: uniform within ± 1 / sqrt(width)
+        elif "conv" in name:  # PyTorch's default: uniform within ± 1 / sqrt(width)
             assert parameter.abs().max() <= 0.5, name
             assert parameter.std().item() == pytest.approx(0.5 / np.sqrt(3), rel=0.2), name
         elif name.endswith("bias"):
@@ -208,7 +207,7 @@ def test_which_projections_have_biases() -> None:
     assert {"layers.0.pffn.inner.bias", "layers.0.pffn.outer.bias"} < names
 
 
-def test_shapes_are_the_papers() -> None:
+def test_shapes_equal_those_of_the_paper() -> None:
     shapes = {name: tuple(t.shape) for name, t in model(RecBLRConfig()).state_dict().items()}
     assert shapes["embedding.weight"] == (50, 64)
     for layer in ("layers.0", "layers.1"):
@@ -223,21 +222,21 @@ def test_shapes_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_it_compiles_whole(dropout: float) -> None:
-    """In one graph, forward and backward, with the values and gradients of the model itself."""
+def test_it_compiles_to_one_graph(dropout: float) -> None:
+    """Forward and backward, with the values and gradients of the uncompiled model."""
     ours = model(RecBLRConfig(dim=8, dropout=dropout)).train()
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     items, offsets = torch.randint(50, (20,)), torch.tensor([0, 5, 5, 20])
-    found = []
+    results = []
     for run in (compiled, ours):
         torch.manual_seed(0)
         hidden, state = run(items, offsets)
         loss = hidden.square().sum() + state.sum()
-        found.append((hidden, state, *torch.autograd.grad(loss, list(ours.parameters()))))
-    torch.testing.assert_close(*found)
+        results.append((hidden, state, *torch.autograd.grad(loss, list(ours.parameters()))))
+    torch.testing.assert_close(*results)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_applies_only_in_training() -> None:
     ours = model(RecBLRConfig(dropout=0.5))
     items, offsets = torch.arange(20), torch.tensor([0, 20])
     still = ours(items, offsets)[0]
@@ -251,7 +250,7 @@ def test_dropout_acts_in_training_only() -> None:
      {"dropout": -0.1}, {"dropout": float("nan")}],
     ids=str,
 )  # fmt: skip
-def test_impossible_shapes_are_refused(values: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^model\.{name} = "):
         RecBLRConfig(**values)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""SASRec against its layers written out in NumPy and float64, one position after another."""
+"""SASRec against its layers written out in NumPy and float64, position by position."""
 
 import math
 from itertools import pairwise
@@ -12,8 +12,8 @@ from torch import Tensor
 from recblr import ops
 from recblr.data.batches import PackedBatch, rectangles
 from recblr.errors import InputError
+from recblr.models.losses import binary_cross_entropy
 from recblr.models.sasrec import SASRec, SASRecConfig, SelfAttention
-from recblr.training.losses import binary_cross_entropy
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
@@ -41,9 +41,9 @@ def gelu(x: Array) -> Array:
 
 
 def attention(hs: list[Array], w: Weights, name: str, heads: int, causal: bool) -> list[Array]:
-    """Scaled dot products in several heads; causal: of keys up to the query's position."""
+    """Multi-head scaled dot products; if causal, with keys up to the position of the query."""
     qkv = [np.split(linear(h, w, f"{name}.qkv"), 3) for h in hs]
-    found = []
+    outputs = []
     for t, (queries, _, _) in enumerate(qkv):
         seen = qkv[: t + 1] if causal else qkv
         parts = []
@@ -51,8 +51,8 @@ def attention(hs: list[Array], w: Weights, name: str, heads: int, causal: bool) 
             scores = [queries[head] @ keys[head] / math.sqrt(len(head)) for _, keys, _ in seen]
             weights = np.exp(scores) / np.exp(scores).sum()
             parts.append(sum(a * v[head] for a, (_, _, v) in zip(weights, seen, strict=True)))
-        found.append(linear(np.concatenate(parts), w, f"{name}.out"))
-    return found
+        outputs.append(linear(np.concatenate(parts), w, f"{name}.out"))
+    return outputs
 
 
 def feed_forward(h: Array, w: Weights, name: str) -> Array:
@@ -63,10 +63,10 @@ def feed_forward(h: Array, w: Weights, name: str) -> Array:
 
 def transformer(items: list[int], w: Weights, config: SASRecConfig, causal: bool) -> list[Array]:
     hs = [w["embedding.weight"][item] for item in items]
-    places = w["encoder.positions.weight"][: len(items)]
+    positions = w["encoder.positions.weight"][: len(items)]
     if not causal:
-        places = places[::-1]
-    hs = [layer_norm(h + place, w, "encoder.norm") for h, place in zip(hs, places, strict=True)]
+        positions = positions[::-1]
+    hs = [layer_norm(h + p, w, "encoder.norm") for h, p in zip(hs, positions, strict=True)]
     for layer in range(config.layers):
         name = f"encoder.layers.{layer}"
         out = attention(hs, w, f"{name}.attention", config.heads, causal)
@@ -81,13 +81,13 @@ def weights_of(model: torch.nn.Module) -> Weights:
 
 
 def histories(lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Random items, and where the histories lie."""
+    """Random items, and the offsets of the histories."""
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     return torch.randint(ITEMS, (int(offsets[-1]),)), offsets
 
 
 @torch.no_grad()
-def stirred(config: SASRecConfig) -> SASRec:
+def perturbed(config: SASRecConfig) -> SASRec:
     """A model with weights large enough that every part of it matters to the result."""
     torch.manual_seed(0)
     model = SASRec(ITEMS, config, max_length=LENGTH)
@@ -98,8 +98,8 @@ def stirred(config: SASRecConfig) -> SASRec:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @torch.no_grad()
-def test_hidden_vectors_are_those_of_the_layers(config: SASRecConfig) -> None:
-    model = stirred(config)
+def test_hidden_vectors_equal_those_of_the_layers(config: SASRecConfig) -> None:
+    model = perturbed(config)
     items, offsets = histories([4, 1, LENGTH, 2, 9])
     every = torch.arange(len(items))
     hidden = model.hidden(PackedBatch(items, offsets, every, items))
@@ -111,8 +111,8 @@ def test_hidden_vectors_are_those_of_the_layers(config: SASRecConfig) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 3, 0, 1]])
-def test_histories_of_no_event_are_passed_over(lengths: list[int]) -> None:
-    model = stirred(SASRecConfig(dim=8))
+def test_empty_histories_are_skipped(lengths: list[int]) -> None:
+    model = perturbed(SASRecConfig(dim=8))
     items, offsets = histories(lengths)
     every = torch.arange(len(items))
     hidden = model.hidden(PackedBatch(items, offsets, every, items))
@@ -124,24 +124,26 @@ def test_histories_of_no_event_are_passed_over(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_training_attends_like_evaluation(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The form that drops weights is another than the one that does not: without dropping any, its
-    values and gradients are the same."""
+def test_attention_in_training_equals_attention_in_evaluation(
+    causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training has its own implementation, with dropout; without dropout, its values and gradients
+    are those of evaluation."""
     monkeypatch.setattr(ops, "dropout", lambda x, p, training: x)
     torch.manual_seed(0)
     attention = SelfAttention(SASRecConfig(dim=6, heads=3), causal).double()
     offsets = torch.tensor([0, 5, 6, 13])  # two rectangles
     h = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
-    found = []
+    results = []
     for training in (True, False):
         out = attention.train(training)(h, *rectangles(offsets))
         leaves = (h, *attention.parameters())
-        found.append((out, *torch.autograd.grad((out * torch.arange(6)).sum(), leaves)))
-    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+        results.append((out, *torch.autograd.grad((out * torch.arange(6)).sum(), leaves)))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
 
 
-def test_attention_weights_are_dropped() -> None:
-    """A single event attends to itself: half of the time to nothing, else with twice the weight."""
+def test_dropout_of_attention_weights() -> None:
+    """A single event attends to itself with weight 0 or 2, equally often."""
     torch.manual_seed(0)
     attention = SelfAttention(SASRecConfig(dim=1, heads=1, dropout=0.5), causal=True)
     one = torch.ones(4000, 1, 1, 1)
@@ -150,8 +152,8 @@ def test_attention_weights_are_dropped() -> None:
     assert out.mean().item() == pytest.approx(1, abs=5 / math.sqrt(4000))
 
 
-def test_gradients_of_a_model_are_those_of_differences() -> None:
-    model = stirred(SASRecConfig(dim=4, heads=2, inner=3)).double()
+def test_gradients_of_a_model_pass_gradcheck() -> None:
+    model = perturbed(SASRecConfig(dim=4, heads=2, inner=3)).double()
     items, offsets = histories([1, 4])
     batch = PackedBatch(items, offsets, torch.arange(5), items)
 
@@ -161,8 +163,8 @@ def test_gradients_of_a_model_are_those_of_differences() -> None:
     assert torch.autograd.gradcheck(hidden, tuple(model.parameters()))
 
 
-def test_dropout_acts_in_training_only() -> None:
-    model = stirred(SASRecConfig(dim=8))
+def test_dropout_applies_only_in_training() -> None:
+    model = perturbed(SASRecConfig(dim=8))
     items, offsets = histories([7])
     batch = PackedBatch(items, offsets, torch.arange(7), items)
     still = model.hidden(batch)
@@ -170,16 +172,16 @@ def test_dropout_acts_in_training_only() -> None:
     assert not model.train().hidden(batch).equal(still)
 
 
-def test_the_own_loss_is_binary_cross_entropy() -> None:
-    model = stirred(SASRecConfig(dim=8))
+def test_the_paper_loss_is_binary_cross_entropy() -> None:
+    model = perturbed(SASRecConfig(dim=8))
     hidden, targets = torch.randn(7, 8), torch.arange(7)
     torch.manual_seed(1)
-    ours = model.own_loss(hidden, targets)
+    ours = model.paper_loss(hidden, targets)
     torch.manual_seed(1)
     assert ours.equal(binary_cross_entropy(hidden, model.embedding.weight, targets))
 
 
-def test_weights_start_normal_and_biases_at_zero() -> None:
+def test_initial_weights_are_normal_and_biases_zero() -> None:
     for name, parameter in SASRec(1000, SASRecConfig(), max_length=50).named_parameters():
         if "norm" in name:
             assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
@@ -197,7 +199,7 @@ def test_weights_start_normal_and_biases_at_zero() -> None:
      {"dropout": -0.1}, {"dropout": float("nan")}],
     ids=str,
 )  # fmt: skip
-def test_impossible_shapes_are_refused(values: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^model\.{name} = "):
         SASRecConfig(**values)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Compile every Triton kernel for GPUs that need not be there; print registers and spilled bytes.
+"""Compile every Triton kernel without a GPU; print registers and spilled bytes.
 
-Run by test_triton_kernels.py in a process of its own, as Triton interprets or compiles, not both.
+test_triton_kernels.py runs this in a separate process: one process can interpret or compile, not both.
 """
 
 import re
@@ -23,23 +23,23 @@ VALUES = {"W": 4, "REVERSE": True, "CHANNELS": gpu._CHANNELS}
 
 def compile_kernel(name: str, dtype: str, capability: int) -> triton.compiler.CompiledKernel:
     kernel = getattr(triton_kernels, name)
-    sweep = name.startswith("conv_silu") and name != "conv_silu_backward_before"
-    values = {**VALUES, "ROWS": gpu._CONV_ROWS if sweep else gpu._ROWS}
+    per_tile = name.startswith("conv_silu") and name != "conv_silu_backward_before"
+    values = {**VALUES, "ROWS": gpu._CONV_ROWS if per_tile else gpu._ROWS}
     constants = {n: values[n] for n in kernel.arg_names if n in values}
     types = {
         n: "constexpr" if n in constants else TYPES.get(n, f"*{dtype}" if n in NARROW else "*fp32")
         for n in kernel.arg_names
     }
     aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, n in enumerate(kernel.arg_names)
+        (position,): [["tt.divisibility", 16]]
+        for position, n in enumerate(kernel.arg_names)
         if n not in constants and n != "N"
     }
-    places = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
+    values_by_position = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
     return triton.compile(
-        ASTSource(kernel, types, places, aligned),
+        ASTSource(kernel, types, values_by_position, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": 4 if sweep else 1},
+        options={"num_warps": 4 if per_tile else 1},
     )
 
 

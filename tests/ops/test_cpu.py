@@ -1,4 +1,4 @@
-"""What is particular to the compiled kernels; test_recurrence.py holds them to the float64 loop."""
+"""Tests of the compiled kernels alone; test_recurrence.py compares them with the float64 loop."""
 
 import math
 
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels
 
 
 def unit(count: int, **gates: Tensor | float) -> Tensor:
-    """y (count,) of sequences of one event, of one channel. By default α = 1 and nothing comes in:
-    y is the start, 1, times SiLU(z)."""
-    given = {"x": 1.0, "r": -200.0, "i": -200.0, "z": 1.0, "start": 1.0, "decay": 1.0, **gates}
-    *values, decay = (torch.as_tensor(value) for value in given.values())
+    """y (count,) of sequences of one event and one channel. By default α = 1 and the input gate is
+    closed: y is the start, 1, times SiLU(z)."""
+    inputs = {"x": 1.0, "r": -200.0, "i": -200.0, "z": 1.0, "start": 1.0, "decay": 1.0, **gates}
+    *values, decay = (torch.as_tensor(value) for value in inputs.values())
     x, r, i, z, start = (value.expand(count).unsqueeze(1) for value in values)
     offsets = torch.arange(count + 1)
     return ops.bd_lru(x, r, i, z, decay.unsqueeze(0), offsets, start)[0].squeeze(1)
@@ -30,8 +30,8 @@ def test_silu_is_exact_to_the_last_bits_of_its_argument() -> None:
 
 
 @pytest.mark.parametrize("decay", [1e-7, 1e-3, 0.1, 1.0, 10.0, 80.0])
-def test_what_comes_in_keeps_its_bits_where_alpha_is_near_1(decay: float) -> None:
-    """√(1 - α²), which 1 - α from a rounded α would lose."""
+def test_the_input_is_exact_where_alpha_is_near_1(decay: float) -> None:
+    """√(1 - α²) must not be computed from a rounded α."""
     r = torch.linspace(-30, 30, 1001)
     y = unit(len(r), r=r, i=200.0, start=0.0, decay=decay)
     rate = torch.tensor(decay).double() * r.double().sigmoid()
@@ -40,12 +40,12 @@ def test_what_comes_in_keeps_its_bits_where_alpha_is_near_1(decay: float) -> Non
 
 
 @pytest.mark.parametrize("name", ["x", "r", "i", "z", "start"])
-def test_a_nan_is_not_lost(name: str) -> None:
+def test_a_nan_reaches_the_output(name: str) -> None:
     assert unit(3, **{name: math.nan}).isnan().all()
 
 
 @pytest.mark.parametrize("channels", [1, 129])
-def test_states_kept_are_those_before_every_32nd_event(channels: int) -> None:
+def test_the_state_before_every_32nd_event_is_kept(channels: int) -> None:
     lengths = [31, 32, 0, 33, 1, 64, 97]
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def test_states_kept_are_those_before_every_32nd_event(channels: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cut", [0, 1, 2, 63, 65])
-def test_a_scan_in_pieces(cut: int, dtype: torch.dtype) -> None:
+def test_a_scan_in_two_pieces(cut: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     alpha, u, start = torch.rand(65, 5).to(dtype), torch.randn(65, 5).to(dtype), torch.randn(1, 5)
     whole, end = cpu.linear_scan(alpha, u, torch.tensor([0, 65]), start)
@@ -74,15 +74,15 @@ def test_a_scan_in_pieces(cut: int, dtype: torch.dtype) -> None:
     assert last.equal(end)
 
 
-def test_rounding_the_states_of_a_scan_to_bfloat16_does_not_add_up() -> None:
-    """1/512 added to 1 is lost in bfloat16, however often."""
+def test_rounding_to_bfloat16_does_not_accumulate() -> None:
+    """In bfloat16, 1 + 1/512 is 1."""
     ones = torch.ones(512, 1, dtype=torch.bfloat16)
     h, last = cpu.linear_scan(ones, ones / 512, torch.tensor([0, 512]), torch.ones(1, 1))
     assert last.item() == 2.0
     assert h[-1].item() == 2.0
 
 
-def test_a_scan_of_what_does_not_fit_is_refused() -> None:
+def test_a_scan_refuses_wrong_shapes_dtypes_and_offsets() -> None:
     alpha, u, start, offsets = torch.rand(5, 3), torch.rand(5, 3), torch.rand(2, 3), [0, 2, 5]
     for wrong in (
         (alpha[:4], u, offsets, start), (alpha.bfloat16(), u, offsets, start),
@@ -94,5 +94,5 @@ def test_a_scan_of_what_does_not_fit_is_refused() -> None:
             cpu.linear_scan(*wrong[:2], torch.tensor(wrong[2]), wrong[3])
 
 
-def test_dropout_of_nothing() -> None:
+def test_dropout_of_an_empty_tensor() -> None:
     assert cpu.dropout(torch.empty(0, 4), seed=1, keep=0.5).shape == (0, 4)

@@ -1,4 +1,4 @@
-"""The chunked loss against torch's own: values, gradients, and numbers at the edge of float32."""
+"""The chunked loss against PyTorch's: values, gradients, and numbers near the limits of float32."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def example(m: int, v: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]
 
 
 def some_pairs(targets: Tensor, v: int) -> Tensor:
-    """About a third of all items for every row but some, among them targets of their rows."""
+    """About a third of all items for three in four rows, with some targets of their rows."""
     generator = torch.Generator().manual_seed(v)
     chosen = torch.rand(len(targets), v, generator=generator) < 1 / 3
     chosen[1::4] = False
@@ -52,11 +52,11 @@ def truth(
 )
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 21])
 @pytest.mark.parametrize(("m", "v"), SHAPES)
-def test_values_and_gradients_are_torchs(
+def test_values_and_gradients_equal_those_of_pytorch(
     monkeypatch: pytest.MonkeyPatch, m: int, v: int, chunk: int, masked: bool, smoothing: float
 ) -> None:
     monkeypatch.setitem(module._CHUNK, "cpu", chunk)
-    monkeypatch.setattr(module, "_ROWS", 1)
+    monkeypatch.setattr(module, "_MIN_ROWS", 1)
     hidden, weight, targets = example(m, v)
     seen = some_pairs(targets, v) if masked else None
     ours = cross_entropy(hidden, weight, targets, seen, smoothing)
@@ -64,13 +64,13 @@ def test_values_and_gradients_are_torchs(
     assert ours.shape == ()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
-    upstream = -3.5  # the gradient of what follows the loss
-    found = torch.autograd.grad(ours * upstream, (hidden, weight))
+    upstream = -3.5  # the gradient of the loss
+    gradients = torch.autograd.grad(ours * upstream, (hidden, weight))
     expected = torch.autograd.grad(theirs * upstream, (hidden, weight))
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(gradients, expected, rtol=1e-11, atol=1e-13)
 
 
-def test_a_masked_item_has_no_part_in_the_loss() -> None:
+def test_a_masked_item_does_not_affect_the_loss() -> None:
     hidden, weight, _ = example(4, 9)
     targets = torch.tensor([0, 1, 3, 8])
     seen = torch.tensor([[row, item] for row in range(4) for item in (2, 6)]).t()
@@ -82,7 +82,7 @@ def test_a_masked_item_has_no_part_in_the_loss() -> None:
 
 
 @pytest.mark.parametrize("seen", [None, torch.empty(2, 0, dtype=torch.int64)])
-def test_no_targets_is_no_loss(seen: Tensor | None) -> None:
+def test_the_loss_of_no_targets_is_zero(seen: Tensor | None) -> None:
     hidden, weight, targets = example(0, 4)
     loss = cross_entropy(hidden, weight, targets, seen)
     assert loss.item() == 0
@@ -91,16 +91,16 @@ def test_no_targets_is_no_loss(seen: Tensor | None) -> None:
     assert torch.equal(dweight, torch.zeros(4, 6, dtype=torch.float64))
 
 
-def test_no_pairs_mask_nothing() -> None:
+def test_an_empty_mask_changes_nothing() -> None:
     hidden, weight, targets = example(5, 8)
-    none = torch.empty(2, 0, dtype=torch.int64)
-    assert cross_entropy(hidden, weight, targets, none) == cross_entropy(hidden, weight, targets)
+    empty = torch.empty(2, 0, dtype=torch.int64)
+    assert cross_entropy(hidden, weight, targets, empty) == cross_entropy(hidden, weight, targets)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_gradcheck(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
     monkeypatch.setitem(module._CHUNK, "cpu", 10)
-    monkeypatch.setattr(module, "_ROWS", 1)
+    monkeypatch.setattr(module, "_MIN_ROWS", 1)
     hidden, weight, targets = example(5, 7)
     seen = some_pairs(targets, 7) if masked else None
     assert torch.autograd.gradcheck(
@@ -109,20 +109,20 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [30.0, 100.0, 200.0, 1e4])
-def test_a_target_too_unlikely_for_float32_has_its_loss(size: float) -> None:
-    """exp(-200) is 0 in float32; the loss is 400 all the same."""
+def test_a_target_whose_probability_underflows_has_the_exact_loss(size: float) -> None:
+    """exp(-200) is 0 in float32, but the loss is 400."""
     hidden = torch.tensor([[1.0], [-1.0], [1.0]], requires_grad=True)
     weight = torch.tensor([[-size], [size], [0.0]], requires_grad=True)
     targets = torch.tensor([0, 0, 1])
     loss = cross_entropy(hidden, weight, targets)
     expected = truth(hidden.double(), weight.double(), targets)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
-    found = torch.autograd.grad(loss, (hidden, weight))
+    ours = torch.autograd.grad(loss, (hidden, weight))
     theirs = torch.autograd.grad(expected, (hidden, weight))
-    torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_float32_is_close_to_float64_for_likely_and_unlikely_targets() -> None:
+def test_float32_is_close_to_float64() -> None:
     for scale in (0.01, 1.0, 20.0):
         hidden, weight, targets = example(64, 200, scale)
         loss = cross_entropy(hidden.float(), weight.float(), targets)
@@ -130,16 +130,16 @@ def test_float32_is_close_to_float64_for_likely_and_unlikely_targets() -> None:
         torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_diverged_model_has_no_finite_loss() -> None:
-    for broken in (torch.nan, torch.inf):
+def test_the_loss_of_a_diverged_model_is_not_finite() -> None:
+    for value in (torch.nan, torch.inf):
         hidden, weight, targets = example(3, 4)
         with torch.no_grad():
-            hidden[1, 2] = broken
+            hidden[1, 2] = value
         assert not cross_entropy(hidden, weight, targets).isfinite()
 
 
-def test_bfloat16_products_stay_close() -> None:
-    """Operands of eight bits: 1% of the loss, 2% of the greatest gradient."""
+def test_bfloat16_products_are_close() -> None:
+    """bfloat16 has eight bits: within 1% of the loss and 2% of the largest gradient."""
     wide, weight, targets = example(64, 200)
     hidden, items = (t.detach().float().requires_grad_() for t in (wide, weight))
     with torch.autocast("cpu", torch.bfloat16):
@@ -148,13 +148,13 @@ def test_bfloat16_products_stay_close() -> None:
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected, rtol=1e-2, atol=0)
     assert loss.item() != truth(hidden, items, targets, some_pairs(targets, 200)).item()
-    found = torch.autograd.grad(loss, (hidden, items))
-    for ours, theirs in zip(found, torch.autograd.grad(expected, (wide, weight)), strict=True):
+    gradients = torch.autograd.grad(loss, (hidden, items))
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, (wide, weight)), strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).abs().max() <= 2e-2 * theirs.abs().max()
 
 
-def test_gradients_come_in_the_types_of_the_inputs() -> None:
+def test_gradients_have_the_dtypes_of_the_inputs() -> None:
     hidden, weight, targets = example(6, 9)
     narrow = hidden.detach().bfloat16().requires_grad_()
     wide = weight.detach().float().requires_grad_()

@@ -1,7 +1,7 @@
-"""Every fast path against the float64 loop: values, all gradients, ragged lengths, carried state.
+"""Every fast implementation against the float64 loop: values, gradients, ragged lengths, states.
 
-One exam for the compiled kernels on a CPU, the Triton kernels in Triton's interpreter on a CPU (few and
-small cases: it takes about 0.1 ms an element), and the Triton kernels on a GPU.
+The same tests run on the compiled kernels on a CPU, the Triton kernels in Triton's interpreter (few and
+small cases, as it takes about 0.1 ms per element), and the Triton kernels on a GPU.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recblr import ops
 from recblr.models import MODELS
-from recblr.models.model import LinearRecurrence, RecurrentModel
+from recblr.models.model import LinearRecurrence, recurrence_by
 from recblr.ops import cpu, reference, registry
 
 LENGTHS = [
@@ -31,7 +31,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
 compiled = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels on this machine")
 interpreted = pytest.mark.skipif(
     torch.cuda.is_available() or find_spec("triton") is None,
-    reason="Triton's interpreter is for machines without a GPU that have Triton",
+    reason="Triton's interpreter needs Triton and no GPU",
 )
 CPU = pytest.param("cpu", marks=compiled)
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -49,12 +49,12 @@ DEVICES = [CPU, CUDA, pytest.param("triton", marks=interpreted)]
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The device of the tensors. Fresh memory is NaN, so that what is not written is seen."""
+    """The device of the tensors. New memory holds NaN, so a missing write shows."""
     if request.param == "triton":
         from recblr.ops import gpu
 
         monkeypatch.setattr(registry, "fused_kernels", lambda x: gpu)
-    torch.use_deterministic_algorithms(True)  # this is what fills torch.empty with NaN
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     yield "cuda" if request.param == "cuda" else "cpu"
     torch.use_deterministic_algorithms(False)
 
@@ -64,20 +64,20 @@ def offsets_of(lengths: list[int]) -> Tensor:
 
 
 def inputs(lengths: list[int], channels: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x, r, i, z, decay, start; rounded to ``dtype`` so that both sides see the same numbers."""
+    """x, r, i, z, decay, start; rounded to ``dtype``, so both sides have the same numbers."""
     generator = torch.Generator().manual_seed(sum(lengths) * 1000 + channels)
     n, b = sum(lengths), len(lengths)
     shapes = [(n, channels)] * 4 + [(channels,), (b, channels)]
     x, r, i, z, decay, start = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
     )
-    decay = 10 ** (decay.tanh() * 2 - 1)  # 0.001 ... 10: memories of a step and of thousands
+    decay = 10 ** (decay.tanh() * 2 - 1)  # 0.001 ... 10: from thousands of events down to one
     rounded = [t.to(dtype).double() for t in (x, r * 2, i, z)]
     return [*rounded, decay.float().double(), start.float().double()]
 
 
 def difference(fast: Tensor, slow: Tensor) -> float:
-    """Largest error against the size of what is compared; NaN is no agreement."""
+    """Largest error relative to the largest true value, at least 1; infinite for NaN."""
     if slow.numel() == 0:
         assert fast.shape == slow.shape
         return 0.0
@@ -90,7 +90,7 @@ def gradient(t: Tensor) -> Tensor:
 
 
 def loop(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Slow and obvious: one event after another."""
+    """One event after another."""
     h, last = torch.zeros_like(u), start.clone()
     for b, (begin, end) in enumerate(pairwise(offsets.tolist())):
         for t in range(begin, end):
@@ -100,7 +100,7 @@ def loop(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tens
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_reference_scan_is_the_loop(lengths: list[int]) -> None:
+def test_reference_scan_equals_the_loop(lengths: list[int]) -> None:
     x, r, _, _, _, start = inputs(lengths, 3)
     offsets = offsets_of(lengths)
     for ours, truth in zip(
@@ -126,11 +126,11 @@ def test_reference_passes_gradcheck() -> None:
     )
 
 
-def parted(tensors: list[Tensor], dtype: torch.dtype, device: str, wide: int) -> list[Tensor]:
-    """Leaves on the device: the first ones in ``dtype``, the last ``wide`` in float32."""
-    narrow = len(tensors) - wide
+def leaves(tensors: list[Tensor], dtype: torch.dtype, device: str, float32: int) -> list[Tensor]:
+    """Leaves on the device: the last ``float32`` of them in float32, the others in ``dtype``."""
+    split = len(tensors) - float32
     return [
-        t.detach().to(device, dtype if number < narrow else torch.float32).requires_grad_()
+        t.detach().to(device, dtype if number < split else torch.float32).requires_grad_()
         for number, t in enumerate(tensors)
     ]
 
@@ -144,9 +144,9 @@ def compare(
     gradients = [torch.randn(t.shape).to(f.dtype) for t, f in zip(slow, fast, strict=True)]
     for number, (t, f) in enumerate(zip(slow, fast, strict=True)):
         assert difference(f.detach().cpu(), t.detach()) < TOLERANCE[dtype], f"output {number}"
-    for outputs in (slow, fast):  # an output of no event may hang on no input
-        some = [(t, g) for t, g in zip(outputs, gradients, strict=True) if t.requires_grad]
-        torch.autograd.backward([t for t, _ in some], [g.to(t) for t, g in some])
+    for outputs in (slow, fast):  # without events an output may depend on no input
+        pairs = [(t, g) for t, g in zip(outputs, gradients, strict=True) if t.requires_grad]
+        torch.autograd.backward([t for t, _ in pairs], [g.to(t) for t, g in pairs])
     for number, (t, f) in enumerate(zip(truth, ours, strict=True)):
         assert difference(gradient(f).cpu(), gradient(t)) < TOLERANCE[dtype], f"input {number}"
 
@@ -158,7 +158,7 @@ def test_fused_recurrence(
 ) -> None:
     truth = [t.requires_grad_() for t in inputs(lengths, channels, dtype)]
     offsets = offsets_of(lengths)
-    ours = parted(truth, dtype, device, 2)
+    ours = leaves(truth, dtype, device, 2)
     slow = reference.bd_lru(*truth[:5], offsets, truth[5])
     fast = ops.bd_lru(*ours[:5], offsets.to(device), ours[5])
     compare(slow, truth, fast, ours)
@@ -172,7 +172,7 @@ def test_fused_scan(device: str, lengths: list[int], channels: int, dtype: torch
     truth[0][::5], truth[0][1::5] = 0, 1
     truth = [t.requires_grad_() for t in truth]
     offsets = offsets_of(lengths)
-    ours = parted(truth, dtype, device, 1)
+    ours = leaves(truth, dtype, device, 1)
     slow = reference.linear_scan(truth[0], truth[1], offsets, truth[2])
     fast = ops.linear_scan(ours[0], ours[1], offsets.to(device), ours[2])
     compare(slow, truth, fast, ours)
@@ -192,7 +192,7 @@ def test_fused_convolution(
         torch.randn(shape, generator=generator).to(dtype).double().requires_grad_()
         for shape in shapes
     ]
-    ours = parted(truth, dtype, device, 2)
+    ours = leaves(truth, dtype, device, 2)
     slow = reference.conv_silu(truth[0], truth[2], truth[3], offsets, truth[1])
     fast = ops.conv_silu(ours[0], ours[2], ours[3], offsets.to(device), ours[1])
     assert fast.dtype == dtype
@@ -211,12 +211,12 @@ def test_few_long_sequences_are_split_over_time(
     monkeypatch.setattr(gpu, "_few_and_long", lambda events, sequences: events == sum(lengths))
     offsets = offsets_of(lengths)
     truth = [t.requires_grad_() for t in inputs(lengths, 2)]
-    ours = parted(truth, torch.float32, "cpu", 2)
+    ours = leaves(truth, torch.float32, "cpu", 2)
     slow = reference.bd_lru(*truth[:5], offsets, truth[5])
     compare(slow, truth, ops.bd_lru(*ours[:5], offsets, ours[5]), ours)
     u, alpha, *_, start = inputs(lengths, 2)
     truth = [t.requires_grad_() for t in (alpha.sigmoid(), u, start)]
-    ours = parted(truth, torch.float32, "cpu", 1)
+    ours = leaves(truth, torch.float32, "cpu", 1)
     slow = reference.linear_scan(truth[0], truth[1], offsets, truth[2])
     compare(slow, truth, ops.linear_scan(ours[0], ours[1], offsets, ours[2]), ours)
 
@@ -226,7 +226,7 @@ def test_few_long_sequences_are_split_over_time(
 def test_long_and_many_sequences_on_a_gpu(lengths: list[int]) -> None:
     truth = [t.cuda().requires_grad_() for t in inputs(lengths, 128)]
     offsets = offsets_of(lengths).cuda()
-    ours = parted(truth, torch.float32, "cuda", 2)
+    ours = leaves(truth, torch.float32, "cuda", 2)
 
     def outputs_and_gradients(
         implementation: ops.Implementation, tensors: list[Tensor]
@@ -238,13 +238,13 @@ def test_long_and_many_sequences_on_a_gpu(lengths: list[int]) -> None:
     for f, t in zip(fast, outputs_and_gradients("tree", truth), strict=True):
         assert difference(f.detach(), t.detach()) < TOLERANCE[torch.float32]
     for one, other in zip(fast, outputs_and_gradients("auto", ours), strict=True):
-        assert torch.equal(one, other), "two runs must agree to the bit"
+        assert torch.equal(one, other), "two runs must give identical bits"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 4, 17])
 @pytest.mark.parametrize("device", DEVICES, indirect=True)
-def test_a_history_in_pieces(device: str, cut: int) -> None:
-    """State and last inputs carried over a cut give what one pass gives."""
+def test_a_history_in_two_pieces(device: str, cut: int) -> None:
+    """With the state and last inputs of the first piece, the second gives the result of one pass."""
     x, r, i, z, decay, start = (t.float().to(device) for t in inputs([25], 5))
     weight, bias, before = (torch.randn(s, device=device) for s in [(5, 4), (5,), (1, 3, 5)])
 
@@ -258,7 +258,7 @@ def test_a_history_in_pieces(device: str, cut: int) -> None:
     whole = run(slice(0, 25), start, before)
     head, middle, kept = run(slice(0, cut), start, before)
     tail, last, kept = run(slice(cut, 25), middle, kept)
-    tolerance = 1e-5 if device == "cuda" else 1e-6  # there a slice is another compilation
+    tolerance = 1e-5 if device == "cuda" else 1e-6  # a GPU compiles a slice separately
     for ours, truth in zip((torch.cat([head, tail]), last, kept), whole, strict=True):
         torch.testing.assert_close(ours, truth, rtol=0, atol=tolerance)
 
@@ -267,12 +267,12 @@ def test_a_history_in_pieces(device: str, cut: int) -> None:
 @pytest.mark.parametrize("decay", [1e-7, 1e-3, 1.0, 50.0])
 @pytest.mark.parametrize("device", DEVICES, indirect=True)
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # of NumPy, in the interpreter
-def test_gradients_are_right_where_alpha_is_0_or_1(device: str, logit: float, decay: float) -> None:
+def test_gradients_where_alpha_is_0_or_1(device: str, logit: float, decay: float) -> None:
     truth = [torch.ones(4, 1, dtype=torch.float64), *(torch.full((4, 1), logit).double(),) * 3]
     truth += [torch.tensor([decay]).double(), torch.ones(1, 1, dtype=torch.float64)]
     truth = [t.clone().requires_grad_() for t in truth]
     offsets = torch.tensor([0, 4])
-    ours = parted(truth, torch.float32, device, 2)
+    ours = leaves(truth, torch.float32, device, 2)
     slow = reference.bd_lru(*truth[:5], offsets, truth[5])
     fast = ops.bd_lru(*ours[:5], offsets.to(device), ours[5])
     for t, f in zip(slow, fast, strict=True):
@@ -281,12 +281,12 @@ def test_gradients_are_right_where_alpha_is_0_or_1(device: str, logit: float, de
     torch.autograd.backward(slow, [torch.ones_like(t) for t in slow])
     for t, f in zip(truth, ours, strict=True):
         assert gradient(f).isfinite().all()
-        if gradient(t).isfinite().all():  # the plain form's is not, where 1 - α² is 0
+        if gradient(t).isfinite().all():  # the reference's is not where 1 - α² is 0
             assert difference(gradient(f).cpu(), gradient(t)) < TOLERANCE[torch.float32]
 
 
 @compiled
-def test_the_operators_keep_the_rules_of_torch() -> None:
+def test_the_operators_pass_opcheck() -> None:
     x, r, i, z, decay, start = (t.float().requires_grad_() for t in inputs([3, 2], 4))
     offsets = offsets_of([3, 2])
     torch.library.opcheck(torch.ops.recblr.bd_lru, (x, r, i, z, decay, offsets, start))
@@ -298,7 +298,7 @@ def test_the_operators_keep_the_rules_of_torch() -> None:
 
 
 @compiled
-def test_an_operator_does_not_load_torchs_compiler() -> None:
+def test_an_operator_does_not_import_torchs_compiler() -> None:
     script = """
 import sys, torch
 from recblr import ops
@@ -306,7 +306,7 @@ x = torch.ones(3, 4, requires_grad=True)
 weight, bias, before = torch.ones(4, 4), torch.ones(4), torch.zeros(1, 3, 4)
 ops.conv_silu(x, weight, bias, torch.tensor([0, 3]), before).sum().backward()
 assert x.grad is not None and "torch._dynamo" not in sys.modules
-"""  # it would take longer than most commands run
+"""  # the import takes longer than most commands
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
@@ -324,16 +324,15 @@ def test_implementations_agree() -> None:
         for ours, truth in zip(results[name][0], results["auto"][0], strict=True):
             assert difference(ours.detach(), truth.detach().double()) < TOLERANCE[torch.float32]
     if cpu.available():
-        assert results["auto"][1] != results["serial"][1], "auto must be the fused operator"
+        assert results["auto"][1] != results["serial"][1], "auto must use the fused operator"
 
 
 @pytest.mark.parametrize("name", ["recblr", "lrurec"])
-def test_the_choice_for_a_model_ends_with_its_block(name: str) -> None:
+def test_recurrence_by_ends_with_its_block(name: str) -> None:
     network, config = MODELS[name]
     model = network(10, config())
-    assert isinstance(model, RecurrentModel)
     layers = [layer for layer in model.modules() if isinstance(layer, LinearRecurrence)]
-    with model.recurrence_by("tree"):
+    with recurrence_by(model, "tree"):
         assert [layer.implementation for layer in layers] == ["tree", "tree"]
     assert [layer.implementation for layer in layers] == ["auto", "auto"]
 
@@ -375,14 +374,14 @@ def test_dropout(p: float) -> None:
 
 
 @compiled
-def test_what_does_not_fit_is_refused_not_read() -> None:
-    """The kernels are C: a wrong shape would be read past its end."""
+def test_wrong_shapes_dtypes_and_offsets_are_refused() -> None:
+    """The kernels are C: they would read past the end of a wrong shape."""
     tensors = [t.float() for t in inputs([3, 2], 4)]
     good, offsets = [*tensors[:5]], offsets_of([3, 2])
     for number, wrong in (
         (1, tensors[1][:-1]), (2, tensors[2].bfloat16()), (3, tensors[3][:, :2]), (4, tensors[4][:2]),
     ):  # fmt: skip
-        bad = [wrong if place == number else tensor for place, tensor in enumerate(good)]
+        bad = [wrong if index == number else tensor for index, tensor in enumerate(good)]
         with pytest.raises(ValueError, match="a tensor must be"):
             ops.bd_lru(*bad, offsets, tensors[5])
     for bounds in ([0, 3, 6], [1, 3, 5], [0, 6, 5]):

@@ -1,4 +1,4 @@
-"""The two-tree scan against the loop in float64, and its trees against the products they stand for."""
+"""The two-tree scan against the float64 loop, and the nodes of its trees against their products."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def assert_same(lengths: list[int], channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_values_and_gradients_are_those_of_the_loop(lengths: list[int], channels: int) -> None:
+def test_values_and_gradients_equal_those_of_the_loop(lengths: list[int], channels: int) -> None:
     assert_same(lengths, channels)
 
 
@@ -65,7 +65,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("cut", range(14))
-def test_a_sequence_in_pieces(cut: int) -> None:
+def test_a_sequence_in_two_pieces(cut: int) -> None:
     alpha, u, _, start = inputs([13], 3)
 
     def run(piece: slice, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ def test_a_sequence_in_pieces(cut: int) -> None:
 
 @pytest.mark.parametrize("other", [0, 1, 3, 4, 30, 100])
 def test_padding_changes_no_bit(other: int) -> None:
-    """A neighbour of any length changes how far a sequence is padded, never its result."""
+    """The length of another sequence changes the padding, not the result."""
     alpha, u, _, start = inputs([3, other], 4)
     alone, last = tree.linear_scan(alpha[:3], u[:3], torch.tensor([0, 3]), start[:1])
     beside, both = tree.linear_scan(alpha, u, torch.tensor([0, 3, 3 + other]), start)
@@ -94,7 +94,7 @@ def test_padding_changes_no_bit(other: int) -> None:
     [([8, 8], [1, 2, 4, 8]), ([9], [1, 2, 4, 8, 16]), ([1, 0], [1]), ([5, 7], [1, 2, 4, 8])],
     ids=str,
 )
-def test_the_tree_is_no_larger_than_it_must_be(
+def test_the_tree_has_the_fewest_levels(
     lengths: list[int], levels: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -111,7 +111,7 @@ def test_the_tree_is_no_larger_than_it_must_be(
 
 
 def test_every_node_of_figure_3() -> None:
-    """T = 8: node v of a level of width w stands over the events v * 8 / w ... (v + 1) * 8 / w - 1."""
+    """T = 8: node v of a level of width w covers the events v * 8 / w ... (v + 1) * 8 / w - 1."""
     c = tuple(t.view(1, 8, 3) for t in inputs([8], 3)[:2])
     start = torch.randn(1, 3, dtype=torch.float64)
     tree1 = tree.up_sweep((c[0], c[1]))
@@ -119,7 +119,7 @@ def test_every_node_of_figure_3() -> None:
     assert [alpha.shape[1] for alpha, _ in tree1] == [h.shape[1] for h in tree2] == [1, 2, 4, 8]
 
     def brute(events: range) -> tuple[Tensor, Tensor]:
-        """The product c_{l,r} of the events and the state it makes of ``start``."""
+        """The product c_{l,r} of the events, and the state after them from ``start``."""
         alpha, beta = torch.ones(3).double(), torch.zeros(3).double()
         for t in events:
             alpha, beta = c[0][0, t] * alpha, c[0][0, t] * beta + c[1][0, t]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from recblr.data.associative_recall import Recall, simulate_recall
+from recblr.data.associative_recall import AssociativeRecall, simulate_recall
 from recblr.data.batches import PackedBatch
 from recblr.models.model import Model
 from recblr.paper.distances import LOG, Distances, answers_right
 from recblr.paper.studies import STUDIES
 
-RECALL = Recall(distances=(3, 9, 9), brands=4, others=5, users=(20, 4, 30))
+RECALL = AssociativeRecall(distances=(3, 9, 9), brands=4, others=5, users=(20, 4, 30))
 
 
 class Remembering(Model):

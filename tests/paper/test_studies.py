@@ -15,7 +15,7 @@ import torch
 from recblr import load
 from recblr.cli import main as cli
 from recblr.errors import DivergedError, InputError
-from recblr.files import alone_in
+from recblr.files import exclusive_lock
 from recblr.paper import accuracy, studies
 from recblr.paper.logs import MADE, SIMULATED, open_dataset
 from recblr.paper.runs import Run
@@ -358,10 +358,10 @@ def test_a_run_that_another_process_is_at_is_left_to_it(
 ) -> None:
     work = tmp_path / "results/.models/simulated/recblr,seed=0.training"
     work.mkdir(parents=True)
-    with alone_in(work):
+    with exclusive_lock(work):
         found = reproduce(*SMALL)
     assert found.code == 0
-    assert "another process is at work" in found.err
+    assert "another process is using" in found.err
     assert reproduce(*SMALL).err == "1 of 1: simulated RecBLR seed 0\n"
 
 

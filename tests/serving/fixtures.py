@@ -1,15 +1,17 @@
-"""Two models of one shop, the stores they are served from, and a server of the first.
+"""Two models of one shop, the storage they are served from, and a server of the first.
 
-The shared store is tested where ``RECBLR_POSTGRESQL`` and ``RECBLR_REDIS`` name databases for it; what
-is in them is removed.
+The shared storage is tested where ``RECBLR_POSTGRESQL`` and ``RECBLR_REDIS`` name databases for it. The
+tests delete what is in them.
 """
 
 import copy
 import json
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +21,41 @@ import pytest
 import torch
 
 from recblr.memory import MemoryConfig
+from recblr.models.model import RecurrentModel
 from recblr.provenance import provenance
 from recblr.recommender import Recommender
-from recblr.serving.app import Server, application
+from recblr.serving.app import application
 from recblr.serving.engine import Engine
 from recblr.serving.keys import Keys
 from recblr.serving.model import ServedModel
-from recblr.serving.server import listen, server
-from recblr.serving.store import Cache, Log
-from recblr.serving.stores import open_stores
+from recblr.serving.open_storage import open_storage
+from recblr.serving.operations import Operations
+from recblr.serving.requests import Query, RankedItems
+from recblr.serving.server import http_server, listen
+from recblr.serving.storage import Event, EventLog, StateCache
 
+SOAK = bool(os.environ.get("RECBLR_SOAK"))  # `make soak`: many repetitions, on a quiet machine
 HOSTS = ["localhost", "127.0.0.1"]
 SHARED = ("RECBLR_POSTGRESQL", "RECBLR_REDIS")
+ALL_ITEMS = Query(k=1000, hide_seen=False)
+
+
+# ---- models --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def models(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of the artifacts ``a``, ``b`` (without a memory) of the same items, and ``sasrec``."""
     folder = tmp_path_factory.mktemp("models")
-    shape, training = tiny.recommender.config, replace(tiny.recommender.training, epochs=1)
-    memory = MemoryConfig(weight=1.5, scale=10.0, repeat=-0.7)
-    Recommender("recblr", shape, training, memory).fit(tiny.log, out=folder / "a")
-    shape, nothing = replace(shape, layers=2), MemoryConfig(enabled=False)
-    Recommender("recblr", shape, training, nothing).fit(tiny.log, out=folder / "b")
-    Recommender("sasrec", None, training, nothing).fit(tiny.log, out=folder / "sasrec")
+    config, training = tiny.recommender.config, replace(tiny.recommender.training, epochs=1)
+    memory, no_memory = (
+        MemoryConfig(weight=1.5, scale=10.0, repeat=-0.7),
+        MemoryConfig(enabled=False),
+    )
+    Recommender("recblr", config, training, memory).fit(tiny.log, out=folder / "a")
+    two_layers = replace(config, layers=2)
+    Recommender("recblr", two_layers, training, no_memory).fit(tiny.log, out=folder / "b")
+    Recommender("sasrec", None, training, no_memory).fit(tiny.log, out=folder / "sasrec")
     return folder
 
 
@@ -56,47 +69,84 @@ def b(models: Path) -> ServedModel:
     return ServedModel(models / "b")
 
 
-def scores(model: ServedModel, rows: np.ndarray) -> np.ndarray:
-    """(V,) after a history of item rows: the network's in float64, plus (1) and (2) of memory.py."""
-    network = copy.deepcopy(model.network).double()
-    offsets = torch.tensor([0, len(rows)])
+@cache
+def in_float64(network: RecurrentModel) -> RecurrentModel:
+    return copy.deepcopy(network).double()
+
+
+def expected_scores(model: ServedModel, rows: np.ndarray) -> np.ndarray:
+    """(V,) scores after item rows: the network in float64, plus equations (1) and (2) of memory.py."""
+    network, offsets = in_float64(model.network), torch.tensor([0, len(rows)])
     with torch.no_grad():
         hidden = network(torch.from_numpy(rows), offsets)[0][-1]
-        found = (network.item_embeddings @ hidden).numpy()
+        scores: np.ndarray = (network.item_embeddings @ hidden).numpy()
     if (memory := model.memory) is not None:
-        m = np.zeros(len(found))
+        m = np.zeros(len(scores))
         for age, row in enumerate(rows[::-1][: memory.config.reach].tolist()):
             m += memory.config.decay**age * memory.matrix[[row]].toarray()[0]
-        found += memory.weight * np.log1p(memory.scale * m)
-        found[np.unique(rows)] += memory.repeat
-    return found
+        scores += memory.weight * np.log1p(memory.scale * m)
+        scores[np.unique(rows)] += memory.repeat
+    return scores
+
+
+def assert_scores(ranked: RankedItems, item_ids: list[str], model: ServedModel) -> None:
+    """``ranked`` has all items with the scores of ``model`` after a history of item ids."""
+    assert sorted(ranked.rows) == list(range(len(model.item_ids)))
+    scores = ranked.scores[np.argsort(ranked.rows)]
+    expected = expected_scores(model, model.rows(item_ids))
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+# ---- events --------------------------------------------------------------------------------------
+
+
+def make_events(model: ServedModel, user: str, count: int, seed: int = 0) -> list[Event]:
+    """Random events of a user; two each have the same timestamp."""
+    draw = random.Random(seed)
+    return [
+        Event(f"{user}-{number}", user, str(draw.choice(model.item_ids)), float(number // 2))
+        for number in range(count)
+    ]
+
+
+def items_of(events: list[Event]) -> list[str]:
+    return [event.item_id for event in events]
+
+
+def send(engine: Engine, events: list[Event], tenant: str = "t") -> list[str]:
+    """Record events; the status of each."""
+    return [outcome.status for outcome in engine.record(tenant, events).result(60)]
+
+
+# ---- storage and engine --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Store:
-    """A log, and where its states are, by the names that the command line has for them."""
+    """An event log and a cache, by the values of --store and --cache."""
 
     name: str
-    url: str | None
+    cache_url: str | None
 
     @property
     def kind(self) -> str:
-        return "file" if self.url is None else "shared"
+        return "file" if self.cache_url is None else "shared"
 
     @property
     def workers(self) -> int:
-        return 1 if self.url is None else 2
+        """How many servers can use it."""
+        return 1 if self.cache_url is None else 2
 
-    def log(self) -> Log:
-        return open_stores(self.name, None)[0]
+    def log(self) -> EventLog:
+        return open_storage(self.name, None)[0]
 
-    def cache(self) -> Cache:
-        log, cache = open_stores(self.name, self.url)
+    def cache(self) -> StateCache:
+        log, cache = open_storage(self.name, self.cache_url)
         log.close()
         return cache
 
-    def engine(self, model: ServedModel, size: int = 1000) -> Engine:
-        return Engine(*open_stores(self.name, self.url, size), model)
+    def engine(self, model: ServedModel, cached_users: int = 1000) -> Engine:
+        return Engine(*open_storage(self.name, self.cache_url, cached_users), model)
 
 
 @pytest.fixture
@@ -114,15 +164,25 @@ def shared() -> Store:
 
     with psycopg.connect(store.name) as connection:
         connection.execute("DROP SCHEMA IF EXISTS recblr CASCADE")
-    with Redis.from_url(store.url or "") as redis:
+    with Redis.from_url(store.cache_url or "") as redis:
         redis.flushdb()
     return store
 
 
 @pytest.fixture(params=["file", "shared"])
 def store(request: pytest.FixtureRequest) -> Store:
-    found: Store = request.getfixturevalue(request.param)
-    return found
+    chosen: Store = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.fixture
+def engine(a: ServedModel, store: Store) -> Iterator[Engine]:
+    engine = store.engine(a)
+    yield engine
+    engine.close()
+
+
+# ---- a server in this process --------------------------------------------------------------------
 
 
 @dataclass
@@ -132,23 +192,23 @@ class Site:
     address: tuple[str, int]
 
 
-Open = Callable[..., Site]
+OpenSite = Callable[..., Site]
 
 
 @pytest.fixture
-def open_site(a: ServedModel, models: Path, file: Store) -> Iterator[Open]:
+def open_site(a: ServedModel, models: Path, file: Store) -> Iterator[OpenSite]:
     stops = []
 
-    def main(keys: Path | None = None) -> Site:
+    def start(key_file: Path | None = None, folder: Path = models) -> Site:
         engine = file.engine(a)
-        known = None if keys is None else Keys(keys)
-        app = Server(engine, known, models, {str(a.item_ids[0]): "A title"})
-        running = server(application(app, HOSTS if known is None else ["*"]))
+        keys = None if key_file is None else Keys(key_file)
+        operations = Operations(engine, folder, {str(a.item_ids[0]): "A title"})
+        running = http_server(application(operations, keys, HOSTS if keys is None else ["*"]))
         bound = listen("127.0.0.1", 0)
         thread = threading.Thread(target=running.run, args=([bound],))
         thread.start()
         address = bound.getsockname()
-        client = httpx.Client(base_url=f"http://127.0.0.1:{address[1]}", timeout=30)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{address[1]}", timeout=60)
 
         def stop() -> None:
             client.close()
@@ -159,24 +219,27 @@ def open_site(a: ServedModel, models: Path, file: Store) -> Iterator[Open]:
         stops.append(stop)
         return Site(client, engine, address)
 
-    yield main
+    yield start
     for stop in stops:
         stop()
 
 
 @pytest.fixture
-def site(open_site: Open) -> Site:
+def site(open_site: OpenSite) -> Site:
     return open_site()
+
+
+# ---- results of `make soak` ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def keep() -> Callable[..., None]:
-    """Keep figures of a test among the results of the soak, in the file that RECBLR_SOAK names."""
+    """Add figures to the file that RECBLR_SOAK names."""
 
-    def main(promise: str, **figures: Any) -> None:
+    def add(promise: str, **figures: Any) -> None:
         if results := os.environ.get("RECBLR_SOAK"):
             path = Path(results)
-            found = json.loads(path.read_text()) if path.exists() else provenance("make soak")
-            path.write_text(json.dumps({**found, promise: figures}, indent=1) + "\n")
+            content = json.loads(path.read_text()) if path.exists() else provenance("make soak")
+            path.write_text(json.dumps({**content, promise: figures}, indent=1) + "\n")
 
-    return main
+    return add

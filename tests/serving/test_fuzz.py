@@ -1,7 +1,6 @@
-"""No input makes the server fail: 50,000 of them in `make soak`."""
+"""No input makes the server fail: about 50,000 inputs in `make soak`."""
 
 import json
-import os
 import random
 import socket
 from collections.abc import Callable
@@ -13,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recblr.serving import api
+from serving.fixtures import SOAK, Site
 
-SOAK = bool(os.environ.get("RECBLR_SOAK"))
 EACH = 12_000 if SOAK else 150
 SETTINGS = settings(
     max_examples=EACH, deadline=None, database=None, derandomize=not SOAK,
@@ -24,18 +23,18 @@ TEXT = st.text(max_size=20) | st.sampled_from(["u", "", "\0", "\ud800", "a" * 30
 NUMBER = st.integers() | st.floats() | st.sampled_from([1e308, 10**400, -0.0, 2**63])
 ANY = st.recursive(
     st.none() | st.booleans() | NUMBER | TEXT,
-    lambda it: st.lists(it, max_size=4) | st.dictionaries(TEXT, it, max_size=4),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(TEXT, children, max_size=4),
     max_leaves=8,
 )
 EVENT = st.fixed_dictionaries(
     {}, optional={"event_id": TEXT | ANY, "user_id": TEXT | ANY, "item_id": TEXT | ANY,
                   "timestamp": NUMBER | ANY, "more": ANY},
 )  # fmt: skip
-WISH = st.fixed_dictionaries({}, optional={"k": NUMBER | ANY, "hide_seen": st.booleans() | ANY})
+OPTIONS = st.fixed_dictionaries({}, optional={"k": NUMBER | ANY, "hide_seen": st.booleans() | ANY})
 BODIES = {
     "record": EVENT
     | st.fixed_dictionaries(
-        {"events": st.lists(EVENT | ANY, max_size=4) | ANY}, optional={"recommend": WISH | ANY}
+        {"events": st.lists(EVENT | ANY, max_size=4) | ANY}, optional={"recommend": OPTIONS | ANY}
     ),
     "recommend_for": st.fixed_dictionaries(
         {}, optional={"user_id": TEXT | ANY, "history": st.lists(TEXT | ANY, max_size=4) | ANY,
@@ -46,32 +45,32 @@ BODIES = {
 }  # fmt: skip
 
 
-def healthy(site: Any) -> None:
+def assert_ready(site: Site) -> None:
     assert site.client.get("/health/ready").status_code == 200
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_bodies(site: Any, name: str, keep: Callable[..., None]) -> None:
+def test_bodies(site: Site, name: str, keep: Callable[..., None]) -> None:
     @SETTINGS
     @given(body=BODIES[name] | ANY)
     def test(body: Any) -> None:
         content = json.dumps(body).encode()
         headers = {"content-type": "application/json"}
-        found = site.client.post(api.OPERATIONS[name].path, content=content, headers=headers)
-        assert found.status_code < 500, (body, found.text)
-        assert found.json()
+        answer = site.client.post(api.OPERATIONS[name].path, content=content, headers=headers)
+        assert answer.status_code < 500, (body, answer.text)
+        assert answer.json()
 
     test()
-    healthy(site)
+    assert_ready(site)
     keep(f"fuzz of {name}", cases=EACH, failures=0)
 
 
-def test_paths_and_queries(site: Any) -> None:
-    reads = [it.path for it in api.OPERATIONS.values() if it.method != "POST"]
+def test_paths_and_queries(site: Site) -> None:
+    paths = [operation.path for operation in api.OPERATIONS.values() if operation.method != "POST"]
 
     @SETTINGS
     @given(
-        path=st.sampled_from(reads), method=st.sampled_from(["GET", "DELETE", "POST", "HEAD", "X"]),
+        path=st.sampled_from(paths), method=st.sampled_from(["GET", "DELETE", "POST", "HEAD", "X"]),
         user=st.binary(max_size=12) | st.sampled_from([b"u", b"..", b"a/b"]),
         query=st.dictionaries(
             st.sampled_from(["k", "hide_seen", "item_id", "history", "limit"]) | st.text(max_size=5),
@@ -80,20 +79,20 @@ def test_paths_and_queries(site: Any) -> None:
         ),
     )  # fmt: skip
     def test(path: str, method: str, user: bytes, query: dict[str, str]) -> None:
-        asked = path.replace("{user_id}", quote(user, safe=""))
+        url = path.replace("{user_id}", quote(user, safe=""))
         pairs = "&".join(
             f"{quote(name, errors='replace')}={quote(value, errors='replace')}"
             for name, value in query.items()
         )
-        found = site.client.request(method, f"{asked}?{pairs}")
-        assert found.status_code < 500, (asked, pairs, found.text)
+        answer = site.client.request(method, f"{url}?{pairs}")
+        assert answer.status_code < 500, (url, pairs, answer.text)
 
     test()
-    healthy(site)
+    assert_ready(site)
 
 
-def test_raw_bytes(site: Any) -> None:
-    """Requests with bytes changed, cut off, repeated."""
+def test_raw_bytes(site: Site) -> None:
+    """Requests in which bytes are changed, removed, inserted or repeated."""
     draw = random.Random(0)
     event = b'{"event_id": "e", "user_id": "u", "item_id": "i", "timestamp": 1}'
     request = (
@@ -103,21 +102,21 @@ def test_raw_bytes(site: Any) -> None:
     for _ in range(EACH // 4):
         text = bytearray(request)
         for _ in range(draw.randint(1, 6)):
-            at = draw.randrange(len(text))
+            place = draw.randrange(len(text))
             match draw.randrange(4):
                 case 0:
-                    text[at] = draw.randrange(256)
+                    text[place] = draw.randrange(256)
                 case 1:
-                    del text[at : at + draw.randint(1, 20)]
+                    del text[place : place + draw.randint(1, 20)]
                 case 2:
-                    text[at:at] = draw.randbytes(draw.randint(1, 10))
+                    text[place:place] = draw.randbytes(draw.randint(1, 10))
                 case _:
-                    text[at:at] = text[draw.randrange(at + 1) : at]
-        with socket.create_connection(site.address, timeout=10) as connection:
+                    text[place:place] = text[draw.randrange(place + 1) : place]
+        with socket.create_connection(site.address, timeout=60) as connection:
             connection.sendall(text)
             connection.shutdown(socket.SHUT_WR)
             answer = b""
-            while some := connection.recv(10_000):
-                answer += some
+            while received := connection.recv(10_000):
+                answer += received
         assert not answer.startswith(b"HTTP/1.1 5"), (bytes(text), answer)
-    healthy(site)
+    assert_ready(site)

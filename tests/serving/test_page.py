@@ -1,10 +1,15 @@
-"""The page, used in a browser."""
+"""The page in a browser."""
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from recblr.serving.keys import add_key
+from recblr.serving.model import ServedModel
+from serving.fixtures import OpenSite, Site
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -32,16 +37,23 @@ def find(browser: Any, selector: str) -> Any:
     return browser.find_element("css selector", selector)
 
 
+def first_lines(browser: Any, selector: str) -> list[str]:
+    elements = browser.find_elements("css selector", selector)
+    return [element.text.splitlines()[0] for element in elements]
+
+
+def shown_items(browser: Any) -> list[str]:
+    return [line.split()[0] for line in first_lines(browser, "#items button")]
+
+
 def wait_for(browser: Any, text: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 20).until(lambda it: text in find(it, "#state").text)
+    WebDriverWait(browser, 120).until(lambda page: text in find(page, "#state").text)
 
 
 @pytest.mark.parametrize("width", [1200, 390])
-def test_a_user_is_looked_at_and_takes_something(
-    browser: Any, site: Any, a: Any, width: int
-) -> None:
+def test_show_a_user_and_add_events(browser: Any, site: Site, a: ServedModel, width: int) -> None:
     ids = a.item_ids
     events = [
         {"event_id": f"e{n}", "user_id": "ann", "item_id": item, "timestamp": n}
@@ -57,30 +69,27 @@ def test_a_user_is_looked_at_and_takes_something(
 
     find(browser, "#user").send_keys("ann", Keys.ESCAPE, Keys.TAB, Keys.ENTER)  # no mouse
     wait_for(browser, "4 events in a state of")
-    past = [it.text for it in browser.find_elements("css selector", "#past li")]
-    assert [it.splitlines()[0] for it in past] == [
+    assert first_lines(browser, "#past li") == [
         "never seen",
         ids[2],
         ids[1],
         f"A title ({ids[0]})",
     ]
     parts = site.client.get("/v1/users/ann/influence").json()["events"]
-    by_memory = [it["memory"] for it in parts if it["memory"]]
-    assert len(by_memory) > 0
-    assert len(browser.find_elements("css selector", "#past svg")) == 6 + len(by_memory)
-    assert len(browser.find_elements("css selector", "#past rect.memory")) == len(by_memory)
-    assert "added by the memory" in find(browser, "#meaning").text
+    by_memory = sum(part["memory"] != 0 for part in parts)
+    assert by_memory > 0
+    assert len(browser.find_elements("css selector", "#past svg")) == 6 + by_memory
+    assert len(browser.find_elements("css selector", "#past rect.memory")) == by_memory
+    assert "contribution of the memory" in find(browser, "#meaning").text
     best = site.client.get("/v1/users/ann/recommendations").json()["items"]
-    shown = [it.text.split()[0] for it in browser.find_elements("css selector", "#items button")]
-    assert shown == [it["item_id"] for it in best]
+    assert shown_items(browser) == [item["item_id"] for item in best]
 
     find(browser, "#items button").send_keys(Keys.ENTER)
     wait_for(browser, "5 events in a state of")
-    assert "Kept, and recommended anew, in" in find(browser, "#state").text
-    assert find(browser, "#past li").text.splitlines()[0] == best[0]["item_id"]
-    now = site.client.get("/v1/users/ann/recommendations").json()["items"]
-    shown = [it.text.split()[0] for it in browser.find_elements("css selector", "#items button")]
-    assert shown == [it["item_id"] for it in now]
+    assert "Event recorded and recommendations updated in" in find(browser, "#state").text
+    assert first_lines(browser, "#past li")[0] == best[0]["item_id"]
+    best = site.client.get("/v1/users/ann/recommendations").json()["items"]
+    assert shown_items(browser) == [item["item_id"] for item in best]
 
     find(browser, "#item").send_keys(ids[5], Keys.ENTER)
     wait_for(browser, "6 events in a state of")
@@ -88,23 +97,21 @@ def test_a_user_is_looked_at_and_takes_something(
     assert browser.get_log("browser") == []
 
 
-def test_who_is_new_is_shown_what_is_popular(browser: Any, site: Any) -> None:
+def test_a_new_user_sees_popular_items(browser: Any, site: Site) -> None:
     browser.get(str(site.client.base_url))
     find(browser, "#user").send_keys("<b>nobody</b>")
     find(browser, "#ask button").click()
     wait_for(browser, "No events yet.")
-    assert "what most take" in find(browser, "#basis").text
+    assert "most popular items" in find(browser, "#basis").text
     assert len(browser.find_elements("css selector", "#items button")) == 10
 
 
-def test_a_key_is_asked_for(browser: Any, open_site: Any, tmp_path: Any) -> None:
-    from recblr.serving.keys import add_key
-
+def test_the_page_asks_for_a_key(browser: Any, open_site: OpenSite, tmp_path: Path) -> None:
     key = add_key(tmp_path / "keys", "shop")
     site = open_site(tmp_path / "keys")
     browser.get(str(site.client.base_url))
     wait_for(browser, "send a key")
     find(browser, "#key").send_keys(key)
     find(browser, "#keys button").click()
-    wait_for(browser, "Pick or type a user.")
+    wait_for(browser, "Select or type a user id.")
     assert not find(browser, "#keys").is_displayed()

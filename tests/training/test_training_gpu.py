@@ -20,9 +20,11 @@ from recblr.errors import DivergedError
 from recblr.evaluation.ranking import rank_targets
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.ops.cross_entropy import cross_entropy
-from recblr.training import trainer as train
+from recblr.training import step, trainer
+from recblr.training.config import TrainConfig
 from recblr.training.cuda_graph import Graphed
-from recblr.training.trainer import TrainConfig, adam, epoch_spans, training_batches, training_step
+from recblr.training.examples import training_batches
+from recblr.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -144,16 +146,11 @@ def run_epochs(
 ) -> tuple[RecBLR, RecBLR, float]:
     """The model, its average and the sum of the losses after some epochs of plain steps."""
     model = fresh(data, device).train()
-    average, optimizer = deepcopy(model), adam(model)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    step = training_step(model, average, optimizer, config, total)
-    nothing = state = model.initial_state(1)
-    optimizer.param_groups[0]["lr"].fill_(1e-3)
+    ours = Trainer(model, data, config)
     for epoch in range(epochs):
-        spans = epoch_spans(data, config, epoch)
-        for batch, goes_on in training_batches(log_of(data, device), spans, config):
-            state = step(batch, state if goes_on else nothing)
-    return model, average, total.item()
+        for batch, continues in ours.batches(ours.spans(epoch)):
+            ours.step(batch, continues, 1e-3)
+    return model, ours.average, ours.loss.total.item()
 
 
 def assert_same_run(ours: Any, theirs: Any, data: Sequences) -> None:
@@ -171,10 +168,10 @@ def assert_same_run(ours: Any, theirs: Any, data: Sequences) -> None:
 def test_the_gpu_trains_as_the_cpu_does(
     examples: Any, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(TINY_TRAINING, examples=examples, weight_average=0.9)
+    config = replace(TINY_TRAINING, examples=examples, ema_decay=0.9)
     replayed = run_epochs(sequences, CUDA, config)
     assert_same_run(replayed, run_epochs(sequences, torch.device("cpu"), config), sequences)
-    monkeypatch.setattr(train, "Graphed", lambda update: update)
+    monkeypatch.setattr(step, "Graphed", lambda update: update)
     assert_same_run(replayed, run_epochs(sequences, CUDA, config), sequences)
 
 
@@ -192,10 +189,13 @@ def test_no_step_waits_for_the_gpu(
     precision: Any, hide_seen: bool, examples: Any, sequences: Sequences
 ) -> None:
     config = replace(
-        TINY_TRAINING, examples=examples, hide_seen=hide_seen, precision=precision, batch_size=150
+        TINY_TRAINING,
+        examples=examples,
+        mask_seen_in_loss=hide_seen,
+        precision=precision,
+        batch_size=150,
     )
     model = fresh(sequences, CUDA, TINY_MODEL).train()
-    optimizer, total = adam(model), torch.zeros((), dtype=torch.float64, device=CUDA)
     calls = 0
 
     def counted(*arguments: Any) -> Tensor:
@@ -204,18 +204,15 @@ def test_no_step_waits_for_the_gpu(
         return cross_entropy(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "cross_entropy", counted)
-        step = training_step(model, deepcopy(model), optimizer, config, total)
-        nothing = state = model.initial_state(1)
-        log, epochs = log_of(sequences, CUDA), []
+        patch.setattr(step, "cross_entropy", counted)
+        ours = Trainer(model, sequences, config)
+        total, spans, epochs = ours.loss.total, ours.spans(0), []
         for epoch in range(3):
             # Recording waits; what is replayed, or too small to be, does not.
-            spans = epoch_spans(sequences, config, 0)
             before, calls = total.item(), 0
             with never_waiting() if epoch == 2 else nullcontext():
-                for batch, goes_on in training_batches(log, spans, config):
-                    optimizer.param_groups[0]["lr"].fill_(1e-3)
-                    state = step(batch, state if goes_on else nothing)
+                for batch, continues in ours.batches(spans):
+                    ours.step(batch, continues, 1e-3)
             epochs.append(total.item() - before)
     assert len(spans) > 4
     assert calls == (len(spans) if hide_seen else 0), "the third epoch is replayed"
@@ -223,23 +220,25 @@ def test_no_step_waits_for_the_gpu(
 
 
 def test_memory_is_flat_in_the_length_of_a_history(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "Graphed", lambda function: function)  # each has a stream's buffers
-    monkeypatch.setattr(train, "_ASSEMBLED", 1 << 14)
+    monkeypatch.setattr(step, "Graphed", lambda function: function)  # each has a stream's buffers
+    monkeypatch.setattr("recblr.training.examples._ROWS_AT_ONCE", 1 << 14)
     peaks = []
     for length in (50_000, 100_000, 1_000_000):  # the first one warms up
         config = replace(TINY_TRAINING, window=length, batch_size=4096)
         model = RecBLR(100, STILL).to(CUDA).train()
-        total = torch.zeros((), dtype=torch.float64, device=CUDA)
-        step = training_step(model, deepcopy(model), adam(model), config, total)
+        update = step.TrainingStep(model, deepcopy(model), config)
         log = torch.randint(100, (length,), dtype=torch.int32, device=CUDA)
         bounds = np.arange(0, length - 1, 4096)
         spans = [(np.array([a]), np.array([min(a + 4096, length - 1)])) for a in bounds]
         state = nothing = model.initial_state(1)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        for number, (batch, goes_on) in enumerate(training_batches(log, spans, config)):
-            assert goes_on == (number > 0)
-            state = step(batch, state if goes_on else nothing)
+        batches = training_batches(
+            log, spans, replace(config, examples="all-positions"), None, True
+        )
+        for number, (batch, continues) in enumerate(batches):
+            assert continues == (number > 0)
+            state = update(batch, state if continues else nothing)
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[2] < 1.2 * peaks[1]
 
@@ -253,7 +252,7 @@ def test_a_run_learns_as_on_the_cpu(precision: Any, sequences: Sequences, tmp_pa
     found = []
     for device in (torch.device("cpu"), CUDA):
         model = fresh(sequences, device, TINY_MODEL)
-        trained = train.train(model, sequences, config, folder(tmp_path, device.type))
+        trained = Trainer(model, sequences, config).train(folder(tmp_path, device.type))
         assert model.item_embeddings.device.type == device.type
         assert trained.ended == "epochs"
         found.append(losses(tmp_path / device.type))
@@ -266,7 +265,7 @@ def test_a_run_goes_on_on_another_device(
     devices: tuple[str, str], sequences: Sequences, tmp_path: Path
 ) -> None:
     config, calls = replace(TINY_TRAINING, epochs=4), 0
-    whole = train.train(fresh(sequences, CUDA), sequences, config, folder(tmp_path, "whole"))
+    whole = Trainer(fresh(sequences, CUDA), sequences, config).train(folder(tmp_path, "whole"))
 
     def interrupted(*arguments: Any) -> dict[str, float]:
         nonlocal calls
@@ -275,13 +274,13 @@ def test_a_run_goes_on_on_another_device(
             raise KeyboardInterrupt
         return validate(*arguments)
 
-    validate, parts = train.validate, folder(tmp_path, "parts")
+    validate, parts = trainer.validate, folder(tmp_path, "parts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "validate", interrupted)
+        patch.setattr(trainer, "validate", interrupted)
         first = fresh(sequences, torch.device(devices[0]))
-        assert train.train(first, sequences, config, parts).epoch == 2
+        assert Trainer(first, sequences, config).train(parts).epoch == 2
     second = fresh(sequences, torch.device(devices[1]))
-    resumed = train.train(second, sequences, config, parts, resume=True)
+    resumed = Trainer(second, sequences, config).train(parts, resume=True)
     assert second.item_embeddings.device.type == devices[1]
     assert (resumed.epoch, resumed.ended) == (whole.epoch, whole.ended)
     assert losses(parts) == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
@@ -293,7 +292,7 @@ def test_divergence_is_found_and_its_steps_are_named(sequences: Sequences, tmp_p
         model.norm.weight[0] = torch.inf
     config = replace(TINY_TRAINING, batch_size=16)
     with pytest.raises(DivergedError, match=r"nan in epoch 1, steps 1 to 50: .* lower train\.lr"):
-        train.train(model, sequences, config, tmp_path)
+        Trainer(model, sequences, config).train(tmp_path)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -340,8 +339,8 @@ def test_a_recommender_moves_between_devices(sequences: Sequences, tmp_path: Pat
 def test_cross_entropy_on_a_gpu(
     chunk: int, v: int, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(train.cross_entropy.__globals__, "_CHUNK", {"cuda": chunk})
-    monkeypatch.setitem(train.cross_entropy.__globals__, "_ROWS", 1)
+    monkeypatch.setitem(cross_entropy.__globals__, "_CHUNK", {"cuda": chunk})
+    monkeypatch.setitem(cross_entropy.__globals__, "_ROWS", 1)
     torch.manual_seed(v)
     hidden = torch.randn(70, 16, device=CUDA, requires_grad=True)
     weight = torch.randn(v, 16, device=CUDA, requires_grad=True)

@@ -17,7 +17,7 @@ from recblr.models.recblr import PFFN, BehaviorLayer, RecBLR, RecBLRConfig
 from recblr.progress import progress
 from recblr.timing import medians, peak_bytes
 from recblr.training.cuda_graph import Graphed
-from recblr.training.trainer import autocast
+from recblr.training.step import autocast
 
 LENGTHS = tuple(64 << n for n in range(10))  # 64 .. 32,768
 EVENTS = {"cpu": 1 << 15, "cuda": 1 << 20}  # of a call

@@ -33,14 +33,14 @@ from recblr.data.split import Split
 from recblr.memory import Memory, MemoryConfig
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import Advance, progress
-from recblr.serving.cache import LocalCache
 from recblr.serving.engine import Engine
-from recblr.serving.events import Event
+from recblr.serving.local_cache import LocalCache
 from recblr.serving.model import ServedModel
 from recblr.serving.server import listen, run
 from recblr.serving.sqlite import SQLiteLog
-from recblr.serving.store import State
-from recblr.training.trainer import TrainConfig, Trained
+from recblr.serving.storage import Event, State
+from recblr.training.checkpoint import Trained
+from recblr.training.config import TrainConfig
 
 CATALOGUES = {3_416: 1000, 100_000: 1000, 1_000_000: 150}  # steady requests a second
 HISTORIES = (10, 1_000, 100_000)
@@ -97,7 +97,7 @@ def time_memory(model: ServedModel, repeats: int = 300) -> dict[str, float]:
         begin = time.perf_counter()
         model.index.search(query, 20, [history])
         alone = time.perf_counter()
-        added = model.added(history, repeats=False)
+        added = model.memory_scores(history, repeats=False)
         rows = time.perf_counter()
         model.index.search(query, 20, [history], None, [added])
         took[repeat] = alone - begin, time.perf_counter() - alone, rows - alone

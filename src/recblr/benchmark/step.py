@@ -10,7 +10,7 @@ from torch import Tensor
 from recblr.models.fused_step import FusedStep
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import progress
-from recblr.timing import wait
+from recblr.timing import synchronize
 from recblr.training.cuda_graph import Graphed
 
 
@@ -44,10 +44,10 @@ def time_steps(
         for repeat in range(len(took)):
             for number, length in enumerate(histories):
                 event = events[length + repeat].unsqueeze(0)
-                wait(device)
+                synchronize(device)
                 begin = time.perf_counter()
                 _, state = step(event, states[number])
-                wait(device)
+                synchronize(device)
                 took[repeat, number] = time.perf_counter() - begin
                 states[number] = state.clone()  # a graph's own is good until the next call
     finally:

@@ -1,11 +1,9 @@
 """One epoch of training, beside the matrix products it cannot do without."""
 
-import copy
 import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,16 +21,9 @@ from recblr.data.simulate import Shop, simulate_shop
 from recblr.errors import InputError
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import progress
-from recblr.timing import seconds, wait
-from recblr.training.trainer import (
-    Step,
-    TrainConfig,
-    adam,
-    epoch_spans,
-    learning_rate,
-    training_batches,
-    training_step,
-)
+from recblr.timing import seconds, synchronize
+from recblr.training.config import TrainConfig
+from recblr.training.trainer import Trainer
 
 _SLICE = 3  # batches of prefix samples that stand for an epoch of them on a CPU
 _PARTS = {
@@ -98,49 +89,40 @@ def time_epoch(
     """
     torch.manual_seed(config.seed)
     model = RecBLR(len(data.item_ids), RecBLRConfig()).to(device).train()
-    average, optimizer = copy.deepcopy(model), adam(model)
-    nothing, total = model.initial_state(1), torch.zeros((), dtype=torch.float64, device=device)
-    items = data.items if device.type == "cpu" else torch.tensor(data.items, device=device)
-    spans = epoch_spans(data, config, 0)
+    lr = config.lr  # constant: it does not change the time
+    trainer = Trainer(model, data, config)
+    spans = trainer.spans(0)
     events = [int((stops - starts).sum()) for starts, stops in spans]
 
-    def steps() -> Iterator[tuple[PackedBatch, bool]]:
-        return training_batches(items, spans, config)
-
-    def new_step() -> Step:
-        return training_step(model, average, optimizer, config, total)
-
-    # A new step is not replayed from a graph the first time, so that all of its operators are seen.
+    # The first step of a trainer does not replay a graph, so that all of its operators are seen.
     with Products() as products:
-        new_step()(next(steps())[0], nothing)
+        trainer.step(*next(trainer.batches(spans)), lr)
     again = products.again(device)
     seconds(again, device)
-    step = new_step()
     # A GPU runs a shape the first time and records it the second; the last batch comes once an epoch.
-    for batch, _ in islice(steps(), 2) if device.type == "cpu" else chain(steps(), steps()):
-        step(batch, nothing)
+    for _ in range(1 if device.type == "cpu" else 2):
+        for batch, continues in trainer.batches(spans[:2] if device.type == "cpu" else spans):
+            trainer.step(batch, continues, lr)
 
     predicted = int((data.split.train_end - data.offsets[:-1] - 1).clip(0).sum())
     timed = len(spans) if batches is None else min(batches, len(spans))
     every = 10 if device.type == "cpu" else 50  # steps between two looks at the products
-    passed, alone, state = 0.0, list[float](), nothing
+    passed, alone = 0.0, list[float]()
     with progress(config.examples, timed) as advance:
-        wait(device)
+        synchronize(device)
         begin = time.perf_counter()
-        for number, (batch, goes_on) in enumerate(islice(steps(), timed), 1):
-            rate = learning_rate(config, 0, number - 1, len(spans))
-            optimizer.param_groups[0]["lr"].fill_(rate)
-            state = step(batch, state if goes_on else nothing)
+        for number, (batch, continues) in enumerate(trainer.batches(spans[:timed]), 1):
+            trainer.step(batch, continues, lr)
             advance(1)
             if number % every == 0 or number == timed:
-                wait(device)
+                synchronize(device)
                 passed += time.perf_counter() - begin
                 alone.append(seconds(again, device))
                 begin = time.perf_counter()
 
     epoch_seconds = passed / sum(events[:timed]) * sum(events)
     products_seconds = median(alone) / events[0] * sum(events)
-    some = [batch for batch, _ in islice(steps(), 2)]
+    some = list(islice(trainer.batches(spans), 2))
     return {
         "epoch_seconds": epoch_seconds,
         "estimated": timed < len(spans),
@@ -148,12 +130,22 @@ def time_epoch(
         "events_per_second": predicted / epoch_seconds,
         "products_seconds": products_seconds,
         "times_products": epoch_seconds / products_seconds,
-        "parts": _parts(lambda: [new_step()(batch, nothing) for batch in some], device),
+        "parts": _parts(model, data, config, some),
     }
 
 
-def _parts(work: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """The share of each of _PARTS in the time of ``work``, and of what is left ("other")."""
+def _parts(
+    model: RecBLR, data: Sequences, config: TrainConfig, batches: list[tuple[PackedBatch, bool]]
+) -> dict[str, float]:
+    """The share of each of _PARTS in the time of a first step on these batches, and of the rest
+    ("other")."""
+    device = model.device
+    trainers = [Trainer(model, data, config) for _ in batches]
+
+    def work() -> None:
+        for trainer, (batch, continues) in zip(trainers, batches, strict=True):
+            trainer.step(batch, continues, config.lr)
+
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler writes to standard error
     on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

@@ -1,4 +1,4 @@
-"""The commands of ``recblr bench``."""
+"""The commands of ``recblr bench``, which measure speed."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,19 +10,21 @@ from rich.table import Table
 from recblr.cli.options import Device, Json, print_json
 from recblr.errors import from_extra
 
-SERVED = {
+LOADS = {
     "recommend": "recommend",
     "event_and_recommend": "event and recommend",
     "event": "event",
-    "steady": "event and recommend, steadily",
+    "steady": "event and recommend, steady rate",
 }
 
-bench = typer.Typer(help="Measure speed.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(
+    help="Measure the speed of training and serving.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @bench.command("ops")
 def bench_ops(device: Device = "auto", as_json: Json = False) -> None:
-    """Time the recurrence in every form, its gradients checked first."""
+    """Time each implementation of the recurrence."""
     from recblr.benchmark.ops import time_ops
     from recblr.device import find_device
 
@@ -40,7 +42,7 @@ def bench_ops(device: Device = "auto", as_json: Json = False) -> None:
 
 @bench.command("step")
 def bench_step(device: Device = "auto", as_json: Json = False) -> None:
-    """Time an event after 10, 1,000 and 100,000 events: flat."""
+    """Time one more event after 10, 1,000 and 100,000 events."""
     from recblr.benchmark.step import time_steps
     from recblr.device import find_device
 
@@ -59,12 +61,12 @@ def bench_step(device: Device = "auto", as_json: Json = False) -> None:
 @bench.command("length")
 def bench_length(
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE.png", help="Draw it, too.")
+        Path | None, typer.Option("-o", "--out", metavar="FILE.png", help="Also draw a plot.")
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """How cost grows with length: a RecBLR layer beside attention."""
+    """Time a RecBLR layer and an attention layer by history length."""
     from recblr.benchmark.length import draw, time_lengths
     from recblr.device import find_device
 
@@ -95,26 +97,27 @@ def _print_lengths(result: dict[str, Any]) -> None:
 def bench_train(
     data: Annotated[
         str | None,
-        typer.Argument(help="A log, as for recblr train. [ml-1m, or a simulated shop of its size]"),
+        typer.Argument(help="A log. [ml-1m, or a simulated shop of its size]"),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Time an epoch of training beside its bare matrix products."""
+    """Compare the time of an epoch with that of its matrix products."""
     from recblr.benchmark.train import default_log, time_training
     from recblr.data import open_log
     from recblr.device import find_device
 
-    where = find_device(device)
-    result = time_training(default_log() if data is None else open_log(data), where)
+    log = default_log() if data is None else open_log(data)
+    result = time_training(log, find_device(device))
     if as_json:
         _print_measured("train" if data is None else f"train {data}", device, result)
         return
     table = Table(result["log"], "all positions", "prefix samples", box=None)
     both = [result["all_positions"], result["prefixes"]]
     for key, name, digits in (
-        ("epoch_seconds", "seconds an epoch", 2), ("events_per_second", "events a second", 0),
-        ("products_seconds", "bare products, seconds", 2), ("times_products", "times as long", 2),
+        ("epoch_seconds", "seconds per epoch", 2), ("events_per_second", "events per second", 0),
+        ("products_seconds", "matrix products alone, seconds", 2),
+        ("times_products", "epoch / matrix products", 2),
     ):  # fmt: skip
         table.add_row(name, *(f"{kind[key]:,.{digits}f}" for kind in both))
     for part in both[0]["parts"]:
@@ -126,28 +129,30 @@ def bench_train(
 
 @bench.command("serve")
 def bench_serve(as_json: Json = False) -> None:
-    """Load a server: requests a second, latency, memory."""
+    """Load a server and measure its throughput, latency and memory."""
     with from_extra("serve"):
         from recblr.benchmark.serve import time_serving
     result = time_serving()
     if as_json:
         _print_measured("serve", None, result)
         return
-    table = Table("items", "load", "a second", "p50 ms", "p90 ms", "p99 ms", box=None)
+    table = Table("items", "load", "per second", "p50 ms", "p90 ms", "p99 ms", box=None)
     for row in result["catalogues"]:
-        for name, load in SERVED.items():
-            it = row[name]
-            cells = (f"{it[q]:.1f}" for q in ("p50", "p90", "p99"))
-            table.add_row(f"{row['items']:,}", load, f"{it['per_second']:,}", *cells)
+        for key, name in LOADS.items():
+            load = row[key]
+            quantiles = (f"{load[quantile]:.1f}" for quantile in ("p50", "p90", "p99"))
+            table.add_row(f"{row['items']:,}", name, f"{load['per_second']:,}", *quantiles)
     Console().print(table)
-    events = ", ".join(f"{it['median']:.0f} after {it['history']:,}" for it in result["histories"])
-    print(f"a durable event, µs: {events}")
-    print(f"a user at hand: {result['user_bytes']:,} bytes")
-    print(f"the machine's own gaps: {result['gaps']['longest']} ms at most")
+    times = ", ".join(
+        f"{row['median']:.0f} after {row['history']:,}" for row in result["histories"]
+    )
+    print(f"a durable event after so many events, µs: {times}")
+    print(f"memory per cached user: {result['user_bytes']:,} bytes")
+    print(f"longest pause of the machine itself: {result['gaps']['longest']} ms")
 
 
 def _print_measured(command: str, device: str | None, result: dict[str, Any]) -> None:
     from recblr.provenance import provenance
 
-    where = "" if device is None else f" --device {device}"
-    print_json({**provenance(f"recblr bench {command}{where} --json"), **result})
+    option = "" if device is None else f" --device {device}"
+    print_json({**provenance(f"recblr bench {command}{option} --json"), **result})

@@ -1,35 +1,90 @@
-"""What several commands share: options, and how JSON is printed."""
+"""Options and arguments that several commands share, and how their text is read."""
 
+import csv
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from recblr.errors import InputError
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Device = Annotated[
+Log = Annotated[
     str,
-    typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="[auto: a GPU if there is one]"),
+    typer.Argument(metavar="LOG", help="A log file, a prepared folder, or a data set's name."),
 ]
-
-
+OtherLog = Annotated[
+    str | None,
+    typer.Argument(metavar="LOG", help="A log. [the log the model was trained on]"),
+]
+Model = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a trained model.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it exists.")]
+Core = Annotated[
+    int | None,
+    typer.Option(
+        help="Keep users and items with at least this many events. [named data sets: 5, files: 1]"
+    ),
+]
+Split = Annotated[str | None, typer.Option(help="leave-one-out (default), time or time-last.")]
 Columns = Annotated[
     str | None,
-    typer.Option(metavar="OURS=THEIRS,…", help="Column names, such as user_id=userId."),
+    typer.Option(metavar="NAME=COLUMN,…", help="Columns of the log, for example user_id=userId."),
 ]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting, for example train.lr=0.001. Repeatable."
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="auto|cpu|cuda|cuda:N", help="auto uses a GPU if there is one."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def read_columns(text: str | None) -> dict[str, str] | None:
-    """Column names as :data:`Columns` has them."""
+    """The columns of a log by our names, from the text of :data:`Columns`."""
     if text is None:
         return None
     pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(ours and equals and theirs for ours, equals, theirs in pairs):
-        raise InputError(f"--columns {text}: write user_id=theirs,item_id=theirs,timestamp=theirs")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    if not all(name and equals and column for name, equals, column in pairs):
+        raise InputError(f"--columns {text}: write user_id=COLUMN,item_id=COLUMN,timestamp=COLUMN")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from a comma-separated list of whole numbers."""
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--seeds {text}: write whole numbers, for example 0,1,2") from error
+
+
+def read_ids(text: str) -> list[str]:
+    """Ids from a comma-separated list, quoted as in CSV."""
+    return next(csv.reader([text], skipinitialspace=True), [])
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without the empty ones."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not valid UTF-8 ({error})") from error
+
+
+def check_parent(path: Path) -> None:
+    """Refuse an output file whose folder does not exist, before any work is done for it."""
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist; create it first")
 
 
 def print_json(value: Any) -> None:
-    """On standard output; a number that JSON does not have is an error."""
+    """Print a value on standard output; raises ValueError for NaN and infinity."""
     print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))

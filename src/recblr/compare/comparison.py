@@ -1,4 +1,4 @@
-"""Trained recommenders beside one another on one log: how good each is, and what it costs."""
+"""Measure trained recommenders on one log: accuracy with tests of significance, and cost."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 
 from recblr.benchmark.step import served_step
 from recblr.data import open_log
-from recblr.data.batches import latest
+from recblr.data.batches import pack_latest
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.evaluation import metrics
@@ -25,17 +25,17 @@ from recblr.provenance import provenance
 from recblr.recommender import Recommender, load
 from recblr.timing import medians
 
-METRIC = "NDCG@10"  # by which the best one is chosen
-LEVEL = 0.05  # how often the whole family of comparisons may call a model worse that is not
-_REPEATS = 100  # of a call that is timed
+METRIC = "NDCG@10"  # decides which recommender is best
+LEVEL = 0.05  # limit for the probability of any false "worse" among all comparisons
+_REPEATS = 100  # calls per timing
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a recommender is from the best one, in mean NDCG@10 over users; below 0 is worse.
+    """NDCG@10 of a recommender minus that of the best one, mean over users.
 
-    ``interval`` is the 95% bootstrap interval of this one difference, ``p`` of the paired
-    randomisation test after Holm's correction for all comparisons made.
+    ``interval`` is the 95% bootstrap interval of the mean. ``p`` is the p-value of a paired
+    randomisation test, with Holm's correction for all differences of a comparison.
     """
 
     mean: float
@@ -45,12 +45,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a recommender takes.
+    """What training and serving a recommender takes.
 
-    ``training_seconds`` where it was trained, which may have been another machine. Here, by the
-    threads that torch is set to: ``recommend_ms`` the ten best items for one user with
-    ``max_length`` events; ``step_us`` one more event of one user, None for a model without a state.
-    ``user_bytes`` kept of a user: the state, or four bytes for each event that the model looks at.
+    ``training_seconds`` were measured where it was trained, possibly on other hardware. The other
+    times are measured here, with the current number of torch threads: ``recommend_ms`` for the ten
+    best items of one user with ``max_length`` events, ``step_us`` for adding one event to the state
+    of one user (None for a model without a state). ``user_bytes`` is the size of the state, or four
+    bytes for each event that the model sees.
     """
 
     parameters: int
@@ -63,10 +64,10 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """One recommender: its folder and a short name of it, its kind of model, figures and cost.
+    """One recommender: the folder, a short label for it, the name of the model, metrics and cost.
 
-    ``evaluations`` and ``differences`` by protocol, "unmasked" and "masked"; the difference of the
-    best one is None.
+    The keys of ``evaluations`` and ``differences`` are the protocols, "unmasked" and "masked". The
+    difference of the best recommender is None.
     """
 
     label: str
@@ -77,31 +78,31 @@ class Contender:
     differences: dict[str, Difference | None]
 
     def verdict(self, seen: str) -> str:
-        """ "best", "as good within the noise" or "worse"."""
+        """Return "best", "as good within the noise" or "worse" under the protocol ``seen``."""
         difference = self.differences[seen]
         if difference is None:
             return "best"
         return "worse" if difference.p < LEVEL else "as good within the noise"
 
     def to_json(self) -> dict[str, Any]:
-        """All but the per-user values, as plain values."""
-        evaluations = []
-        for seen, evaluation in self.evaluations.items():
-            difference = self.differences[seen]
-            evaluations.append(
-                {
-                    **evaluation.to_json(),
-                    "verdict": self.verdict(seen),
-                    "difference": None if difference is None else asdict(difference),
-                }
-            )
+        """Everything except the per-user values, ready for ``json.dumps``."""
+        evaluations = [
+            {
+                **evaluation.to_json(),
+                "verdict": self.verdict(seen),
+                "difference": asdict(difference)
+                if (difference := self.differences[seen])
+                else None,
+            }
+            for seen, evaluation in self.evaluations.items()
+        ]
         about = {"folder": self.folder, "model": self.model, **asdict(self.cost)}
         return {**about, "evaluations": evaluations}
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Recommenders in the order they were named, the log they were measured on, and on what machine."""
+    """Recommenders in the order given, with the log and the machine they were measured on."""
 
     contenders: list[Contender]
     log: str
@@ -113,40 +114,35 @@ class Comparison:
 
     @property
     def floors(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Metrics of the floors by protocol; they do not depend on the recommenders."""
+        """Metrics of the baselines by protocol; they do not depend on the recommenders."""
         return {
             seen: evaluation.floors for seen, evaluation in self.contenders[0].evaluations.items()
         }
 
     def ranking(self, seen: str) -> list[Contender]:
-        """The best one first."""
-        return sorted(
-            self.contenders, key=lambda c: c.evaluations[seen].metrics[METRIC], reverse=True
-        )
+        """The recommenders, best first."""
+        return sorted(self.contenders, key=lambda c: -c.evaluations[seen].metrics[METRIC])
 
     @property
     def headline(self) -> str:
-        """The outcome in a sentence, or one for each protocol where they differ."""
-        said = {seen: self._outcome(seen) for seen in self.protocols}
-        if len(set(said.values())) == 1:
-            return f"Under both protocols {said[self.protocols[0]]}."
-        return " ".join(f"Seen items {seen}: {outcome}." for seen, outcome in said.items())
+        """The outcome in one sentence, or in one per protocol if the outcomes differ."""
+        outcomes = {seen: self._outcome(seen) for seen in self.protocols}
+        if len(set(outcomes.values())) == 1:
+            return f"Under both protocols {outcomes[self.protocols[0]]}."
+        return " ".join(f"Seen items {seen}: {outcome}." for seen, outcome in outcomes.items())
 
     def _outcome(self, seen: str) -> str:
         best, *others = self.ranking(seen)
         parts = [f"{best.label} is best by {METRIC}"]
         for verdict in ("as good within the noise", "worse"):
             names = [other.label for other in others if other.verdict(seen) == verdict]
-            if names:
-                parts.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {verdict}")
-        reached = best.evaluations[seen].metrics[METRIC]
-        unbeaten = [name for name, floor in self.floors[seen].items() if floor[METRIC] >= reached]
-        if unbeaten:
-            parts.append(f"{_listed(unbeaten)} {'is' if len(unbeaten) == 1 else 'are'} not beaten")
-        return "; ".join(parts)
+            parts += _statement(names, verdict)
+        value = best.evaluations[seen].metrics[METRIC]
+        unbeaten = [name for name, row in self.floors[seen].items() if row[METRIC] >= value]
+        return "; ".join(parts + _statement(unbeaten, "not beaten"))
 
     def to_json(self) -> dict[str, Any]:
-        """All but the per-user values, as plain values."""
+        """Everything except the per-user values, ready for ``json.dumps``."""
         return {
             "headline": self.headline,
             "log": self.log,
@@ -159,28 +155,29 @@ def compare(
     folders: Sequence[str | Path], log: Any = None, columns: Mapping[str, str] | None = None,
     device: str = "auto",
 ) -> Comparison:  # fmt: skip
-    """Measure artifacts on one log, each against the best of them.
+    """Measure artifacts on one log and compare each with the best.
 
     Args:
         folders: two or more artifacts.
-        log: whatever :func:`recblr.open_log` opens; by default the one that all were trained on.
-            Another log is read in each one's vocabulary, as :meth:`Recommender.evaluate` does.
+        log: anything that :func:`recblr.open_log` opens; by default the log that all were trained
+            on. Another log is read in the vocabulary of each artifact, see
+            :meth:`Recommender.evaluate`.
         columns: our column names to those of ``log``.
         device: where to score, as in :class:`Recommender`.
 
     Raises:
-        InputError: there is but one artifact, one is named twice or is none, or two differ in what
-            their figures depend on: split, core, catalogue or, without ``log``, the data.
+        InputError: fewer than two artifacts, the same one twice, a folder that is not an artifact,
+            or artifacts that differ in split, core, catalogue or, without ``log``, in the data.
     """
     labels = _labels(folders)
     if log is None and columns is not None:
-        raise InputError("columns belong to a log; name the log as well")
+        raise InputError("columns are given without a log; give the log, too")
     loaded = {label: load(folder, device) for label, folder in zip(labels, folders, strict=True)}
-    _check_alike(loaded, log is None)
+    _check_comparable(loaded, log is None)
     first = loaded[labels[0]].data
     data = None if log is None else open_log(log, first.core, first.split.name, columns)
     measured = {
-        label: {found.protocol.seen: found for found in recommender.evaluate(data)}
+        label: {evaluation.protocol.seen: evaluation for evaluation in recommender.evaluate(data)}
         for label, recommender in loaded.items()
     }
     costs, differences = _costs(loaded), _differences(measured)
@@ -198,33 +195,32 @@ def compare(
 
 
 def _labels(folders: Sequence[str | Path]) -> list[str]:
-    """As much of the end of each path as tells them all apart."""
+    """The last parts of each path, as many as make the labels differ."""
     if len(folders) < 2:
-        raise InputError("a comparison needs two artifacts or more; name their folders")
+        raise InputError("a comparison needs at least two artifacts; give their folders")
     paths = [Path(folder).resolve() for folder in folders]
     for number, path in enumerate(paths):
         if path in paths[:number]:
-            raise InputError(f"{folders[number]} is named twice; name each artifact once")
-    tries = (["/".join(path.parts[-parts:]) for path in paths] for parts in count(1))
-    return next(labels for labels in tries if len(set(labels)) == len(labels))
+            raise InputError(f"{folders[number]} is given twice; give each artifact once")
+    choices = (["/".join(path.parts[-parts:]) for path in paths] for parts in count(1))
+    return next(labels for labels in choices if len(set(labels)) == len(labels))
 
 
-def _check_alike(loaded: Mapping[str, Recommender], same_data: bool) -> None:
-    facts = {label: _facts(recommender.data) for label, recommender in loaded.items()}
-    first, *others = facts
-    for field, ours in facts[first].items():
-        for other in others:
-            theirs = facts[other][field]
-            if theirs != ours and (same_data or field != "data"):
-                hint = "; name one log to measure both on" if field == "data" else ""
+def _check_comparable(loaded: Mapping[str, Recommender], same_data: bool) -> None:
+    first, *others = ((label, _basis(recommender.data)) for label, recommender in loaded.items())
+    for field, value in first[1].items():
+        for label, basis in others:
+            if basis[field] != value and (same_data or field != "data"):
+                hint = "; give one log to measure both on" if field == "data" else ""
                 raise InputError(
-                    f"{first} and {other} do not compare: {field} {ours} and {theirs}{hint}"
+                    f"{first[0]} and {label} cannot be compared because their {field} differs: "
+                    f"{value} and {basis[field]}{hint}"
                 )
 
 
-def _facts(data: Sequences) -> dict[str, str]:
-    """What figures depend on, those first that explain the ones behind them."""
-    ids = sorted(map(repr, data.item_ids.to_pylist()))  # in any order; 7 is not "7"
+def _basis(data: Sequences) -> dict[str, str]:
+    """The properties of the data that metrics depend on, causes before their effects."""
+    ids = sorted(map(repr, data.item_ids.to_pylist()))  # in any order; 7 differs from "7"
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]
     return {
         "split": data.split.name,
@@ -237,9 +233,9 @@ def _facts(data: Sequences) -> dict[str, str]:
 def _differences(
     measured: Mapping[str, Mapping[str, Evaluation]],
 ) -> dict[str, dict[str, Difference | None]]:
-    """Of each contender from the best one, under each protocol."""
-    found: dict[str, dict[str, Difference | None]] = {label: {} for label in measured}
-    family: list[tuple[str, str, Difference]] = []
+    """The difference between each recommender and the best one, by label and protocol."""
+    differences: dict[str, dict[str, Difference | None]] = {label: {} for label in measured}
+    uncorrected: list[tuple[str, str, Difference]] = []
     protocols = list(next(iter(measured.values())))
     with progress("comparing", len(protocols) * len(measured)) as advance:
         for seen in protocols:
@@ -248,30 +244,28 @@ def _differences(
                 for label, evaluations in measured.items()
             }
             best = max(gains, key=lambda label: gains[label].mean())
-            for label, ours in gains.items():
-                found[label][seen] = None
+            for label, gain in gains.items():
+                differences[label][seen] = None
                 if label != best:
-                    mean = float(ours.mean() - gains[best].mean())
-                    interval = difference_interval(ours, gains[best])
-                    p = paired_test(ours, gains[best])
-                    family.append((label, seen, Difference(mean, interval, p)))
+                    mean = float(gain.mean() - gains[best].mean())
+                    interval = difference_interval(gain, gains[best])
+                    p = paired_test(gain, gains[best])
+                    uncorrected.append((label, seen, Difference(mean, interval, p)))
                 advance(1)
-    corrected = holm(np.array([difference.p for _, _, difference in family]))
-    for (label, seen, difference), p in zip(family, corrected.tolist(), strict=True):
-        found[label][seen] = replace(difference, p=p)
-    return found
+    corrected = holm(np.array([difference.p for _, _, difference in uncorrected]))
+    for (label, seen, difference), p in zip(uncorrected, corrected.tolist(), strict=True):
+        differences[label][seen] = replace(difference, p=p)
+    return differences
 
 
 def _costs(loaded: Mapping[str, Recommender]) -> dict[str, Cost]:
     device = next(iter(loaded.values())).device
-    recommending = {label: _recommendation(rec) for label, rec in loaded.items()}
-    stepping = {
-        label: _step(rec.network)
-        for label, rec in loaded.items()
-        if isinstance(rec.network, RecurrentModel)
+    recommend = medians({label: _recommend(rec) for label, rec in loaded.items()}, device, _REPEATS)
+    networks = {label: rec.network for label, rec in loaded.items()}
+    steps = {
+        label: _step(net) for label, net in networks.items() if isinstance(net, RecurrentModel)
     }
-    recommend = medians(recommending, device, _REPEATS)
-    step = medians(stepping, device, _REPEATS)
+    step = medians(steps, device, _REPEATS)
     return {
         label: Cost(
             sum(parameter.numel() for parameter in rec.network.parameters()),
@@ -285,23 +279,26 @@ def _costs(loaded: Mapping[str, Recommender]) -> dict[str, Cost]:
     }
 
 
-def _recommendation(recommender: Recommender) -> Callable[[], object]:
-    """The ten best items for one user of the log with the longest history that the model looks at."""
+def _recommend(recommender: Recommender) -> Callable[[], object]:
+    """Rank all items for one user with as many events as the model sees, and take the ten best."""
     known, length = len(recommender.data.item_ids), recommender.training.max_length
-    history = latest(np.arange(length) % known, np.array([0]), np.array([length]), length, "none")
+    history = pack_latest(
+        np.arange(length) % known, np.array([0]), np.array([length]), length, "none"
+    )
     batch = replace(history, users=torch.tensor([0]))
     return lambda: recommender.score(batch).topk(min(10, known))
 
 
 def _step(network: RecurrentModel) -> Callable[[], object]:
-    """One more event of one user."""
+    """Add one event to the state of one user."""
     step = served_step(network) if isinstance(network, RecBLR) else torch.no_grad()(network.step)
     state = network.initial_state(1)
     item = torch.zeros(1, dtype=torch.int64, device=state.device)
     return lambda: step(item, state)
 
 
-def _listed(names: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+def _statement(names: Sequence[str], predicate: str) -> list[str]:
+    """ "a is ...", "a and b are ..." or "a, b and c are ..."; empty without names."""
+    if len(names) < 2:
+        return [f"{name} is {predicate}" for name in names]
+    return [f"{', '.join(names[:-1])} and {names[-1]} are {predicate}"]

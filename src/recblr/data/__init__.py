@@ -1,13 +1,14 @@
-"""From a log to histories: reading, named data sets, splits, sequences, batches."""
+"""Data: read logs, load data sets by name, filter and split them, build batches."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recblr.config import near
+from recblr.config import did_you_mean
 from recblr.data.datasets import DATASETS, load_dataset
 from recblr.data.log import Interactions, read_log
-from recblr.data.sequences import MARK, Sequences, prepare
+from recblr.data.sequences import MARKER, Part, Sequences, index_in, prepare
 from recblr.errors import InputError
 
 
@@ -17,31 +18,60 @@ def open_log(
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Sequences:
-    """Anything that holds a log, ready to train on.
+    """Read, filter and split a log.
 
     Args:
         source: Sequences, Interactions, a Polars or pandas frame, the path of a log file or of a
             prepared folder, or the name of a data set.
-        core: the k-core filter; by default that of the data set, or none (1).
+        core: the k of the k-core filter; by default that of the data set, otherwise 1 (no filter).
         split: "leave-one-out" (default), "time" or "time-last".
         columns: our column names to those of the file.
+
+    Raises:
+        InputError: the log cannot be read or split, or prepared data has another core or split.
     """
-    if isinstance(source, str | Path) and (Path(source) / MARK).exists():
+    if isinstance(source, str | Path) and (Path(source) / MARKER).exists():
         source = Sequences.load(Path(source))
     if isinstance(source, Sequences):
-        asked = (source.core if core is None else core, split or source.split.name)
-        if asked != (source.core, source.split.name) or columns is not None:
+        requested = (source.core if core is None else core, split or source.split.name)
+        if requested != (source.core, source.split.name) or columns is not None:
             raise InputError(
                 f"this data was prepared with core {source.core} and split {source.split.name}; "
-                "prepare the log again to change that, or to name its columns"
+                "to change that, or to map columns, prepare the log again"
             )
         return source
     if isinstance(source, str) and not Path(source).exists():
         if source in DATASETS:
             core = DATASETS[source].core if core is None else core
             source = load_dataset(source)
-        elif source == Path(source).stem:  # a name, and not a path
-            hint = near(source, DATASETS)
+        elif source == Path(source).stem:  # a name, not a path
+            hint = did_you_mean(source, DATASETS)
             raise InputError(f"{source}: no such file and no such data set{hint}")
     log = source if isinstance(source, Interactions) else read_log(source, columns=columns)
     return prepare(log, 1 if core is None else core, split or "leave-one-out")
+
+
+def open_with_items(
+    log: Any, data: Sequences, part: Part, columns: Mapping[str, str] | None = None
+) -> Sequences:
+    """Open another log with the core, the split and the items of ``data``.
+
+    Events of other items are removed, except for targets of ``part``, which count as missed.
+
+    Raises:
+        InputError: the logs have no item in common.
+    """
+    other = open_log(log, data.core, data.split.name, columns)
+    known = index_in(other.item_ids, data.item_ids) >= 0
+    if not known.any():
+        raise InputError(
+            f"the model knows none of the {len(known):,} items of that log; give a log with the item "
+            "ids that the model was trained on"
+        )
+    if not known.all():
+        warnings.warn(
+            f"the model does not know {(~known).sum():,} of the {len(known):,} items of that log; they "
+            "are removed from the histories, and targets among them count as missed",
+            stacklevel=3,
+        )
+    return other.with_items(data.item_ids, part)

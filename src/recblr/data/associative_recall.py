@@ -1,11 +1,11 @@
-"""A simulated log in which an event depends on one far back and on nothing nearer: who remembers?
+"""A simulated log that tests long memory: some events depend only on an event far back.
 
-A user has a brand of coffee and buys it first of all. Then, between things bought at random, the
-coffee runs out now and again, an event of its own, and is bought again: the brand last seen
-``distances`` events before. Who remembers it can say so each time; who does not guesses.
+A user has a brand of coffee and buys it in the first event. Later events are random items, except that
+a question item ("coffee runs out") is followed by its answer, the same brand again. Each answer is one
+of ``distances`` events after the brand before it. A model that remembers the brand predicts every
+answer, any other model can only guess.
 
-Axes: U users, Q questions of a history, one for each distance, V items: the brands, the question,
-the other things.
+Axes: U users, Q answers of a history, one for each distance, V items: brands, question, other items.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,14 @@ from recblr.errors import InputError
 
 
 @dataclass(frozen=True)
-class Recall:
-    """The dials; ``users`` of each part: training, validation, test.
+class AssociativeRecall:
+    """Settings of the simulation; ``users`` are those of training, validation and test.
 
-    Of long distances alone little is learned in any reasonable time, as there are few answers among
-    many events that cannot be foretold. So a history begins with short ones, which teach the longer.
+    By default a history begins with short distances: with long ones alone, a model has few answers
+    among many random events, and learns slowly.
+
+    Raises:
+        InputError: there is no distance, or one below 2.
     """
 
     distances: tuple[int, ...] = (2, 2, 2, 2, 4, 4, 8, 8, 16, 32, 100)
@@ -34,23 +37,26 @@ class Recall:
 
     def __post_init__(self) -> None:
         if not self.distances or min(self.distances) < 2:
-            raise InputError(f"distances {self.distances}: name some, of 2 events or more")
+            raise InputError(
+                f"distances {self.distances}: give at least one, each of 2 events or more"
+            )
 
     @property
     def length(self) -> int:
-        """Events of a history."""
+        """The number of events of a history."""
         return sum(self.distances) + 1
 
 
-def simulate_recall(recall: Recall) -> tuple[Sequences, np.ndarray]:
-    """The log, and the rows (U_test, Q) of what the test users buy again.
+def simulate_recall(recall: AssociativeRecall) -> tuple[Sequences, np.ndarray]:
+    """Simulate the log.
 
-    Users are in one part only. Validation and test predict a user's last event, at the last of the
-    distances; the other answers are to be looked up by their rows.
+    Returns:
+        The log, and the rows (U_test, Q) of the answers of the test users. A user is in one part only.
+        The target of validation and test is the user's last answer.
     """
     rng = np.random.default_rng(recall.seed)
     users, length = sum(recall.users), recall.length
-    answers = np.cumsum(recall.distances)  # (Q,) places in a history
+    answers = np.cumsum(recall.distances)  # (Q,) positions in a history
     brand = rng.integers(recall.brands, size=(users, 1))
     items = recall.brands + 1 + rng.integers(recall.others, size=(users, length))
     items[:, 0:1] = brand

@@ -1,4 +1,4 @@
-"""PackedBatch: the histories of a batch laid end to end, without padding."""
+"""PackedBatch: the histories of a batch end to end, without padding."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -12,18 +12,21 @@ from torch.nn import functional as F
 
 Targets = Literal["all", "last", "none"]
 Spans = tuple[np.ndarray, np.ndarray]
-"""The histories of a batch, (starts, stops): history b is the rows starts[b] .. stops[b]-1 of a log."""
+"""(starts, stops) of the histories of a batch: history b has the rows starts[b] .. stops[b]-1."""
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B histories with N events in all, of which M positions have a target.
+    """B histories with N events in total and M targets.
 
-    ``items`` (N,) item indices; ``offsets`` (B + 1,), history b has the rows offsets[b] ..
-    offsets[b+1]-1; ``positions`` (M,) rows whose next item is to be predicted, rising; ``targets``
-    (M,) it; ``seen`` (2, P) numbers of targets, or of histories where each has one target or none, and
-    for each an item of the history up to it, where somebody asks for them, else None;
-    ``users`` (B,) whose the histories are, -1 for anybody's, where a model asks for it, else None.
+    Attributes:
+        items: (N,) item indices.
+        offsets: (B + 1,) history b has the rows offsets[b] .. offsets[b+1]-1.
+        positions: (M,) rows whose next item is to be predicted, ascending.
+        targets: (M,) the next item of each position.
+        seen: (2, P) pairs of a target, numbered 0 .. M-1, and an item of its history up to there; if
+            histories have at most one target, of a history 0 .. B-1 and an item. None if not needed.
+        users: (B,) the user of each history, -1 for an unknown one. None if not needed.
     """
 
     items: Tensor
@@ -35,7 +38,7 @@ class PackedBatch:
 
     @property
     def owners(self) -> Tensor:
-        """(M,) the history of each position."""
+        """(M,) the history, 0 .. B-1, of each position."""
         return torch.searchsorted(self.offsets, self.positions, right=True) - 1
 
     def to(self, device: torch.device) -> "PackedBatch":
@@ -47,7 +50,7 @@ class PackedBatch:
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0]+1, … lengths[0] of them, then those of starts[1], … (sum of lengths,)."""
+    """The ranges starts[i] .. starts[i]+lengths[i]-1, end to end, (sum of lengths,)."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
@@ -55,22 +58,22 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def pack(
     items: np.ndarray | Tensor, starts: np.ndarray, stops: np.ndarray, targets: Targets
 ) -> PackedBatch:
-    """Histories items[starts[b]:stops[b]] of at least one event each, end to end.
+    """Pack the histories items[starts[b]:stops[b]], each of at least one event.
 
     Args:
-        items: the log. From a tensor the batch is assembled on its device, which is told where the
-            histories lie and never waited for; from an array, quicker for a small one, by NumPy.
-        starts, stops: (B,) where the histories lie.
-        targets: predict at every position, at the last one of each history, or at none (M = 0). The
+        items: the items of the log. A tensor is packed on its device, without waiting for a GPU; an
+            array is packed by NumPy, which is faster for a small batch.
+        starts, stops: (B,) the rows of each history.
+        targets: the positions to predict at: all, the last of each history, or none (M = 0). The
             target of a position is the item after it in ``items``.
     """
     lengths = stops - starts
     ends = np.concatenate([[0], np.cumsum(lengths)])
     n = int(ends[-1])
-    offsets: Any  # arrays or tensors, like the log
+    offsets: Any  # array or tensor, like items
     every: Any
     if isinstance(items, Tensor):
-        offsets, shift, length = _send(items.device, ends, starts - ends[:-1], lengths)
+        offsets, shift, length = _copy_to(items.device, ends, starts - ends[:-1], lengths)
         every = torch.arange(n, device=items.device)
         rows = every + torch.repeat_interleave(shift, length, output_size=n)
     else:
@@ -80,12 +83,12 @@ def pack(
     return PackedBatch(*map(_int64, batch))
 
 
-def latest(
+def pack_latest(
     items: np.ndarray, begins: np.ndarray, stops: np.ndarray, max_length: int, targets: Targets
 ) -> PackedBatch:
-    """The last ``max_length`` events of the histories items[begins[b]:stops[b]], end to end.
+    """Pack the last ``max_length`` events of the histories items[begins[b]:stops[b]].
 
-    ``seen`` names the items of the whole histories. ``targets``: "last" or "none", as in :func:`pack`.
+    ``seen`` has the items of the whole histories. ``targets`` is "last" or "none", as in :func:`pack`.
     """
     batch = pack(items, np.maximum(begins, stops - max_length), stops, targets)
     lengths = stops - begins
@@ -99,22 +102,22 @@ def _int64(values: np.ndarray | Tensor) -> Tensor:
     return torch.from_numpy(values.astype(np.int64, copy=False))
 
 
-def _send(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
-    """Whole numbers on ``device``, in one transfer that the host does not wait for."""
-    together = torch.from_numpy(np.concatenate(arrays))
+def _copy_to(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
+    """Copy arrays of integers to ``device`` in one asynchronous transfer."""
+    joined = torch.from_numpy(np.concatenate(arrays))
     if device.type == "cuda":
-        together = together.pin_memory()
-    return torch.split(together.to(device, non_blocking=True), [len(array) for array in arrays])
+        joined = joined.pin_memory()
+    return torch.split(joined.to(device, non_blocking=True), [len(array) for array in arrays])
 
 
 def pack_each(
-    items: np.ndarray | Tensor, several: Sequence[Spans], targets: Targets
+    items: np.ndarray | Tensor, spans: Sequence[Spans], targets: Targets
 ) -> list[PackedBatch]:
-    """:func:`pack` of each of several batches, with as many operations as for one of them."""
-    starts, stops = (np.concatenate(parts) for parts in zip(*several, strict=True))
+    """:func:`pack` several batches with as many operations as one batch takes."""
+    starts, stops = (np.concatenate(parts) for parts in zip(*spans, strict=True))
     whole = pack(items, starts, stops, targets)
     batches, b, n, m = [], 0, 0, 0
-    for starts, stops in several:
+    for starts, stops in spans:
         histories, events = len(starts), int((stops - starts).sum())
         predicted = {"all": events, "last": histories, "none": 0}[targets]
         batches.append(
@@ -129,41 +132,44 @@ def pack_each(
     return batches
 
 
-def with_empty(batch: PackedBatch, histories: int) -> PackedBatch:
-    """The batch with histories of no event behind its own, so that there are ``histories`` in all."""
+def append_empty(batch: PackedBatch, histories: int) -> PackedBatch:
+    """Append empty histories, so that the batch has ``histories`` in total."""
     more = histories + 1 - len(batch.offsets)
     return replace(batch, offsets=F.pad(batch.offsets, (0, more), value=len(batch.items)))
 
 
 def rectangles(offsets: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Histories of like length side by side, for what needs rectangles.
+    """Group histories of similar length into padded rectangles, for models that need them.
 
-    The lengths of a rectangle lie within a factor of two, so that fewer than half of its places are
-    pads; but all of at most 4 events share one. Histories of no event are left out.
+    The lengths in a rectangle are within a factor of two, so that less than half of it is padding;
+    histories of up to 4 events share one rectangle. Empty histories are left out.
+
+    Args:
+        offsets: (B + 1,) of a batch with N events.
 
     Returns:
-        The event (B', T) at each place of each rectangle, N for the pads behind a history; and (N,)
-        at which of all places, end to end, each event is.
+        The row (B', T) of the batch at each cell of each rectangle, N for padding after a history;
+        and (N,) the cell of each row, counted through all rectangles.
     """
     lengths, order = offsets.diff().sort(stable=True)
-    begins, known, events = offsets[:-1][order], lengths.tolist(), offsets[-1]
-    found: list[Tensor] = []
-    first = bisect_right(known, 0)
-    while first < len(known):
-        stop = bisect_right(known, max(4, 1 << (known[first] - 1).bit_length()))
-        t = torch.arange(known[stop - 1], device=offsets.device)
+    begins, sizes, events = offsets[:-1][order], lengths.tolist(), offsets[-1]
+    shapes: list[Tensor] = []
+    first = bisect_right(sizes, 0)
+    while first < len(sizes):
+        stop = bisect_right(sizes, max(4, 1 << (sizes[first] - 1).bit_length()))
+        t = torch.arange(sizes[stop - 1], device=offsets.device)
         inside = t < lengths[first:stop, None]
-        found.append(torch.where(inside, begins[first:stop, None] + t, events))
+        shapes.append(torch.where(inside, begins[first:stop, None] + t, events))
         first = stop
-    places = torch.cat([offsets[:0], *(rows.flatten() for rows in found)])
-    return found, places.argsort()[: sum(known)]  # the pads come last
+    cells = torch.cat([offsets[:0], *(rows.flatten() for rows in shapes)])
+    return shapes, cells.argsort()[: sum(sizes)]  # the padding comes last
 
 
 def sequence_padding(batch: PackedBatch) -> PackedBatch:
-    """Every history as long as the power of two at or above the longest (Table 5 of 2406.12580).
+    """Pad every history to the next power of two of the longest (arXiv 2406.12580, Table 5).
 
-    The pads, item 0 without a target, follow the events, so that a causal model gives each event the
-    vector it had. The state after a history is now that after its pads.
+    Padding, item 0 without a target, follows the events, so the outputs of a causal model at the events
+    do not change. The state after a history becomes the state after its padding.
     """
     lengths = batch.offsets.diff()
     if not len(lengths):
@@ -178,20 +184,20 @@ def sequence_padding(batch: PackedBatch) -> PackedBatch:
 
 
 def windows(begins: np.ndarray, ends: np.ndarray, max_length: int, shift: int) -> Spans:
-    """Cut each history into windows of at most ``max_length`` inputs, the last ending at its end.
+    """Cut each history into windows of at most ``max_length`` inputs, counted from its end.
 
     Args:
         begins, ends: (U,) history u has the rows begins[u] .. ends[u]-1; its last row is only a
             target, so it has ends - begins - 1 inputs.
-        shift: move the cuts of histories longer than a window this many inputs towards the past (at
-            most ``max_length``), so that the events after a cut are seen with their past as well.
+        shift: in histories longer than a window, move the cuts this many inputs to the past (at most
+            ``max_length``). With another shift, the events after a cut are trained with their past.
 
     Returns:
-        The first row and one past the last input row of each window.
+        The first row and the row after the last input of each window.
     """
     inputs = ends - begins - 1
     begins, ends, inputs = begins[inputs > 0], ends[inputs > 0], inputs[inputs > 0]
-    head = np.where(inputs > max_length, shift, 0)  # the last window, cut short
+    head = np.where(inputs > max_length, shift, 0)  # inputs of the last window, if it is shortened
     count = (head > 0) + -(-(inputs - head) // max_length)
     user = np.repeat(np.arange(len(count)), count)
     nth = ranges(np.zeros_like(count), count)  # from the end of the history
@@ -206,15 +212,16 @@ def all_positions(
     begins: np.ndarray, ends: np.ndarray, max_length: int, targets: int, epoch: int,
     rng: np.random.Generator,
 ) -> list[Spans]:  # fmt: skip
-    """An epoch in which every position of every history is predicted once, in random batches.
+    """The batches of an epoch that predicts every position of every history once.
 
-    Windows of random users are laid end to end and cut into batches of equal size, about
-    ``targets`` positions. The last history of a batch that a cut severs goes on as the first of the
-    next one, which then starts where the other stops. Equal sizes let the matrix library reuse its
-    kernels. Every other epoch the windows are cut half a window earlier.
+    Windows in random order are laid end to end and cut into batches of equal size, about ``targets``
+    positions, as equal sizes let the matrix library reuse its kernels. If a cut divides a window, the
+    batch ends with its first piece and the next batch starts with the rest. In every other epoch the
+    windows are cut half a window earlier.
 
-    Returns the histories of each batch, those between the first and the last longest first: a GPU
-    begins them in this order.
+    Returns:
+        The histories of each batch. Between the first and the last they are in descending order of
+        length, as a GPU starts them in this order.
     """
     starts, stops = windows(begins, ends, max_length, shift=max_length // 2 * (epoch % 2))
     order = rng.permutation(len(starts))
@@ -231,20 +238,21 @@ def all_positions(
     firsts = np.searchsorted(piece_begins, batch_ends)
     parts = np.split(np.arange(len(starts)), firsts)
     lengths = stops - starts
-    found = []
+    batches = []
     for part in parts:
         between = part[1:-1][np.argsort(-lengths[part[1:-1]], kind="stable")]
         order = np.concatenate([part[:1], between, part[1:][-1:]])
-        found.append((starts[order], stops[order]))
-    return [spans for spans in found if len(spans[0])]
+        batches.append((starts[order], stops[order]))
+    return [spans for spans in batches if len(spans[0])]
 
 
 def prefixes(
     begins: np.ndarray, ends: np.ndarray, max_length: int, samples: int, rng: np.random.Generator
 ) -> list[Spans]:
-    """An epoch in which every prefix of every history is one sample (the paper's way).
+    """The batches of an epoch in which every prefix of every history is a sample, as in the paper.
 
-    Returns the prefixes of each batch of ``samples``, longest first.
+    Returns:
+        The prefixes of each batch of ``samples``, in descending order of length.
     """
     inputs = np.maximum(ends - begins - 1, 0)
     stops = ranges(begins + 1, inputs)
@@ -256,10 +264,10 @@ def prefixes(
 
 
 def seen_pairs(batch: PackedBatch, count: int | None = None) -> Tensor:
-    """(2, P): numbers 0 .. M-1 of targets, rising, and for each an item of the history up to it.
+    """(2, P) pairs of a target, numbered 0 .. M-1, ascending, and an item of its history up to there.
 
-    Of a history that a cut severed only the piece in this batch is known. ``count`` is P where the
-    caller knows it, so that a GPU need not be asked.
+    Only events in this batch count. ``count`` is P, if the caller knows it; without it the host waits
+    for a GPU.
     """
     history = batch.owners
     begins = batch.offsets[history]

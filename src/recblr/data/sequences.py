@@ -1,4 +1,4 @@
-"""Sequences: the users' histories as one flat array with offsets, the vocabularies and the split."""
+"""Sequences: the histories of all users in one array with offsets, the vocabularies and the split."""
 
 import hashlib
 import json
@@ -20,20 +20,20 @@ from recblr.errors import InputError
 from recblr.files import new_folder
 
 Part = Literal["validation", "test"]
-MARK = "prepared.json"  # what a prepared folder is known by
+MARKER = "prepared.json"  # the file that identifies a prepared folder
 
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """U users, V items, N events.
+    """The histories of U users with V items and N events.
 
     Attributes:
-        items: (N,) int32 item indices in 0 .. V-1, users one after another, each in order of time.
+        items: (N,) int32 item indices in 0 .. V-1, user by user, each history in order of time.
         offsets: (U + 1,) int64; user u has the rows offsets[u] .. offsets[u+1]-1.
-        user_ids, item_ids: (U,) and (V,) the ids as they came, strings or int64.
-        split: which rows train, validate and test.
-        core: the k of the k-core filter they went through.
-        summary: what was read, kept and dropped, for people to see.
+        user_ids, item_ids: (U,) and (V,) the ids of the log, strings or int64.
+        split: the rows for training, validation and test.
+        core: the k of the k-core filter.
+        summary: how much was read and kept, as JSON values.
     """
 
     items: np.ndarray
@@ -49,26 +49,34 @@ class Sequences:
         return len(self.offsets) - 1
 
     def training_part(self) -> tuple[np.ndarray, np.ndarray]:
-        """The items of the training events, users one after another, and their number (U,) per user."""
+        """The items of the training events, user by user, and the number of events (U,) per user."""
         starts = self.offsets[:-1]
         lengths = self.split.train_end - starts
         return self.items[ranges(starts, lengths)], lengths
 
     @cached_property
     def item_counts(self) -> np.ndarray:
-        """(V,) how often each item occurs in the training part."""
+        """(V,) the number of training events of each item."""
         return np.bincount(self.training_part()[0], minlength=len(self.item_ids))
 
     @cached_property
     def has_repeats(self) -> bool:
-        """Whether a user has an item twice in the training part."""
+        """Whether any user has an item more than once in the training part."""
         items, lengths = self.training_part()
         pairs = np.sort(np.repeat(np.arange(self.users), lengths) * len(self.item_ids) + items)
         return bool(np.any(pairs[1:] == pairs[:-1]))
 
+    def expect_targets(self, *parts: Part) -> None:
+        """InputError if a part has no event to predict."""
+        for part in parts:
+            if not np.any(getattr(self.split, part) >= 0):
+                raise InputError(
+                    f"no user has an event to predict in the {part} part; give a longer log"
+                )
+
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the histories, the ids and the split: equal exactly where results compare."""
+        """A hash of the histories, the ids and the split; results compare only if it is equal."""
         digest = hashlib.sha256()
         for array in (self.items, self.offsets, self.split.train_end, self.split.validation,
                       self.split.test):  # fmt: skip
@@ -78,33 +86,38 @@ class Sequences:
         return digest.hexdigest()[:16]
 
     def with_items(self, item_ids: pa.Array, part: Part) -> "Sequences":
-        """The same histories in the indices of another vocabulary.
+        """The same histories with indices into another vocabulary.
 
-        Events of items that are not in it leave the histories. A target of ``part`` that is not
-        in it stays, with the index V of ``item_ids``, which no model can score.
+        Events of items that are not in it are removed. Only a target of ``part`` stays, with the
+        index V = len(item_ids), which no model can score.
         """
         if self.item_ids.equals(item_ids):
             return self
-        code = index_in(self.item_ids, item_ids)
-        code[code < 0] = len(item_ids)
-        items = code[self.items].astype(np.int32)
+        new_index = index_in(self.item_ids, item_ids)
+        new_index[new_index < 0] = len(item_ids)
+        items = new_index[self.items].astype(np.int32)
         keep = items < len(item_ids)
         targets = getattr(self.split, part)
         keep[targets[targets >= 0]] = True
-        row = np.concatenate([[0], np.cumsum(keep)])
+        new_row = np.concatenate([[0], np.cumsum(keep)])
 
-        def moved(targets: np.ndarray) -> np.ndarray:
-            return np.where((targets >= 0) & keep[targets], row[targets], -1)
+        def move(targets: np.ndarray) -> np.ndarray:
+            return np.where((targets >= 0) & keep[targets], new_row[targets], -1)
 
         split = Split(
-            self.split.name, row[self.split.train_end], moved(self.split.validation),
-            moved(self.split.test),
+            self.split.name, new_row[self.split.train_end], move(self.split.validation),
+            move(self.split.test),
         )  # fmt: skip
-        return Sequences(items[keep], row[self.offsets], self.user_ids, item_ids, split, self.core)
+        offsets = new_row[self.offsets]
+        return Sequences(items[keep], offsets, self.user_ids, item_ids, split, self.core)
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
-        """Write the prepared folder: arrays that map into memory, vocabularies, summary."""
-        with new_folder(folder, overwrite, MARK) as new:
+        """Write a prepared folder: arrays that can be memory-mapped, vocabularies, summary.
+
+        Raises:
+            InputError: the folder exists, unless it is a prepared folder and ``overwrite`` is true.
+        """
+        with new_folder(folder, overwrite, MARKER) as new:
             np.save(new / "items.npy", self.items)
             np.save(new / "offsets.npy", self.offsets)
             np.save(
@@ -113,45 +126,51 @@ class Sequences:
             )
             pq.write_table(pa.table({"user_id": self.user_ids}), new / "users.parquet")
             pq.write_table(pa.table({"item_id": self.item_ids}), new / "items.parquet")
-            about = {
+            metadata = {
                 "split": self.split.name, "core": self.core, "fingerprint": self.fingerprint,
                 "summary": self.summary,
             }  # fmt: skip
-            (new / MARK).write_text(json.dumps(about, indent=2) + "\n")
+            (new / MARKER).write_text(json.dumps(metadata, indent=2) + "\n")
 
     @staticmethod
     def load(folder: Path) -> "Sequences":
-        """Read a prepared folder; nothing but its vocabulary and split is taken into memory."""
+        """Read a prepared folder; the events are memory-mapped.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
         try:
-            about = json.loads((folder / MARK).read_text())
+            metadata = json.loads((folder / MARKER).read_text())
             train_end, validation, test = np.load(folder / "split.npy")
             sequences = Sequences(
                 items=np.load(folder / "items.npy", mmap_mode="r"),
                 offsets=np.load(folder / "offsets.npy"),
                 user_ids=pq.read_table(folder / "users.parquet")["user_id"].combine_chunks(),
                 item_ids=pq.read_table(folder / "items.parquet")["item_id"].combine_chunks(),
-                split=Split(about["split"], train_end, validation, test),
-                core=about["core"],
-                summary=about["summary"],
+                split=Split(metadata["split"], train_end, validation, test),
+                core=metadata["core"],
+                summary=metadata["summary"],
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise InputError(
                 f"{folder} is not a whole prepared folder ({error}); run `recblr prepare` again"
             ) from error
-        if sequences.fingerprint != about["fingerprint"]:
-            raise InputError(f"{folder} is damaged: its fingerprint differs; prepare it again")
+        if sequences.fingerprint != metadata["fingerprint"]:
+            raise InputError(
+                f"{folder} is damaged: its fingerprint differs; run `recblr prepare` again"
+            )
         return sequences
 
 
 def index_in(ids: pa.Array, known: pa.Array) -> np.ndarray:
-    """Where each id (M,) stands among the known ones, -1 where it does not.
+    """The index of each id (M,) in ``known``; -1 for an unknown id.
 
-    Where one log has numbers as ids and the other text, 7 is "7" and not "007".
+    If only one of the two holds numbers, the number 7 equals the text "7", not "007".
     """
     if ids.type != known.type:
         ids, known = ids.cast(pa.string()), known.cast(pa.string())
-    found: np.ndarray = pc.index_in(ids, known).fill_null(-1).to_numpy(zero_copy_only=False)
-    return found.astype(np.int64)
+    index: np.ndarray = pc.index_in(ids, known).fill_null(-1).to_numpy(zero_copy_only=False)
+    return index.astype(np.int64)
 
 
 def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> Sequences:
@@ -159,12 +178,12 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
 
     Args:
         log: the events.
-        core: keep users and items with at least this many events. Under a split by time only
-            events before the first cut count, so that the filter does not look ahead.
+        core: keep users and items with at least this many events (k-core). For a split by time,
+            only events before the validation period count, so that the filter does not look ahead.
         split: "leave-one-out", "time" or "time-last".
 
     Raises:
-        InputError: nothing is left to train on.
+        InputError: no user is left with two training events, or the log cannot be split by time.
     """
     if split not in splits.SPLITS:
         raise InputError(f"unknown split {split!r}; choose one of {', '.join(splits.SPLITS)}")
@@ -172,29 +191,19 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         raise InputError(f"core must be at least 1, found {core}")
     last = split == "time-last"
     cuts = None if split == "leave-one-out" else splits.time_cuts(log.timestamps, last)
-    counted = np.ones(len(log), bool) if cuts is None else log.timestamps < cuts[0]  # type: ignore[operator]
-    keep = np.zeros(len(log), bool)
-    keep[counted] = splits.k_core(log.users[counted], log.items[counted], core)
-    known_user = np.zeros(len(log.user_ids), bool)
-    known_item = np.zeros(len(log.item_ids), bool)
-    known_user[log.users[keep]] = True
-    known_item[log.items[keep]] = True
-    if cuts is not None:
-        keep |= ~counted & known_user[log.users] & known_item[log.items]
-
-    users = (np.cumsum(known_user) - 1).astype(np.int32)[log.users[keep]]
-    items = (np.cumsum(known_item) - 1).astype(np.int32)[log.items[keep]]
+    keep, kept_users, kept_items = _filter(log, core, None if cuts is None else cuts[0])
+    users = (np.cumsum(kept_users) - 1).astype(np.int32)[log.users[keep]]
+    items = (np.cumsum(kept_items) - 1).astype(np.int32)[log.items[keep]]
     times = None if log.timestamps is None else log.timestamps[keep]
-    # Stable: events of one user at the same time stay in file order.
+    # Stable: events of a user at the same time stay in the order of the log.
     order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
     duplicates = None if times is None else _duplicates(users[order], items[order], times[order])
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=known_user.sum()))])
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=kept_users.sum()))])
     offsets = offsets.astype(np.int64)
-    parts = (
-        splits.leave_one_out(offsets)
-        if cuts is None
-        else splits.by_time(offsets, times[order], cuts, last)  # type: ignore[index]
-    )
+    if cuts is None:
+        parts = splits.leave_one_out(offsets)
+    else:
+        parts = splits.by_time(offsets, times[order], cuts, last)  # type: ignore[index]
     if not np.any(parts.train_end - offsets[:-1] >= 2):
         smaller = " or a smaller core" * (core > 1)
         raise InputError(
@@ -205,7 +214,7 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         "source": log.source,
         "read": {"users": len(log.user_ids), "items": len(log.item_ids), "interactions": len(log)},
         "kept": {
-            "users": len(offsets) - 1, "items": int(known_item.sum()), "interactions": len(items),
+            "users": len(offsets) - 1, "items": int(kept_items.sum()), "interactions": len(items),
         },
         "duplicate_rows_kept": duplicates,
         "training_interactions": int((parts.train_end - offsets[:-1]).sum()),
@@ -215,16 +224,36 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
     return Sequences(
         items[order],
         offsets,
-        log.user_ids.filter(pa.array(known_user)),
-        log.item_ids.filter(pa.array(known_item)),
+        log.user_ids.filter(pa.array(kept_users)),
+        log.item_ids.filter(pa.array(kept_items)),
         parts,
         core,
         summary,
     )
 
 
+def _filter(
+    log: Interactions, core: int, cut: float | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks of the events (N,), users and items that the k-core filter keeps.
+
+    With a ``cut`` the filter counts only events before that time. Later events are kept if their
+    user and item are.
+    """
+    counted = np.ones(len(log), bool) if cut is None else log.timestamps < cut  # type: ignore[operator]
+    events = np.zeros(len(log), bool)
+    events[counted] = splits.k_core(log.users[counted], log.items[counted], core)
+    users = np.zeros(len(log.user_ids), bool)
+    items = np.zeros(len(log.item_ids), bool)
+    users[log.users[events]] = True
+    items[log.items[events]] = True
+    if cut is not None:
+        events |= ~counted & users[log.users] & items[log.items]
+    return events, users, items
+
+
 def _duplicates(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> int:
-    """How many rows repeat another in user, item and time; the rows are sorted by user and time."""
+    """The number of rows that repeat an earlier row; the rows are sorted by user and time."""
     tied = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     rows = np.flatnonzero(np.concatenate([[False], tied]) | np.concatenate([tied, [False]]))
     users, items, times = users[rows], items[rows], times[rows]

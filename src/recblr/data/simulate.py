@@ -1,20 +1,19 @@
-"""A simulated shop whose best possible score is known: a demo, and a yardstick for models.
+"""A simulated shop for which the best possible score is known.
 
-Every user u holds K distinct interests (categories) with weights w, one of them current, and
-remembers the last item taken in each category. An event is drawn in four steps:
+Every user has K distinct interests (categories) with weights w, one of them current, and a last item
+in each category. An event is drawn in four steps:
 
-1. drift: with probability `drift` one held interest, any with equal chance, is replaced by a
-   category not held, any with equal chance (the weight stays with the place, not the category);
-2. switch: with probability `switch` the current interest is drawn anew from w;
-3. follow: with probability `follow` the item is the successor of the last item the user took in
-   the current category, however long ago (an espresso machine leads to a coffee grinder);
-4. else, or when there is no such last item, it is drawn by popularity, 1/rank in the category.
+1. drift: with probability `drift` a random interest is replaced by a random category that the user
+   is not interested in; the weight of the interest stays;
+2. switch: with probability `switch` the current interest is drawn again from w;
+3. follow: with probability `follow` the item is the successor of the user's last item in the current
+   category, however long ago that was (a coffee grinder follows an espresso machine);
+4. otherwise, or without a last item, the item is drawn by popularity, 1/rank in the category.
 
-Items of a category stand in one order which is both their rank and their succession; the first
-succeeds the last. Items repeat: score with the items already seen left in.
+The items of a category have one order, which is both their popularity and their succession; the
+first item follows the last. Items repeat, so score with seen items as candidates.
 
-Axes: U users, C categories, I items of a category, V = C * I items of the catalogue, K interests,
-T steps.
+Axes: U users, C categories, I items of a category, V = C * I items in total, K interests, T steps.
 """
 
 from collections.abc import Sequence
@@ -73,16 +72,22 @@ FIRST_NAMES = (
     "priya ravi sana tomas zuri"
 )
 
-SHORTEST = 5  # events: below this, leave-one-out and 5-core filters would drop the user
-SPREAD = 0.6  # standard deviation of the logarithm of a history's length
-OPENING = 1_704_067_200  # 2024-01-01 UTC, in seconds
+MIN_LENGTH = 5  # events; a 5-core filter removes shorter histories
+LENGTH_SIGMA = 0.6  # standard deviation of the logarithm of the length of a history
+START_TIME = 1_704_067_200  # 2024-01-01 UTC, in seconds
 DAY = 86_400
 USERS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Shop:
-    """The dials. `follow`, `switch`, `drift` are probabilities at each event; lengths in events."""
+    """Settings of the simulation.
+
+    `follow`, `switch` and `drift` are probabilities of each event; lengths are in events.
+
+    Raises:
+        InputError: there are no interests, or as many as categories.
+    """
 
     users: int = 2000
     categories: int = 12
@@ -98,43 +103,45 @@ class Shop:
     def __post_init__(self) -> None:
         if not 0 < self.interests < self.categories:
             raise InputError(
-                f"{self.interests} interests of {self.categories} categories: an interest drifts "
-                "to a category not held, so choose at least 1 and fewer than the categories"
+                f"{self.interests} interests of {self.categories} categories: choose at least 1 "
+                "interest and fewer interests than categories"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class SimulatedLog:
-    """What was bought, and how likely each user's last purchase was before it was made.
+    """A simulated log, and the true probabilities of each user's last event.
 
-    `oracle` (users, items) follows the order of `user_ids` and `item_ids`: the probability that
-    the last event of the user is this item, given all earlier events and the hidden interests.
-    Ranking by it has the best expected hit rate and NDCG of all scorers, for every single user.
-    A row sums to 1, less what falls to items that nobody ever bought: those have no column.
+    Attributes:
+        interactions: the log.
+        oracle: (users, items) in the order of `user_ids` and `item_ids`, the probability that the
+            user's last event is this item, given all earlier events and the hidden interests. No
+            scorer has a better expected hit rate or NDCG. A row sums to 1 minus the probability of
+            items that nobody bought, as they have no column.
     """
 
     interactions: Interactions
     oracle: np.ndarray
 
 
-class _Crowd:
-    """Users who live through the process side by side and make their last step together.
+class _Simulation:
+    """The state of all users. A step draws one event for each; their last events are drawn together.
 
-    They stand in order of falling length, so that those who have begun are always the first n,
-    and a step works on views of the arrays.
+    Users are in descending order of history length, so that those who have begun are the first n and
+    a step works on views of the arrays.
     """
 
     def __init__(self, shop: Shop, users: int, rng: np.random.Generator) -> None:
         self.shop, self.rng = shop, rng
-        lengths = rng.lognormal(np.log(shop.mean_length) - SPREAD**2 / 2, SPREAD, users)
-        lengths = np.clip(np.rint(lengths).astype(np.int64), SHORTEST, shop.max_length)
+        lengths = rng.lognormal(np.log(shop.mean_length) - LENGTH_SIGMA**2 / 2, LENGTH_SIGMA, users)
+        lengths = np.clip(np.rint(lengths).astype(np.int64), MIN_LENGTH, shop.max_length)
         self.lengths = np.sort(lengths)[::-1]  # (U,)
 
-        lottery = rng.random((users, shop.categories))
-        self.interests = np.argpartition(lottery, shop.interests)[:, : shop.interests]  # (U, K)
+        keys = rng.random((users, shop.categories))
+        self.interests = np.argpartition(keys, shop.interests)[:, : shop.interests]  # (U, K)
         self.weights = rng.dirichlet(np.full(shop.interests, 2.0), users)  # (U, K)
-        self.current = self._draw_interest(np.arange(users))  # (U,) place in 0..K-1
-        self.last = np.full((users, shop.categories), -1)  # (U, C) place in 0..I-1, -1: none yet
+        self.current = self._draw_interest(np.arange(users))  # (U,) in 0..K-1
+        self.last = np.full((users, shop.categories), -1)  # (U, C) in 0..I-1, -1: none yet
         self.popularity = 1 / np.arange(1, shop.items_per_category + 1)  # (I,)
         self.popularity /= self.popularity.sum()
 
@@ -143,21 +150,21 @@ class _Crowd:
 
     def _draw_interest(self, users: np.ndarray) -> np.ndarray:
         inner_edges = self.weights[users].cumsum(axis=1)[:, :-1]
-        place: np.ndarray = (self.rng.random((len(users), 1)) > inner_edges).sum(axis=1)
-        return place
+        interest: np.ndarray = (self.rng.random((len(users), 1)) > inner_edges).sum(axis=1)
+        return interest
 
     def step(self) -> None:
-        """Draw the next event of everyone who has begun."""
+        """Draw the next event of every user who has begun."""
         shop, rng = self.shop, self.rng
         n = int(np.searchsorted(-self.lengths, self.now - self.end, side="right"))
         rows = np.arange(n)
 
         drifting = np.flatnonzero(rng.random(n) < shop.drift)
-        place = rng.integers(shop.interests, size=len(drifting))
+        replaced = rng.integers(shop.interests, size=len(drifting))
         new = rng.integers(shop.categories - shop.interests, size=len(drifting))
         for held in np.sort(self.interests[drifting], axis=1).T:
-            new += new >= held  # counts only the categories not held
-        self.interests[drifting, place] = new
+            new += new >= held  # skips the categories of the user's interests
+        self.interests[drifting, replaced] = new
 
         switching = np.flatnonzero(rng.random(n) < shop.switch)
         self.current[switching] = self._draw_interest(switching)
@@ -165,34 +172,34 @@ class _Crowd:
         category = self.interests[rows, self.current[:n]]
         last = self.last[rows, category]
         follows = (last >= 0) & (rng.random(n) < shop.follow)
-        drawn = np.searchsorted(self.popularity.cumsum()[:-1], rng.random(n), side="right")
-        item = np.where(follows, (last + 1) % shop.items_per_category, drawn)
+        popular = np.searchsorted(self.popularity.cumsum()[:-1], rng.random(n), side="right")
+        item = np.where(follows, (last + 1) % shop.items_per_category, popular)
 
         self.last[rows, category] = item
         self.items[:n, self.now] = category * shop.items_per_category + item
         self.now += 1
 
     def next_item(self) -> np.ndarray:
-        """Probability of each item to be the next event, before any of its draws, (U, V)."""
+        """(U, V) the probability of each item as the next event of each user."""
         shop, k = self.shop, self.shop.interests
         rows = np.arange(len(self.lengths))[:, None]
 
-        # Drift changes what stands in a place, not which place is current: the two multiply.
-        place = shop.switch * self.weights
-        place[rows, self.current[:, None]] += 1 - shop.switch
-        category = np.full(self.last.shape, shop.drift / k / (shop.categories - k))  # not held
-        category[rows, self.interests] = (1 - shop.drift / k) * place
+        # Drift changes the category of an interest, not which interest is current: they multiply.
+        interest = shop.switch * self.weights
+        interest[rows, self.current[:, None]] += 1 - shop.switch
+        category = np.full(self.last.shape, shop.drift / k / (shop.categories - k))
+        category[rows, self.interests] = (1 - shop.drift / k) * interest
 
-        follow = np.where(self.last >= 0, shop.follow, 0.0)  # no last item, nothing to follow
+        follow = np.where(self.last >= 0, shop.follow, 0.0)  # without a last item none follows
         item: np.ndarray = (category * (1 - follow))[:, :, None] * self.popularity  # (U, C, I)
         successor = (self.last + 1) % shop.items_per_category
         item[rows, np.arange(shop.categories), successor] += category * follow
         return item.reshape(len(rows), -1)
 
     def events(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows of users, items, seconds), each (N,), user by user, seconds rising in each."""
+        """Users, items and times in seconds, each (N,), user by user in order of time."""
         begun = self.items >= 0
-        start = OPENING + DAY * self.rng.integers(365, size=(len(begun), 1))
+        start = START_TIME + DAY * self.rng.integers(365, size=(len(begun), 1))
         seconds = start + np.cumsum(begun * self.rng.geometric(2 / DAY, begun.shape), axis=1)
         return np.nonzero(begun)[0], self.items[begun], seconds[begun]
 
@@ -201,23 +208,23 @@ DEMO = Shop()
 
 
 def simulate_shop(shop: Shop = DEMO) -> SimulatedLog:
-    """Simulate a shop's log, in order of time, with the best possible ranking of each last event.
+    """Simulate the log of a shop, in order of time, with the true probabilities of the last events.
 
-    The catalogue and the customers of the default size have names; items of other sizes are
-    called `c012-i0345` after category and place.
+    With the default number of categories and items the items have names; otherwise they are called
+    `c012-i0345`, by category and position in it.
     """
-    crowd = _Crowd(shop, shop.users, np.random.default_rng(shop.seed))
-    while crowd.now < crowd.end - 1:
-        crowd.step()
-    oracle = crowd.next_item()
-    crowd.step()
+    simulation = _Simulation(shop, shop.users, np.random.default_rng(shop.seed))
+    while simulation.now < simulation.end - 1:
+        simulation.step()
+    oracle = simulation.next_item()
+    simulation.step()
 
-    users, items, seconds = crowd.events()
+    users, items, seconds = simulation.events()
     in_time = np.argsort(seconds, kind="stable")
     users, user_rows = _by_first_appearance(users[in_time])
     items, item_rows = _by_first_appearance(items[in_time])
-    # Numbers are dealt at random: they would otherwise tell how long a history is.
-    numbers = crowd.rng.permutation(shop.users)[user_rows]
+    # Users get random numbers, as they are in order of history length.
+    numbers = simulation.rng.permutation(shop.users)[user_rows]
     item_names, first_names = _item_names(shop), FIRST_NAMES.split()
     log = Interactions(
         users=users,
@@ -231,7 +238,7 @@ def simulate_shop(shop: Shop = DEMO) -> SimulatedLog:
 
 
 def _by_first_appearance(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (N,) int32 counted up as values first appear, and the value of each code."""
+    """Codes (N,) int32 in order of first appearance, and the value of each code."""
     distinct, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     order = np.argsort(first)
     return np.argsort(order)[inverse].astype(np.int32), distinct[order]
@@ -241,15 +248,15 @@ def _item_names(shop: Shop) -> Sequence[str]:
     table = [names.split(", ") for names in CATALOGUE.values()]
     if (shop.categories, shop.items_per_category) == (len(table), len(table[0])):
         return [name for names in table for name in names]
-    places = range(shop.items_per_category)
-    return [f"c{c:03d}-i{i:04d}" for c in range(shop.categories) for i in places]
+    positions = range(shop.items_per_category)
+    return [f"c{c:03d}-i{i:04d}" for c in range(shop.categories) for i in positions]
 
 
 def write_large_log(path: Path, shop: Shop) -> int:
-    """Stream the log of a shop of any size to Parquet and return its number of rows.
+    """Simulate the log of a shop of any size, write it to Parquet and return its number of rows.
 
-    Columns `user_id, item_id, timestamp`, all int64, user by user. A few thousand users are in
-    memory at a time and make a row group, longest histories first. About 50 million events:
+    The columns `user_id, item_id, timestamp` are int64. The log is written user by user, in row groups
+    of a few thousand users, so it need not fit into memory. For about 50 million events:
     ``Shop(users=500_000, categories=1000, items_per_category=100, mean_length=100,
     max_length=400)``.
     """
@@ -258,15 +265,15 @@ def write_large_log(path: Path, shop: Shop) -> int:
     schema = pa.schema([(name, pa.int64()) for name in ("user_id", "item_id", "timestamp")])
     rows = 0
     with (
-        progress(f"Writing {path.name}", total=shop.users) as advance,
+        progress(f"writing {path.name}", total=shop.users) as advance,
         pq.ParquetWriter(path, schema) as writer,
     ):
         for start in range(0, shop.users, USERS_AT_ONCE):
             chunk = ids[start : start + USERS_AT_ONCE]
-            crowd = _Crowd(shop, len(chunk), rng)
-            while crowd.now < crowd.end:
-                crowd.step()
-            users, items, seconds = crowd.events()
+            simulation = _Simulation(shop, len(chunk), rng)
+            while simulation.now < simulation.end:
+                simulation.step()
+            users, items, seconds = simulation.events()
             writer.write_table(pa.table([chunk[users], items, seconds], schema=schema))
             rows += len(users)
             advance(len(chunk))

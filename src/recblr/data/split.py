@@ -1,4 +1,4 @@
-"""Which events train, which one validates, which one tests; and the k-core filter before it."""
+"""The k-core filter, and the split into training, validation and test events."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,12 @@ TOO_FEW = "too few distinct timestamps to split by time; use leave-one-out"
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """For each of U users, rows of the flat array of histories.
+    """Rows of the array of all histories, for each of U users.
 
-    ``train_end`` (U,): the user's rows before it train. ``validation`` and ``test`` (U,): the row
-    that is to be predicted from the user's rows before it, or -1 where the user has none.
+    Attributes:
+        name: one of :data:`SPLITS`.
+        train_end: (U,) a user's rows before this one are for training.
+        validation, test: (U,) the row to predict from all earlier rows of the user; -1 for none.
     """
 
     name: str
@@ -25,23 +27,28 @@ class Split:
 
 
 def k_core(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
-    """Mask (N,) of the events left when users and items with fewer than ``k`` events are removed,
-    again and again until none is left to remove."""
-    alive = np.ones(len(users), bool)
+    """Mask (N,) of the events that remain.
+
+    Users and items with fewer than ``k`` events are removed until every one left has ``k``.
+    """
+    kept = np.ones(len(users), bool)
     while True:
-        enough_users = np.bincount(users[alive], minlength=users.max(initial=-1) + 1) >= k
-        enough_items = np.bincount(items[alive], minlength=items.max(initial=-1) + 1) >= k
-        keep = alive & enough_users[users] & enough_items[items]
-        if keep.sum() == alive.sum():
-            return alive
-        alive = keep
+        enough_users = np.bincount(users[kept], minlength=users.max(initial=-1) + 1) >= k
+        enough_items = np.bincount(items[kept], minlength=items.max(initial=-1) + 1) >= k
+        still_kept = kept & enough_users[users] & enough_items[items]
+        if still_kept.sum() == kept.sum():
+            return kept
+        kept = still_kept
 
 
 def time_cuts(timestamps: np.ndarray | None, last: bool = False) -> tuple[float, float]:
     """The times at which validation and test begin.
 
-    After 80% and 90% of all events; or, for ``last``, just after the 0.9 quantile of the times for
-    the test, and of those before it just after their 0.9 quantile, the 0.81 of all, for validation.
+    By default after 80% and 90% of all events. With ``last``, test begins after the 0.9 quantile of
+    the times, and validation after the 0.9 quantile of the times before the test.
+
+    Raises:
+        InputError: there are no times, or too few distinct ones.
     """
     if timestamps is None:
         raise InputError("a split by time needs a timestamp column; use the leave-one-out split")
@@ -56,7 +63,7 @@ def time_cuts(timestamps: np.ndarray | None, last: bool = False) -> tuple[float,
 
 def _after_quantile(timestamps: np.ndarray) -> float:
     """The first time that is greater than the 0.9 quantile."""
-    # No time lies between the two it may be interpolated from, so the lower one is enough; and exact.
+    # method="lower" is exact, and no time is between it and the interpolated quantile.
     later = timestamps[timestamps > np.quantile(timestamps, 0.9, method="lower")]
     if not len(later):
         raise InputError(TOO_FEW)
@@ -65,9 +72,9 @@ def _after_quantile(timestamps: np.ndarray) -> float:
 
 
 def leave_one_out(offsets: np.ndarray) -> Split:
-    """The last event of each user tests, the one before validates (the paper's way).
+    """The last event of each user is for test, the one before for validation, as in the paper.
 
-    Users of fewer than three events only train.
+    All events of users with fewer than three events are for training.
     """
     ends = offsets[1:]
     held = np.diff(offsets) >= 3
@@ -82,10 +89,12 @@ def leave_one_out(offsets: np.ndarray) -> Split:
 def by_time(
     offsets: np.ndarray, timestamps: np.ndarray, cuts: tuple[float, float], last: bool = False
 ) -> Split:
-    """Events before the first cut train; the first event of a user between the cuts validates, and
-    the first after the second cut tests. With ``last`` it is the last event there (arXiv 2507.16289).
-    Each is predicted from everything the user did before. No training event is later than an event
-    that is predicted."""
+    """Events before the first cut are for training, and no training event is later than a target.
+
+    The targets are a user's first event between the cuts (validation) and first event after the
+    second cut (test); with ``last``, the last event there (arXiv 2507.16289). A user needs an event
+    before the target.
+    """
     starts, ends = offsets[:-1], offsets[1:]
 
     def first_from(cut: float) -> np.ndarray:

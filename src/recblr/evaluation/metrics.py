@@ -1,6 +1,6 @@
-"""HR, NDCG and MRR at k from the rank of each user's one target, one value a user.
+"""HR, NDCG and MRR at k of each user, from the rank of the user's single target.
 
-``ranks`` (U,) starts at 1 for the best. With a single target the ideal DCG is 1, so NDCG@k is
+``ranks`` (U,) count from 1, the best. With a single target the ideal DCG is 1, so NDCG@k is
 1 / log2(rank + 1), as in RecBole and the paper (arXiv 2406.12580, section 4.1).
 """
 
@@ -12,17 +12,17 @@ CUTOFFS = (10, 20)
 
 
 def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:
-    """(U,) 1 where the target is among the first k, else 0."""
+    """(U,) 1 if the target is among the first k, else 0."""
     return (ranks <= k).astype(float)
 
 
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
-    """(U,) 1 / log2(rank + 1) where the target is among the first k, else 0."""
+    """(U,) 1 / log2(rank + 1) if the target is among the first k, else 0."""
     return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
 
 
 def reciprocal_rank(ranks: np.ndarray, k: int) -> np.ndarray:
-    """(U,) 1 / rank where the target is among the first k, else 0; its mean is MRR@k."""
+    """(U,) 1 / rank if the target is among the first k, else 0; its mean is MRR@k."""
     return np.where(ranks <= k, 1 / ranks, 0.0)
 
 
@@ -51,11 +51,10 @@ def intervals(ranks: np.ndarray) -> dict[str, tuple[float, float]]:
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95% bootstrap interval of the mean of values (U,) over users (percentile, 1,000 resamples).
 
-    Users of equal values are told apart by nothing: drawing how often each value occurs is drawing
-    users, and much quicker.
+    Resamples draw how often each distinct value occurs: the same as drawing users, but faster.
     """
-    kinds, counts = np.unique(values, return_counts=True)
+    distinct, counts = np.unique(values, return_counts=True)
     rng = np.random.default_rng(seed)
-    means = [rng.multinomial(len(values), counts / len(values)) @ kinds for _ in range(1000)]
+    means = [rng.multinomial(len(values), counts / len(values)) @ distinct for _ in range(1000)]
     low, high = np.percentile(means, [2.5, 97.5]) / len(values)
     return float(low), float(high)

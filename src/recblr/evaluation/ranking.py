@@ -1,7 +1,7 @@
-"""Full ranking of the held-out events, in blocks, under named protocols.
+"""Full ranking of held-out events under two protocols.
 
-Two protocols, always both: **unmasked** leaves the items of a user's history among the candidates (the
-paper's and RecBole's way), **masked** takes them out (what a user of a shop sees). They do not compare.
+**unmasked** keeps the items of a user's history as candidates, as the paper and RecBole do. **masked**
+removes them, as a shop does. Figures of one protocol do not compare with those of the other.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from recblr.data.batches import PackedBatch, latest, ranges
+from recblr.data.batches import PackedBatch, pack_latest, ranges
 from recblr.data.sequences import Part, Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.evaluation import metrics
@@ -24,32 +24,38 @@ from recblr.progress import progress
 Scorer = Callable[[PackedBatch], Tensor]
 """Scores (B, V) of every item as the next one of each history of a batch, on any device."""
 
-_BLOCK = 1 << 22  # numbers in memory at once, so that they also stay in the cache
-_EVENT = 256  # of them for an event on its way through a model
-_USERS = 16  # at least, if it is for the items: a block reads all of them
+_BLOCK_NUMBERS = 1 << 22  # in memory at a time, so that they stay in the cache
+_EVENT_NUMBERS = 256  # in memory for each event inside a model
+_MIN_USERS = 16  # in a block, as each block reads the whole table of items
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a figure was measured; figures of unlike protocols do not compare."""
+    """How a figure was measured. Figures of different protocols do not compare."""
 
     split: str
     part: str
     core: int  # k of the k-core filter
     candidates: int  # the full catalogue, V
     seen: str  # "unmasked" or "masked"
-    max_length: int  # events of the history the model sees
+    max_length: int  # events of a history that the model reads
     users: int
-    data: str  # fingerprint
+    data: str  # fingerprint of the log
     ties: str = "against the target"
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Metrics with the protocol they were measured by.
+    """Metrics of U users and the protocol that they were measured by.
 
-    ``ranks`` (U,) of the targets and ``users`` (U,) whose they are; ``floors`` the same metrics of
-    each of :data:`FLOORS`; ``slices`` the metrics by history length and by popularity of the target.
+    Attributes:
+        protocol: how they were measured.
+        metrics: means over the users, by name.
+        intervals: 95% bootstrap intervals of the means.
+        floors: the same metrics of each of :data:`FLOORS`.
+        slices: the metrics by history length and by popularity of the target.
+        ranks: (U,) the rank of each user's target, from 1.
+        users: (U,) the users.
     """
 
     protocol: Protocol
@@ -61,7 +67,7 @@ class Evaluation:
     users: np.ndarray = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the per-user values, as plain values."""
+        """Everything but ``ranks`` and ``users``, as JSON values."""
         return {
             "metrics": self.metrics,
             "protocol": asdict(self.protocol),
@@ -74,42 +80,45 @@ class Evaluation:
 def rank_targets(
     scorer: Scorer, data: Sequences, part: Part, max_length: int, title: str = ""
 ) -> dict[str, np.ndarray]:
-    """The rank of each user's held-out event, ``{"unmasked": (U,), "masked": (U,), "users": (U,)}``.
+    """Rank each user's held-out event among all items.
 
-    rank = 1 + candidates with a greater score + other candidates with an equal score, so that a
-    constant scorer earns nothing. Under "masked" a target that the user has seen is no candidate
-    and comes last. A target that is not in the catalogue comes behind it. A user who did nothing
-    before the target is left out. The ranks are counted where the scores are.
+    rank = 1 + items with a greater score + other items with an equal score, so that a constant scorer
+    earns nothing. Under "masked", seen items score -∞, also a target that was seen before. A target
+    that is not in the catalogue has rank V + 1. A user without an event before the target is left out.
+
+    Returns:
+        ``{"unmasked": (U,), "masked": (U,), "users": (U,)}``, ranks and users.
 
     Raises:
         DivergedError: a score is not finite.
+        InputError: no user has a target.
     """
     catalogue = len(data.item_ids)
     users = predicted_users(data, part)
-    found: dict[str, list[Tensor]] = {"unmasked": [], "masked": []}
+    blocks: dict[str, list[Tensor]] = {"unmasked": [], "masked": []}
     finite = []
     with progress(title or f"ranking ({part})", len(users)) as advance:
         for batch in history_batches(data, part, users, max_length):
             scores = scorer(batch)
             finite.append(scores.isfinite().all())
             target = batch.targets.to(scores.device).unsqueeze(1)
-            # An item that is not in the catalogue has no score: it ranks behind everything.
+            # A target that is not in the catalogue has no score.
             missing = target.squeeze(1) >= catalogue
             target = target.clamp(max=catalogue - 1)
-            found["unmasked"].append(_rank(scores, target, missing))
-            hide(scores, batch)
-            found["masked"].append(_rank(scores, target, missing))
+            blocks["unmasked"].append(_rank(scores, target, missing))
+            mask_seen(scores, batch)
+            blocks["masked"].append(_rank(scores, target, missing))
             advance(len(scores))
-    expect_finite(torch.stack(finite))  # at the end, as the host has to wait for a GPU
-    ranks = {name: torch.cat(blocks).cpu().numpy() for name, blocks in found.items()}
+    expect_finite(torch.stack(finite))  # once, as the host waits for a GPU here
+    ranks = {name: torch.cat(parts).cpu().numpy() for name, parts in blocks.items()}
     return {"users": users} | ranks
 
 
 def predicted_users(data: Sequences, part: Part) -> np.ndarray:
-    """(U,) those with an event to predict in ``part`` and one before it.
+    """(U,) the users with an event to predict in ``part`` and an event before it.
 
     Raises:
-        InputError: there is none.
+        InputError: there are none.
     """
     rows = getattr(data.split, part)
     users = np.flatnonzero((rows >= 0) & (rows > data.offsets[:-1]))
@@ -121,32 +130,33 @@ def predicted_users(data: Sequences, part: Part) -> np.ndarray:
 def history_batches(
     data: Sequences, part: Part, users: np.ndarray, max_length: int
 ) -> Iterator[PackedBatch]:
-    """The histories before the held-out event of each user, which is the target, a block at a time."""
-    block = block_size(len(data.item_ids), max_length)
-    for some in np.split(users, range(block, len(users), block)):
-        batch = latest(
-            data.items, data.offsets[some], getattr(data.split, part)[some], max_length, "last"
-        )
-        yield replace(batch, users=torch.from_numpy(some))
+    """Blocks of users: the events before the held-out event of each user, and that event as target."""
+    size = block_size(len(data.item_ids), max_length)
+    targets = getattr(data.split, part)
+    for block in np.split(users, range(size, len(users), size)):
+        batch = pack_latest(data.items, data.offsets[block], targets[block], max_length, "last")
+        yield replace(batch, users=torch.from_numpy(block))
 
 
-def hide(scores: Tensor, batch: PackedBatch) -> None:
-    """Set the scores (B, V) of what each history holds, ``batch.seen``, to -∞, in place."""
+def mask_seen(scores: Tensor, batch: PackedBatch) -> None:
+    """Set the scores (B, V) of the items of each history, ``batch.seen``, to -∞, in place."""
     assert batch.seen is not None
     row, item = batch.seen.to(scores.device)
     scores[row, item] = -torch.inf
 
 
 def expect_finite(finite: Tensor) -> None:
-    """DivergedError unless ``finite`` is true throughout, as a score of NaN would pass for rank 1."""
+    """DivergedError unless all of ``finite`` is true; a score of NaN would otherwise get rank 1."""
     if not finite.all():
-        raise DivergedError("a score is not finite: the model has diverged; nothing is ranked")
+        raise DivergedError(
+            "a score is not finite: the model has diverged; train it again with a lower train.lr"
+        )
 
 
 def block_size(catalogue: int, max_length: int) -> int:
-    """How many users to score at a time."""
-    by_items = max(_USERS, _BLOCK // catalogue)
-    return max(1, min(by_items, _BLOCK // (_EVENT * max_length)))
+    """The number of users to score at a time."""
+    by_items = max(_MIN_USERS, _BLOCK_NUMBERS // catalogue)
+    return max(1, min(by_items, _BLOCK_NUMBERS // (_EVENT_NUMBERS * max_length)))
 
 
 def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> Tensor:
@@ -155,21 +165,21 @@ def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> Tensor:
 
 
 def popularity(data: Sequences) -> Scorer:
-    """A floor: every user is offered the items in order of their training count."""
+    """A floor: items by their number of training events, the same for every user."""
     counts = torch.from_numpy(data.item_counts.astype(np.float32))
     return lambda batch: counts.repeat(len(batch.offsets) - 1, 1)
 
 
 def markov(data: Sequences) -> Scorer:
-    """A floor: a first-order Markov chain, the items by how often they followed the user's last one.
+    """A floor: a first-order Markov chain, items by how often they followed the user's last item.
 
-    Only within the training part of one user's history. Items that followed equally often, or never,
-    stand in order of their training count. In memory are the pairs that occur, not all V x V.
+    Transitions are those within a user's training part. Items that followed equally often are in order
+    of their number of training events. Memory grows with the pairs that occur, not with V².
     """
     starts, catalogue = data.offsets[:-1], len(data.item_ids)
     rows = ranges(starts, np.maximum(data.split.train_end - starts - 1, 0))
     pairs = (data.items[rows], data.items[rows + 1])
-    # Whole numbers, exact in float64: one more transition outweighs any training count.
+    # One transition outweighs any number of training events. Whole numbers are exact in float64.
     weight = np.full(len(rows), 1.0 + data.item_counts.max(initial=0))
     followed = sparse.csr_array((weight, pairs), (catalogue, catalogue))
 
@@ -181,12 +191,12 @@ def markov(data: Sequences) -> Scorer:
 
 
 def transitions(data: Sequences) -> Scorer:
-    """A floor: the memory of transitions alone, with the default numbers of memory.py.
+    """A floor: the memory of transitions alone, with the default settings of memory.py.
 
-    Items that it does not reach stand in order of their training count.
+    Items with equal scores are in order of their number of training events.
     """
     memory = fit(data, MemoryConfig())
-    # So small that they order only items to which the memory gives the same score.
+    # Small enough to order only items with equal scores of the memory.
     counts = torch.from_numpy(data.item_counts / (1e9 * data.item_counts.max(initial=1)))
     return lambda batch: memory.add_to(counts.repeat(len(batch.offsets) - 1, 1), batch)
 
@@ -196,19 +206,26 @@ FLOORS: dict[str, Callable[[Sequences], Scorer]] = {
     "markov chain": markov,
     "transitions": transitions,
 }
-"""What a model has to beat to be worth its training, by name."""
+"""Simple scorers to compare a model with, by name."""
 
 
 def evaluate(
     scorer: Scorer, data: Sequences, max_length: int, part: Part = "test"
 ) -> list[Evaluation]:
-    """Measure a scorer under both protocols, with the floors beside it.
+    """Measure a scorer and the floors under both protocols.
 
     Args:
-        scorer: scores of histories.
+        scorer: the scores of histories.
         data: the log, split.
-        max_length: events of the history the scorer is shown, the latest.
-        part: which held-out events.
+        max_length: how many events of a history, the latest, the scorer gets.
+        part: the held-out events to rank.
+
+    Returns:
+        The evaluations under "unmasked" and "masked".
+
+    Raises:
+        DivergedError: a score is not finite.
+        InputError: no user has an event to predict.
     """
     ours = rank_targets(scorer, data, part, max_length)
     floors = {
@@ -240,21 +257,21 @@ def evaluate(
 
 
 def _slices(data: Sequences, users: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks (U,): quarters of the users by history length; targets by the items' share of events."""
+    """Masks (U,) by name: quarters of the users by history length, targets by popularity."""
     lengths = rows - data.offsets[users]
     edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="higher"))
     edges = np.repeat(edges, 2) if len(edges) == 1 else edges
-    found = {}
+    masks = {}
     for low, high in pairwise(edges):
         last = high == edges[-1]
         name = f"history {low}-{high if last else high - 1}"
-        found[name] = (lengths >= low) & ((lengths <= high) if last else (lengths < high))
+        masks[name] = (lengths >= low) & ((lengths <= high) if last else (lengths < high))
     counts = np.append(data.item_counts, 0)
     order = np.argsort(-data.item_counts, kind="stable")
-    ahead = np.cumsum(counts[order]) - counts[order]  # events of more popular items
+    more_popular = np.cumsum(counts[order]) - counts[order]  # events of more popular items
     group = np.full(len(counts), 2)
-    group[order] = np.digitize(ahead / max(1, counts.sum()), [0.5, 0.8])
+    group[order] = np.digitize(more_popular / max(1, counts.sum()), [0.5, 0.8])
     names = ("popular items (half of events)", "middle items (next 30%)", "rare items (last 20%)")
     for number, name in enumerate(names):
-        found[name] = group[data.items[rows]] == number
-    return found
+        masks[name] = group[data.items[rows]] == number
+    return masks

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from recblr.config import near
+from recblr.config import did_you_mean
 from recblr.errors import InputError
 from recblr.models.bert4rec import BERT4Rec, BERT4RecConfig
 from recblr.models.caser import Caser, CaserConfig
@@ -28,8 +28,15 @@ MODELS: dict[str, tuple[type[Model], type[Any]]] = {  # in the order of the pape
 }
 
 
+def create_model(name: str, config: Any, *, items: int, users: int, max_length: int) -> Model:
+    """A new model; ``users`` and ``max_length`` are passed to the models that need them."""
+    cls, _ = find_model(name)
+    sizes = {"users": users, "max_length": max_length}
+    return cls(items, config, **{size: sizes[size] for size in cls.needs})
+
+
 def find_model(name: str) -> tuple[type[Model], type[Any]]:
-    """The class of a model and of its configuration; InputError if there is no such model."""
+    """The class of a model and the class of its configuration; InputError for an unknown model."""
     if name not in MODELS:
-        raise InputError(f"unknown model {name!r}{near(name, MODELS)}")
+        raise InputError(f"unknown model {name!r}{did_you_mean(name, MODELS)}")
     return MODELS[name]

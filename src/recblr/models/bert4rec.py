@@ -2,24 +2,23 @@
 Transformer" (CIKM 2019, arXiv 1904.06690).
 
 Axes: N events of all histories laid end to end, B histories, M positions with a target, D the width of
-the model, T events of a history that the model looks at, V items.
+the model, T the most events of a history that the model uses, V items.
 
-Some items of a history are hidden behind [mask] and found again from those on both sides; the next
-item is found by a [mask] behind the history. For training half of the histories have their last
-item hidden alone, as they will be asked, and half a random share of their items. The paper has both
-kinds; one half is that of RecBole 1.2, of which Table 1 of arXiv 2406.12580 reports, while the
-authors' code has one in eleven. RecBole draws the kind for a batch, this file for each history.
+Training replaces some items of a history by [mask] and predicts them from the items on both sides;
+prediction appends a [mask] for the next item. In half of the training histories only the last item is
+masked, as in prediction; in the other half a random share of the items. The paper has both kinds; one
+half is as in RecBole 1.2, whose results are in Table 1 of arXiv 2406.12580, while the authors' code has
+one in eleven. RecBole draws the kind per batch, this file per history.
 
-Histories are whole (cloze), as in the authors' code, or each prefix is one (prefixes), as in RecBole,
-which leaves out the item that follows it. Where they are short prefixes are much the better
-(docs/log.md).
+A training example is a whole history (cloze), as in the authors' code, or a prefix (prefixes), as in
+RecBole, which leaves out the item after the prefix. On short histories prefixes are much better
+(docs/experiments.md).
 
-Positions are counted from the end of a history, where the authors' code and RecBole count from its
-start: the [mask] of the next item then always stands at one and the same place, instead of having to
-learn for every length which place is the last item's.
+Positions are counted from the end of a history; the authors' code and RecBole count from its start.
+The [mask] of the next item then has the same position in every history, whatever its length.
 
-Of T events and a [mask] the oldest event is dropped. RecBole drops the first event of every history
-when it appends the [mask], of short ones as well; this file does not.
+With T events and a [mask], the oldest event is dropped. RecBole drops the first event of every history,
+short ones included, when it appends the [mask]; this file does not.
 """
 
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ class BERT4RecConfig(SASRecConfig):
     """The shape of the model; the defaults are RecBole's."""
 
     dropout: float = 0.2
-    hidden_share: float = 0.2  # of the items of a history, where not the last one alone
+    hidden_share: float = 0.2  # of the items of a history, if not only the last one is masked
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,14 +47,13 @@ class BERT4RecConfig(SASRecConfig):
 
 
 class BERT4Rec(Model):
-    """Items and positions, Transformer layers that see both sides, a dense layer, prediction by the
-    tied embedding and a bias of each item."""
+    """Item and position embeddings, bidirectional Transformer layers, a dense layer, prediction by the
+    tied embedding and an item bias."""
 
     examples = ("cloze", "prefixes")
+    needs = ("max_length",)
 
-    def __init__(
-        self, items: int, config: BERT4RecConfig, users: int = 0, max_length: int = 0
-    ) -> None:
+    def __init__(self, items: int, config: BERT4RecConfig, max_length: int) -> None:
         super().__init__(items, config)
         self.mask, self.length = items, max_length
         self.embedding = nn.Embedding(items + 1, config.dim)  # [mask] last
@@ -67,29 +65,30 @@ class BERT4Rec(Model):
 
     @property
     def item_embeddings(self) -> Tensor:
-        """(V, D + 1), the bias last."""
+        """(V, D + 1), with the bias as last column."""
         return torch.cat([self.embedding.weight[:-1], self.bias.unsqueeze(1)], 1)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        """Each position is the end of a history of its own: no vector sees the events after it."""
+        """Each position ends a history of its own, so no vector depends on later events."""
         mask = torch.full_like(batch.positions, self.mask)
-        items, offsets = self.followed(batch, batch.positions, mask)
-        return self.found(items, offsets, offsets[1:] - 1)
+        items, offsets = self.append(batch, batch.positions, mask)
+        return self.vectors(items, offsets, offsets[1:] - 1)
 
-    def examined(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """The vectors of hidden items and these; the last item of a history is its last target."""
+    def training_pairs(self, batch: PackedBatch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors at the masked items, and these items; a history ends with its last target."""
         ends = batch.offsets[1:] - 1
         last = batch.targets[torch.searchsorted(batch.positions, ends)]
-        items, offsets = self.followed(batch, ends, last)
-        hide = self.drawn(offsets)
-        places = hide.nonzero().squeeze(1)
-        return self.found(items.masked_fill(hide, self.mask), offsets, places), items[places]
+        items, offsets = self.append(batch, ends, last)
+        masked = self.draw_masked(offsets)
+        rows = masked.nonzero().squeeze(1)
+        vectors = self.vectors(items.masked_fill(masked, self.mask), offsets, rows)
+        return vectors, items[rows], state
 
-    def followed(
+    def append(
         self, batch: PackedBatch, positions: Tensor, next_items: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Items and offsets of the histories up to each position with one more item (M,) behind each;
-        the latest T of it."""
+        """Items and offsets of the histories up to each position, followed by ``next_items`` (M,); the
+        last T items of each."""
         owner = torch.searchsorted(batch.offsets, positions, right=True) - 1
         lengths = (positions - batch.offsets[owner] + 2).clamp(max=self.length)
         offsets = F.pad(lengths.cumsum(0), (1, 0))
@@ -99,18 +98,18 @@ class BERT4Rec(Model):
         items = batch.items[rows.clamp(max=len(batch.items) - 1)]
         return items.index_copy(0, offsets[1:] - 1, next_items), offsets
 
-    def drawn(self, offsets: Tensor) -> Tensor:
-        """Which items (N,) of each history to hide, at least one."""
+    def draw_masked(self, offsets: Tensor) -> Tensor:
+        """Whether each item (N,) is masked; at least one item of each history is."""
         lengths = offsets.diff()
-        alone = torch.rand(len(lengths), device=offsets.device) < 0.5
+        only_last = torch.rand(len(lengths), device=offsets.device) < 0.5
         history = torch.repeat_interleave(lengths)
-        hide = torch.rand(len(history), device=offsets.device) < self.config.hidden_share
-        hide &= ~alone[history]
-        some = torch.zeros_like(lengths).index_add_(0, history, hide.long()) > 0
-        hide[offsets[1:] - 1] |= ~some
-        return hide
+        masked = torch.rand(len(history), device=offsets.device) < self.config.hidden_share
+        masked &= ~only_last[history]
+        has_masked = torch.zeros_like(lengths).index_add_(0, history, masked.long()) > 0
+        masked[offsets[1:] - 1] |= ~has_masked
+        return masked
 
-    def found(self, items: Tensor, offsets: Tensor, places: Tensor) -> Tensor:
-        """The vectors (M, D + 1) of some of the items (N,)."""
-        h = self.encoder(self.embedding(items), offsets)[places]
+    def vectors(self, items: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
+        """The vectors (M, D + 1) at ``rows`` (M,) of the items (N,)."""
+        h = self.encoder(self.embedding(items), offsets)[rows]
         return F.pad(self.norm(F.gelu(self.dense(h))), (0, 1), value=1.0)

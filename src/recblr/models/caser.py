@@ -1,20 +1,21 @@
 """Caser: "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding" (Tang
 and Wang, arXiv 1809.07426), section 3, in its symbols.
 
-Axes: M positions with a target, L events looked at, D the width of a vector, U users, V items.
+Axes: M positions with a target, L events of the history, D the width of a vector, U users, V items.
 
-The vector of a position looks at the last L events, zero vectors before a history begins. As for all
-models here, one item is predicted and compared with one other; the paper has T = 3 and three others
-each. Its weights shrink (L2); else the vectors of users learn their histories by heart. Nobody of the
-log is the vector 0, which no example trains: strangers have worse figures than users (docs/log.md).
+The vector of a position depends on the last L events; zero vectors stand for events before the history.
+As for all models here, training predicts one item and samples one other; the paper has T = 3 targets
+and three others for each. Weight decay (L2) keeps the user vectors from memorising their histories. A
+user outside the log has the vector 0, which is not trained, so metrics are lower for new users
+(docs/experiments.md).
 
-Users and output rows start as in the authors' code, with deviation 1 / their width. Items that come in
-start larger, 1 / √D, and the layer over the features as in RecBole (Xavier's normal, no bias): else
-what the filters find is about the same for all histories at first, and users are learned by heart
-before it tells them apart (docs/log.md).
+User vectors and output vectors are initialised as in the authors' code, with standard deviation 1 /
+their width. Input item vectors start larger, at 1 / √D, and the layer over the features as in RecBole
+(Xavier normal, zero bias): otherwise the features of all histories are nearly equal at first, and the
+user vectors memorise histories before the features differ (docs/experiments.md).
 
-RecBole takes the whole padded history for the L events, has another layer over (z, user) and scores
-by the embedding that items come in by; we follow the paper and the authors' code.
+RecBole uses the whole padded history instead of L events, adds a layer over (z, user) and scores by
+the input embedding; this file follows the paper and the authors' code.
 """
 
 from dataclasses import dataclass
@@ -28,13 +29,13 @@ from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.fpmc import user_rows
+from recblr.models.losses import binary_cross_entropy
 from recblr.models.model import Model
-from recblr.training.losses import binary_cross_entropy
 
 
 @dataclass(frozen=True)
 class CaserConfig:
-    """The shape of the model; the defaults are those of the authors' code, but for D."""
+    """The shape of the model; the defaults are those of the authors' code, except D."""
 
     dim: int = 64  # D
     order: int = 5  # L
@@ -48,18 +49,16 @@ class CaserConfig:
 
 
 class Caser(Model):
-    """Filters over the last events, the user's vector beside what they find, an output layer W', b'."""
+    """Convolutions over the last events, joined with the user's vector; an output layer W', b'."""
 
-    personal = True
+    needs = ("users",)
     recipe = MappingProxyType({"weight_decay": 1e-5})
 
-    def __init__(
-        self, items: int, config: CaserConfig, users: int = 0, max_length: int = 0
-    ) -> None:
+    def __init__(self, items: int, config: CaserConfig, users: int) -> None:
         super().__init__(items, config)
         dim, order = config.dim, config.order
-        self.embedding = nn.Embedding(items + 1, dim, padding_idx=0)  # row 0: before the history
-        self.user = nn.Embedding(users + 1, dim, padding_idx=0)  # row 0: nobody of the log
+        self.embedding = nn.Embedding(items + 1, dim, padding_idx=0)  # row 0: no event
+        self.user = nn.Embedding(users + 1, dim, padding_idx=0)  # row 0: not in the log
         self.horizontal = nn.ModuleList(
             nn.Conv1d(dim, config.horizontal, height) for height in range(1, order + 1)
         )
@@ -77,22 +76,22 @@ class Caser(Model):
 
     @property
     def item_embeddings(self) -> Tensor:
-        """(V, 2 D + 1): W' and, for the last column of the hidden vectors, which is 1, b'."""
+        """(V, 2 D + 1): W', and b' as last column; the last column of the hidden vectors is 1."""
         return torch.cat([self.out.weight, self.bias.unsqueeze(1)], 1)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         e = self.embedding(self._last_items(batch)).transpose(1, 2)  # E, (M, D, L)
-        o = [F.relu(filters(e)).amax(2) for filters in self.horizontal]  # the greatest over time
+        o = [F.relu(filters(e)).amax(2) for filters in self.horizontal]  # max over time
         o_tilde = self.vertical(e).flatten(1)
         features = torch.cat([*o, o_tilde], 1)
         z = F.relu(self.full(ops.dropout(features, self.config.dropout, self.training)))
         return torch.cat([z, self.user(user_rows(batch)), torch.ones_like(z[:, :1])], 1)
 
-    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return binary_cross_entropy(hidden, self.item_embeddings, targets)
 
     def _last_items(self, batch: PackedBatch) -> Tensor:
-        """(M, L) rows of the embedding, oldest first."""
+        """Rows of the embedding (M, L) of the last events, oldest first."""
         history = batch.owners
         back = torch.arange(self.config.order - 1, -1, -1, device=batch.items.device)
         rows = batch.positions.unsqueeze(1) - back

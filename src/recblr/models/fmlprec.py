@@ -2,13 +2,13 @@
 arXiv 2202.13556).
 
 Axes: N events of all histories laid end to end, M positions with a target, D the width of the model,
-T events of a history that the model looks at, F = T // 2 + 1 frequencies, V items.
+T the most events of a history that the model uses, F = T // 2 + 1 frequencies, V items.
 
-A filter is a circular convolution in which the earliest position sees the latest. The model can thus
-be trained on prefixes only, and only the vector of their last position is used. Histories are padded
-on the left to T events and pads take part as events do, both as in the authors' code. There a pad
-has an item embedding drawn like the others and then left alone; here it is zero. The authors' code
-has a binary cross entropy where the paper has a pairwise loss, as here.
+A filter is a circular convolution, in which the first position depends on the last. So the model is
+trained on prefixes only, and only the vector of their last position is used. As in the authors' code,
+histories are padded on the left to T events, and the filters include the pads. In the authors' code a
+pad has a random item embedding that is not trained; here it is zero. The authors' code has a binary
+cross entropy loss; the paper and this file have a pairwise loss.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
+from recblr.models.losses import bpr
 from recblr.models.model import Model
 from recblr.models.sasrec import EPS, FeedForward, initialise
-from recblr.training.losses import bpr
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FMLPRecConfig:
 
     dim: int = 64  # D
     layers: int = 2
-    inner: int = 256  # width within the feed-forward part
+    inner: int = 256  # width of the feed-forward network
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
@@ -40,13 +40,12 @@ class FMLPRecConfig:
 
 
 class FMLPRec(Model):
-    """Items and positions, filters and feed-forward parts, prediction by the tied embedding."""
+    """Item and position embeddings, filters, feed-forward layers, prediction by the tied embedding."""
 
     examples = ("prefixes",)
+    needs = ("max_length",)
 
-    def __init__(
-        self, items: int, config: FMLPRecConfig, users: int = 0, max_length: int = 0
-    ) -> None:
+    def __init__(self, items: int, config: FMLPRecConfig, max_length: int) -> None:
         super().__init__(items, config)
         self.embedding = nn.Embedding(items, config.dim)
         self.positions = nn.Embedding(max_length, config.dim)
@@ -60,26 +59,26 @@ class FMLPRec(Model):
         return self.embedding.weight
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        """Each position is the end of a history of its own: no vector sees the events after it."""
+        """Each position ends a history of its own, so no vector depends on later events."""
         length = self.positions.num_embeddings
         owner = batch.owners
         rows = batch.positions.unsqueeze(1) + torch.arange(1 - length, 1, device=owner.device)
         inside = rows >= batch.offsets[owner].unsqueeze(1)
         items = batch.items[rows.clamp(min=0)].masked_fill(~inside, len(self.embedding.weight))
-        padded = F.pad(self.embedding.weight, (0, 0, 0, 1))  # a last row of zeros, for pads
+        padded = F.pad(self.embedding.weight, (0, 0, 0, 1))  # the last row, of zeros, for pads
         h = self.norm(F.embedding(items, padded) + self.positions.weight)  # (M, T, D)
         h = ops.dropout(h, self.config.dropout, self.training)
         for number, layer in enumerate(self.layers, 1):
             h = layer(h, last=number == len(self.layers))
         return h
 
-    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The pairwise loss of the paper."""
         return bpr(hidden, self.item_embeddings, targets)
 
 
 class Layer(nn.Module):
-    """A filter and a feed-forward part."""
+    """A filter and a feed-forward network."""
 
     def __init__(self, config: FMLPRecConfig, length: int) -> None:
         super().__init__()
@@ -87,13 +86,13 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config.dim, config.inner, config.dropout)
 
     def forward(self, h: Tensor, last: bool) -> Tensor:
-        """(M, T, D) → (M, T, D), or (M, D) of the last position alone."""
+        """(M, T, D) → (M, T, D), or with ``last`` the last position only, (M, D)."""
         out: Tensor = self.feed_forward(self.filter(h, last))
         return out
 
 
 class Filter(nn.Module):
-    """Multiplies each frequency of each channel by a trained number, with dropout, residual, norm."""
+    """Multiplies each frequency of each channel by a trained weight; dropout, residual and norm."""
 
     def __init__(self, dim: int, length: int, dropout: float) -> None:
         super().__init__()
@@ -102,9 +101,9 @@ class Filter(nn.Module):
         self.norm = nn.LayerNorm(dim, EPS)
 
     def forward(self, h: Tensor, last: bool) -> Tensor:
-        """(M, T, D) → (M, T, D), or (M, D) of the last position alone."""
+        """(M, T, D) → (M, T, D), or with ``last`` the last position only, (M, D)."""
         weight = torch.view_as_complex(self.weight)
-        if last:  # the same as a circular convolution, for one position without transforming h
+        if last:  # as a circular convolution: one position needs no transform of h
             kernel = torch.fft.irfft(weight, self.length, dim=0)  # (T, D)
             h, y = h[:, -1], (h * kernel.flip(0)).sum(1)
         else:

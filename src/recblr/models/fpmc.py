@@ -3,9 +3,9 @@
 
 Axes: M positions with a target, D the width of a factor, U users, V items.
 
-A basket is one item, as in RecBole. Of the tensor (user, last item, item) two pairs of factors are
-left: the third, user and last item, is the same for all items and orders nothing. The paper also
-shrinks the factors (L2); we do not. Nobody of the log is the vector 0, which leaves the Markov chain.
+A basket is one item, as in RecBole. The pair of factors of user and last item is left out, as it adds
+the same value to all items. The paper also has weight decay (L2); this file has not. A user outside the
+log has the vector 0, and only the Markov chain remains.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from recblr.config import expect_sizes
 from recblr.data.batches import PackedBatch
+from recblr.models.losses import bpr
 from recblr.models.model import Model
-from recblr.training.losses import bpr
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class FPMCConfig:
 
 
 class FPMC(Model):
-    """x̂ = ⟨user, item⟩ + ⟨last item, item⟩, each with vectors of its own (the paper's v^UI, v^IU,
-    v^LI, v^IL)."""
+    """x̂ = ⟨user, item⟩ + ⟨last item, item⟩, with four embeddings (the paper's v^UI, v^IU, v^LI,
+    v^IL)."""
 
-    personal = True
+    needs = ("users",)
 
-    def __init__(self, items: int, config: FPMCConfig, users: int = 0, max_length: int = 0) -> None:
+    def __init__(self, items: int, config: FPMCConfig, users: int) -> None:
         super().__init__(items, config)
         self.user = nn.Embedding(users + 1, config.dim, padding_idx=0)
         self.user_item = nn.Embedding(items, config.dim)
@@ -47,19 +47,19 @@ class FPMC(Model):
 
     @property
     def item_embeddings(self) -> Tensor:
-        """(V, 2 D), the factors of an item with a user and with a last item side by side."""
+        """(V, 2 D): the factors of an item for the user, then those for the last item."""
         return torch.cat([self.user_item.weight, self.last_item.weight], 1)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         last = self.last(batch.items[batch.positions])
         return torch.cat([self.user(user_rows(batch)), last], 1)
 
-    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return bpr(hidden, self.item_embeddings, targets)
 
 
 def user_rows(batch: PackedBatch) -> Tensor:
-    """(M,) 1 + the user of each position, 0 for nobody of the log."""
+    """(M,) 1 + the user of each position, 0 for a user outside the log."""
     if batch.users is None:
         return torch.zeros_like(batch.positions)
     return batch.users[batch.owners] + 1

@@ -1,4 +1,4 @@
-"""One more event of each user by the whole model in one C function, for serving on a CPU."""
+"""A step of the whole model in one C function, for serving on a CPU."""
 
 import copy
 from collections.abc import Iterator
@@ -12,11 +12,10 @@ from recblr.ops import cpu
 
 
 class FusedStep:
-    """:meth:`RecBLR.step` of a trained model in evaluation mode; one user takes 2% of its time.
+    """:meth:`RecBLR.step` in evaluation mode; for one user it takes 2% of the time of the original.
 
-    It holds its own copy of the weights: later changes of the model do not reach it. A model that is
-    not in float32 on a CPU, that lacks a part (Table 3), or for which there are no compiled kernels, is
-    copied and stepped as it is.
+    It copies the weights, so later changes of the model do not affect it. If the model is not float32
+    on a CPU or lacks a part (Table 3), or if the kernels are not compiled, it runs a copy of the model.
     """
 
     def __init__(self, model: RecBLR) -> None:
@@ -24,39 +23,40 @@ class FusedStep:
         self._sizes = (
             len(table), config.dim, config.channels, config.state_rows, config.layers
         )  # fmt: skip
-        self._plain: RecBLR | None = None
-        whole = config.gated and config.convolution and config.feed_forward
-        if whole and cpu.supports(table) and table.dtype == torch.float32:
+        self._model: RecBLR | None = None
+        complete = config.gated and config.convolution and config.feed_forward
+        if complete and cpu.supports(table) and table.dtype == torch.float32:
             with torch.no_grad():
                 self._weights = torch.cat([weight.reshape(-1) for weight in _weights(model)])
         else:
-            self._plain = copy.deepcopy(model).eval()
+            self._model = copy.deepcopy(model).eval()
 
     def step(self, items: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One more event for each user: items (B,), state (B, L, W, C) → hidden (B, D), state.
 
-        The state given is not changed; there is no gradient.
+        Does not change the given state and computes no gradient.
 
         Raises:
-            ValueError: a tensor does not fit, or an item is not in 0 .. V-1. Items on a GPU are not
-                looked at.
+            ValueError: a tensor has another shape, or an item is not in 0 .. V-1 (not checked for
+                items on a GPU).
         """
-        if self._plain is None:
+        if self._model is None:
             return cpu.recblr_step(self._weights, self._sizes, items, state)
-        known, _, channels, width, layers = self._sizes
+        catalogue, _, channels, width, layers = self._sizes
         if items.dim() != 1 or state.shape != (len(items), layers, width, channels):
-            raise ValueError(f"no step of items {tuple(items.shape)}, state {tuple(state.shape)}")
-        if not items.is_cuda and ((items < 0) | (items >= known)).any():
-            raise ValueError(f"items must be 0 .. {known - 1}, found {items.tolist()}")
+            shapes = f"items {tuple(items.shape)} and state {tuple(state.shape)}"
+            expected = f"(B,) and (B, {layers}, {width}, {channels})"
+            raise ValueError(f"{shapes} must be {expected}")
+        if not items.is_cuda and ((items < 0) | (items >= catalogue)).any():
+            raise ValueError(f"items must be 0 .. {catalogue - 1}, found {items.tolist()}")
         with torch.no_grad():
-            return self._plain.step(items, state)
+            return self._model.step(items, state)
 
 
 def _weights(model: RecBLR) -> Iterator[Tensor]:
-    """In the order in which ``recblr_step`` of kernels.c reads them.
+    """The weights in the order in which ``recblr_step`` in kernels.c reads them.
 
-    Matrices are transposed, so that the C loops run over outputs; two that have one input lie side by
-    side.
+    Matrices are transposed, so the C loops run over outputs; two with the same input are joined.
     """
     yield model.norm(model.item_embeddings)  # (1)
     for layer in model.layers:

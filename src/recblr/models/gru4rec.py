@@ -5,11 +5,11 @@ state, L layers, V items.
 
 State: (B, L, H), the hidden vector of each layer, zero before the first event.
 
-As in RecBole: items come in as vectors, dropout follows them, the gated recurrent units have no
-biases, their reset gate acts after the product with the state (PyTorch's form), and a linear layer
-leads back to the vectors of the items, which also score them. The paper takes items as one-hot
-vectors, resets before the product, and scores by weights of their own. Its batches go through sessions
-in parallel; ours are those of the trainer, and a history may go on in the next one.
+As in RecBole: the inputs are item embeddings with dropout, the gated recurrent units have no biases,
+the reset gate acts after the product with the state (PyTorch's form), and a linear layer projects to
+the width of the item embeddings, which also score. The paper has one-hot inputs, resets before the
+product, and has separate output weights. The paper trains on parallel sessions; here the trainer makes
+the batches, and a history may continue in the next batch.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
+from recblr.models.losses import top1
 from recblr.models.model import RecurrentModel
-from recblr.training.losses import top1
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,9 @@ class GRU4RecConfig:
 class GRU4Rec(RecurrentModel):
     """Embedding, gated recurrent units, a linear layer, prediction by the tied embedding."""
 
-    static = False  # the host asks for the lengths of the histories
+    graph_capturable = False  # the host reads the lengths of the histories
 
-    def __init__(
-        self, items: int, config: GRU4RecConfig, users: int = 0, max_length: int = 0
-    ) -> None:
+    def __init__(self, items: int, config: GRU4RecConfig) -> None:
         super().__init__(items, config)
         dim, hidden = config.dim, config.hidden
         self.embedding = nn.Embedding(items, dim)
@@ -63,7 +61,7 @@ class GRU4Rec(RecurrentModel):
         return self.embedding.weight
 
     def initial_state(self, n: int) -> Tensor:
-        """The state of ``n`` users without history, (n, L, H)."""
+        """The state of ``n`` users without events, (n, L, H)."""
         shape = (n, self.config.layers, self.config.hidden)
         return torch.zeros(shape, device=self.embedding.weight.device)
 
@@ -79,40 +77,43 @@ class GRU4Rec(RecurrentModel):
             states.append(after)
         return self.out(h), torch.stack(states, 1)
 
-    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return top1(hidden, self.item_embeddings, targets)
 
 
 def packed_gru(gru: nn.Module, x: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """One layer of gated recurrent units over packed histories.
 
-    Rectangles of the events 0-3, 4-7, 8-15, 16-31, … of the histories that have them, each going on
-    from the one before: fewer than half of the places are padding. Of a PackedSequence, PyTorch's
-    gradient takes time quadratic in the longest history.
+    It processes rectangles of the events 0-3, 4-7, 8-15, 16-31, … of the histories that have them, each
+    from the states of the previous one; less than half of a rectangle is padding. PyTorch's gradient of
+    a PackedSequence takes time quadratic in the length of the longest history.
 
     Args:
-        gru: nn.GRU of one layer, batch_first. x: (N, D). offsets: (B + 1,). start: (B, H).
+        gru: nn.GRU of one layer, batch_first.
+        x: (N, D).
+        offsets: (B + 1,).
+        start: (B, H) the state before each history.
 
     Returns:
-        h (N, H) and the last state of each history (B, H); a history of no event keeps its start.
+        h (N, H) and the last state of each history (B, H), for an empty history its start.
     """
     lengths, order = offsets.diff().sort(descending=True, stable=True)
     begins, state = offsets[:-1][order], start[order]
-    outputs, places = [start[:0]], [offsets[:0]]
+    outputs, positions = [start[:0]], [offsets[:0]]
     first, stop = 0, 4
-    # In float32: on a CPU the many small products in bfloat16 take longer.
+    # In float32: on a CPU many small products take longer in bfloat16.
     with torch.autocast(x.device.type, enabled=False):
         while active := int((lengths > first).sum()):
             t = torch.arange(first, min(stop, int(lengths[0])), device=x.device)
             rows = begins[:active, None] + t
-            place = torch.where(t < lengths[:active, None], rows, len(x)).flatten()
-            inputs = x.index_select(0, place.clamp(max=len(x) - 1)).view(*rows.shape, -1)
+            position = torch.where(t < lengths[:active, None], rows, len(x)).flatten()
+            inputs = x.index_select(0, position.clamp(max=len(x) - 1)).view(*rows.shape, -1)
             h, _ = gru(inputs, state[:active].unsqueeze(0))
             outputs.append(h.flatten(0, 1))
-            places.append(place)
+            positions.append(position)
             state = h[:, -1].contiguous()
             first, stop = stop, 2 * stop
-    in_order = torch.cat(places).argsort()[: len(x)]  # the padding comes last
+    in_order = torch.cat(positions).argsort()[: len(x)]  # padding sorts last
     h = torch.cat(outputs).index_select(0, in_order)
     empty = offsets.diff() == 0
     last = torch.where(empty, len(x) + torch.arange(len(start), device=x.device), offsets[1:] - 1)

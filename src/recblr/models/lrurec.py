@@ -5,14 +5,15 @@ complex channels of the recurrence, L layers, V items.
 
 State: (B, L, C, 2) float32, real and imaginary parts of the recurrence, zero before the first event.
 
-Equation numbers in brackets. Where they differ the layers are those of the authors' code: both
-projections of (5) have a bias, that of the input is scaled by γ as well, so is the first event, and
-the feed-forward part has one GELU where (8) has two. All but norms, λ and γ starts truncated normal.
+Equation numbers are in brackets. Where the paper and the authors' code differ, the layers follow the
+code: both projections of (5) have a bias, γ also scales the bias of the input and the first event, and
+the feed-forward network has one GELU where (8) has two. All weights except norms, λ and γ are
+initialised with a truncated normal.
 
-Only the real part of the output is needed, so that both complex projections are real ones here: of
-the input to real and imaginary parts, and from these to the output, the imaginary ones with their
-sign turned. Where the authors' code pads histories on the left to a power of two and masks the pads,
-histories are packed here; the recurrence in real numbers is ours.
+Only the real part of the output is needed, so both complex projections are real here: from the input to
+real and imaginary parts, and from these to the output, with the sign of the imaginary parts changed.
+The authors' code pads histories on the left to a power of two and masks the pads; this file packs
+histories and computes the recurrence in real numbers.
 """
 
 import math
@@ -26,7 +27,7 @@ from recblr import ops
 from recblr.config import expect_dropouts, expect_sizes
 from recblr.models.model import LinearRecurrence, RecurrentModel
 
-_SMALLEST, _LARGEST = 0.8, 0.99  # |λ| at the start
+_SMALLEST, _LARGEST = 0.8, 0.99  # initial |λ|
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,7 @@ class LRURecConfig:
 class LRURec(RecurrentModel):
     """Embedding (7), recurrent layers, prediction by the tied embedding and a bias (10)."""
 
-    def __init__(
-        self, items: int, config: LRURecConfig, users: int = 0, max_length: int = 0
-    ) -> None:
+    def __init__(self, items: int, config: LRURecConfig) -> None:
         super().__init__(items, config)
         self.embedding = nn.Embedding(items, config.dim)
         self.bias = nn.Parameter(torch.empty(items))
@@ -59,11 +58,11 @@ class LRURec(RecurrentModel):
 
     @property
     def item_embeddings(self) -> Tensor:
-        """(V, D + 1), the bias last."""
+        """(V, D + 1), with the bias as last column."""
         return torch.cat([self.embedding.weight, self.bias.unsqueeze(1)], 1)
 
     def initial_state(self, n: int) -> Tensor:
-        """The state of ``n`` users without history, (n, L, C, 2)."""
+        """The state of ``n`` users without events, (n, L, C, 2)."""
         shape = (n, self.config.layers, 2 * self.config.dim, 2)
         return torch.zeros(shape, device=self.bias.device)
 
@@ -81,7 +80,7 @@ class LRURec(RecurrentModel):
 
 
 class Layer(nn.Module):
-    """A linear recurrent unit and a feed-forward part."""
+    """A linear recurrent unit and a feed-forward network."""
 
     def __init__(self, config: LRURecConfig) -> None:
         super().__init__()
@@ -115,22 +114,24 @@ class LRU(LinearRecurrence):
         return self.norm(y + x), after
 
     def recurrence(self, x: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, 2·C), real and imaginary parts in turn, to h (N, 2·C); before and after (B, C, 2).
+        """x (N, 2·C), before (B, C, 2) → h (N, 2·C), after (B, C, 2); x and h interleave real and
+        imaginary parts.
 
-        With λ = ρ e^{iθ} and t counted from ``before``, g_t = e^{-iθt} h_t is a recurrence with
-        the real factor ρ: g_t = ρ ⊙ g_{t-1} + e^{-iθt} ⊙ γ ⊙ x_t.
+        With λ = ρ e^{iθ} and t counted from ``before``, g_t = e^{-iθt} h_t is a recurrence with the
+        real factor ρ: g_t = ρ ⊙ g_{t-1} + e^{-iθt} ⊙ γ ⊙ x_t.
         """
         lengths = offsets.diff()
         starts = torch.repeat_interleave(offsets[:-1], lengths, output_size=len(x))
-        turn = self.turn(torch.arange(1, len(x) + 1, device=x.device) - starts)
-        u = _complex(x) * self.gamma_log.exp() * turn.conj()
+        rotation = self.rotation(torch.arange(1, len(x) + 1, device=x.device) - starts)
+        u = _complex(x) * self.gamma_log.exp() * rotation.conj()
         rho = torch.exp(-self.nu_log.exp()).repeat_interleave(2).expand_as(x)
         start = before.flatten(1)
         g, last = ops.linear_scan(rho, _real(u), offsets, start, self.implementation)
-        return _real(_complex(g) * turn), _real(_complex(last) * self.turn(lengths)).view_as(before)
+        after = _real(_complex(last) * self.rotation(lengths)).view_as(before)
+        return _real(_complex(g) * rotation), after
 
-    def turn(self, t: Tensor) -> Tensor:
-        """e^{iθt} (…, C) of t (…,). The angle is a large number whose remainder matters."""
+    def rotation(self, t: Tensor) -> Tensor:
+        """e^{iθt} (…, C) for t (…,). The angle is reduced in float64, as float32 is too coarse."""
         angle = t.unsqueeze(-1) * self.theta_log.double().exp() % (2 * math.pi)
         angle = angle.to(self.theta_log.dtype)
         return torch.complex(angle.cos(), angle.sin())
@@ -152,7 +153,7 @@ class FeedForward(nn.Module):
 
 
 def _complex(x: Tensor) -> Tensor:
-    """(N, 2·C), real and imaginary parts in turn → (N, C) complex."""
+    """(N, 2·C), interleaved real and imaginary parts → (N, C) complex."""
     return torch.view_as_complex(x.view(len(x), x.shape[1] // 2, 2))
 
 

@@ -1,7 +1,7 @@
-"""What training, evaluation and serving ask of a model.
+"""The interface between a model and training, evaluation and serving.
 
 Axes: N events of all histories laid end to end, B histories, M positions with a target, D the width
-of a vector, V items, U users, T events of a history that a model looks at.
+of a vector, V items.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,25 +21,33 @@ Examples = Literal["all-positions", "prefixes", "cloze"]
 
 
 class Model(nn.Module):
-    """Histories to vectors; the score of an item is the dot product with its vector.
+    """Maps histories to vectors; the score of an item is the dot product with the vector of the item.
 
     Args:
         items: V.
         config: the shape of the model.
-        users: U, for a model that has a vector of each user.
-        max_length: T, for a model that numbers the positions of a history.
     """
 
-    # What it can be trained on, the first unless the settings say otherwise. All positions ask that
-    # no vector depends on a later event.
+    # The supported training examples, the default first. "all-positions" requires that no vector
+    # depends on a later event.
     examples: ClassVar[tuple[Examples, ...]] = ("all-positions", "prefixes")
-    personal: ClassVar[bool] = False  # whether it has a vector of each user
-    # How its paper trains it, where that is not the default of TrainConfig.
+    # Further keyword arguments of the constructor: the number of users, the most events of a history
+    # that the model uses.
+    needs: ClassVar[tuple[Literal["users", "max_length"], ...]] = ()
+    # Settings of the model's paper that differ from the defaults of TrainConfig.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # Whether no shape in a training step depends on the items, so a CUDA graph can replay the step. Its
+    # batches then contain empty histories.
+    graph_capturable: ClassVar[bool] = False
 
-    def __init__(self, items: int, config: Any, users: int = 0, max_length: int = 0) -> None:
+    def __init__(self, items: int, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
 
     @property
     def item_embeddings(self) -> Tensor:
@@ -47,28 +55,32 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        """The vectors (M, D) of ``batch.positions``, each of its history up to and with it."""
+        """The vectors (M, D) of the histories up to and including each of ``batch.positions``."""
         raise NotImplementedError
 
-    def examined(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """What a training step compares: vectors (M, D) and the items (M,) they should find."""
-        return self.hidden(batch), batch.targets
+    def training_pairs(self, batch: PackedBatch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors (M, D) and the target items (M,) of a training step.
 
-    def own_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The loss of the model's own paper; full softmax where that is it."""
+        ``state`` (1, …) is the state before the first history. The third result is the state after the
+        last history that is not empty, detached; a model without a state returns ``state``.
+        """
+        return self.hidden(batch), batch.targets, state
+
+    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The loss of the model's paper; by default the full softmax."""
         return cross_entropy(hidden, self.item_embeddings, targets)
 
     def initial_state(self, n: int) -> Tensor:
-        """What is remembered of ``n`` users without history, (n, …); nothing, if not recurrent."""
-        return torch.zeros(n, 0, device=self.item_embeddings.device)
+        """The state of ``n`` users without events, (n, …); (n, 0) for a model without a state."""
+        return torch.zeros(n, 0, device=self.device)
 
     @torch.no_grad()
     def score(self, batch: PackedBatch) -> Tensor:
-        """Scores (B, V) of every item as the next one of each history of a batch.
+        """Scores (B, V) of every item as the next item of each history.
 
-        The batch may lie on another device; the scores lie on the model's.
+        The batch may be on another device; the scores are on the device of the model.
         """
-        batch = batch.to(self.item_embeddings.device)
+        batch = batch.to(self.device)
         last = replace(batch, positions=batch.offsets[1:] - 1)
         return self.hidden(last) @ self.item_embeddings.t()
 
@@ -79,12 +91,23 @@ class LinearRecurrence(nn.Module):
     implementation: ops.Implementation = "auto"
 
 
-class RecurrentModel(Model):
-    """A model whose memory of a history is a state of fixed size; one more event is one step."""
+@contextmanager
+def recurrence_by(model: nn.Module, implementation: ops.Implementation) -> Iterator[None]:
+    """Compute the linear recurrences of a model by ``implementation`` inside the block."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LinearRecurrence)]
+    try:
+        for layer in layers:
+            layer.implementation = implementation
+        yield
+    finally:
+        for layer in layers:
+            layer.implementation = "auto"
 
-    # Whether no shape in a pass depends on the items, so that a GPU can replay a step; histories of
-    # no event are then among those of a batch.
-    static: ClassVar[bool] = True
+
+class RecurrentModel(Model):
+    """A model with a state of fixed size for each user; one more event takes one step."""
+
+    graph_capturable = True
 
     def forward(
         self, items: Tensor, offsets: Tensor, state: Tensor | None = None
@@ -94,31 +117,31 @@ class RecurrentModel(Model):
         Args:
             items: (N,) item indices in 0 .. V-1.
             offsets: (B + 1,); history b has the positions offsets[b] .. offsets[b+1]-1.
-            state: (B, …) what came before, or None for nothing.
+            state: (B, …) the state before each history; None for the initial state.
 
         Returns:
-            Vectors (N, D), each of the history up to and with its position, and the state after
-            each history.
+            Vectors (N, D) of the histories up to and including each event, and the state after each
+            history.
         """
         raise NotImplementedError
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        vectors: Tensor = self(batch.items, batch.offsets)[0]
-        return vectors if len(batch.positions) == len(vectors) else vectors[batch.positions]
+        return _at_positions(self(batch.items, batch.offsets)[0], batch)
+
+    def training_pairs(self, batch: PackedBatch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        states = self.initial_state(len(batch.offsets) - 1)
+        states[:1] = state
+        vectors, states = self(batch.items, batch.offsets, states)
+        last = (batch.offsets < len(batch.items)).sum(0, keepdim=True) - 1
+        after = states.detach().index_select(0, last)
+        return _at_positions(vectors, batch), batch.targets, after
 
     def step(self, items: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One more event for each user: items (B,), state (B, …) → hidden (B, D), state."""
         offsets = torch.arange(len(items) + 1, device=items.device)
         return self(items, offsets, state)
 
-    @contextmanager
-    def recurrence_by(self, implementation: ops.Implementation) -> Iterator[None]:
-        """Inside the block the linear recurrences of this model are computed by ``implementation``."""
-        layers = [layer for layer in self.modules() if isinstance(layer, LinearRecurrence)]
-        try:
-            for layer in layers:
-                layer.implementation = implementation
-            yield
-        finally:
-            for layer in layers:
-                layer.implementation = "auto"
+
+def _at_positions(vectors: Tensor, batch: PackedBatch) -> Tensor:
+    """The vectors (M, D) at ``batch.positions``, from the vectors of all events (N, D)."""
+    return vectors if len(batch.positions) == len(vectors) else vectors[batch.positions]

@@ -4,8 +4,8 @@ its symbols.
 Axes: N events of all histories laid end to end, B histories, M positions with a target, T events of
 a history up to a position, D the width of a vector, H that of the hidden states, V items.
 
-As in RecBole, the gated recurrent units have no biases, and the weights of the attention, in the paper
-too, are no softmax: they need not add up to 1.
+As in RecBole, the gated recurrent units have no biases. As in the paper and RecBole, the attention has
+no softmax: its weights need not sum to 1.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from recblr.data.batches import PackedBatch
 from recblr.models.gru4rec import packed_gru
 from recblr.models.model import Model
 
-_CHUNK = 1 << 20  # numbers of the attention's hidden layer at once
+_CHUNK = 1 << 20  # values of the attention's hidden layer in memory at a time
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NARMConfig:
     dim: int = 64  # D
     hidden: int = 128  # H
     embedding_dropout: float = 0.25
-    dropout: float = 0.5  # of what the decoder sees
+    dropout: float = 0.5  # of the input of the decoder
 
     def __post_init__(self) -> None:
         expect_sizes(self, "model", "dim", "hidden")
@@ -39,9 +39,9 @@ class NARMConfig:
 
 
 class NARM(Model):
-    """Global and local encoder over gated recurrent units, bilinear decoder."""
+    """Global and local encoders over gated recurrent units, and a bilinear decoder."""
 
-    def __init__(self, items: int, config: NARMConfig, users: int = 0, max_length: int = 0) -> None:
+    def __init__(self, items: int, config: NARMConfig) -> None:
         super().__init__(items, config)
         dim, hidden = config.dim, config.hidden
         self.embedding = nn.Embedding(items, dim)
@@ -71,14 +71,14 @@ class NARM(Model):
     def _local(self, h: Tensor, batch: PackedBatch) -> Tensor:
         """c^l (M, H): Σ_j α_tj h_j, α_tj = v · σ(A1 h_t + A2 h_j), over the events j up to t.
 
-        In chunks of positions of like lengths, whose hidden layers (chunk, T, H) are not kept but
-        computed again for the gradient: those of a batch would not fit into memory.
+        Works on chunks of positions of similar lengths and recomputes their hidden layers (chunk, T, H)
+        for the gradient: those of a whole batch would not fit into memory.
         """
         history = batch.owners
         begins = batch.offsets[history]
         lengths, order = (batch.positions - begins + 1).sort(descending=True)
         parts, done = [h[:0]], 0
-        with torch.autocast(h.device.type, enabled=False):  # sums of up to T terms
+        with torch.autocast(h.device.type, enabled=False):  # these sum up to T terms
             query, keys = self.a1(h[batch.positions]), self.a2(h)
             while done < len(order):
                 longest = int(lengths[done])
@@ -98,7 +98,7 @@ def _attend(
     query: Tensor, keys: Tensor, values: Tensor, rows: Tensor, outside: Tensor, v: Tensor
 ) -> Tensor:
     """query (m, H), keys and values (N, H), rows and outside (m, T), v (H,) → (m, H)."""
-    # F.embedding is indexing with a quicker gradient.
+    # F.embedding is indexing with a faster gradient.
     weights = torch.sigmoid(query.unsqueeze(1) + F.embedding(rows, keys)) @ v
     weights = weights.masked_fill(outside, 0)
     return F.embedding_bag(rows, values, per_sample_weights=weights, mode="sum")

@@ -1,13 +1,13 @@
-"""RecBLR, top to bottom as section 3 of the paper (arXiv 2406.12580), equation numbers in brackets.
+"""RecBLR in the order of section 3 of the paper (arXiv 2406.12580), with its equation numbers.
 
 Axes: N events of all histories laid end to end, B histories, D the width of the model, C = E·D the
 channels of the recurrence, W the width of the convolution, L layers, V items.
 
-State: (B, L, W, C) float32, zero before the first event. Of each layer, row 0 is the hidden state of
-the recurrence and rows 1 .. W-1 are the last inputs of the convolution, oldest first. With the
-default configuration that is 2 · 4 · 128 floats = 4,096 bytes a user, however long the history.
+State: (B, L, W, C) float32, zero before the first event. For each layer, row 0 is the hidden state of
+the recurrence and rows 1 .. W-1 are the last inputs of the convolution, oldest first. In the default
+configuration the state of a user has 2 · 4 · 128 floats = 4,096 bytes for a history of any length.
 
-The parts that section 4.4 takes away one by one are switches of the configuration.
+The configuration can disable each part that the ablations of section 4.4 remove.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from recblr.config import expect_dropouts, expect_sizes
 from recblr.models.model import LinearRecurrence, RecurrentModel
 
 _EPS = 1e-12  # of the layer norms, as in the authors' code
-_OPEN = 1.278464542761074  # an output gate that lets all pass: SiLU of it is 1
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,12 @@ class RecBLRConfig:
     expansion: int = 2  # E
     conv_width: int = 4  # W
     dropout: float = 0.2  # the paper: 0.2 ML-1M, 0.4 Gowalla and Steam, 0.5 Beauty and Sports
-    # For the ablations of Table 3. Not gated is a BD-LRU alone, of D channels: no projections, no
-    # convolution, no output gate.
+    # For the ablations of Table 3. If not gated, a layer is only a BD-LRU of D channels, without
+    # projections, convolution and output gate.
     gated: bool = True
     convolution: bool = True
     feed_forward: bool = True
-    custom_init: bool = True  # else Λ is drawn like any other weight
+    custom_init: bool = True  # else Λ is initialised like the other weights
 
     @property
     def channels(self) -> int:
@@ -47,7 +46,7 @@ class RecBLRConfig:
 
     @property
     def state_rows(self) -> int:
-        """W, or 1 where no inputs of a convolution have to be kept."""
+        """W, or 1 without a convolution."""
         return self.conv_width if self.gated and self.convolution else 1
 
     def __post_init__(self) -> None:
@@ -58,9 +57,7 @@ class RecBLRConfig:
 class RecBLR(RecurrentModel):
     """Embedding (1), behaviour modelling layers, prediction by the tied embedding (2)."""
 
-    def __init__(
-        self, items: int, config: RecBLRConfig, users: int = 0, max_length: int = 0
-    ) -> None:
+    def __init__(self, items: int, config: RecBLRConfig) -> None:
         super().__init__(items, config)
         self.embedding = nn.Embedding(items, config.dim)
         self.norm = nn.LayerNorm(config.dim, _EPS)
@@ -69,12 +66,11 @@ class RecBLR(RecurrentModel):
 
     @property
     def item_embeddings(self) -> Tensor:
-        """(V, D); the score of an item is its dot product with the hidden vector, before the
-        softmax of (2)."""
+        """(V, D); the dot products with the hidden vector are the scores, (2) before its softmax."""
         return self.embedding.weight
 
     def initial_state(self, n: int) -> Tensor:
-        """The state of ``n`` users without history, (n, L, W, C)."""
+        """The state of ``n`` users without events, (n, L, W, C)."""
         c = self.config
         shape = (n, c.layers, c.state_rows, c.channels)
         return torch.zeros(shape, device=self.embedding.weight.device)
@@ -105,6 +101,7 @@ class BehaviorLayer(nn.Module):
         self.pffn_norm = nn.LayerNorm(config.dim, _EPS) if config.feed_forward else None
 
     def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """h (N, D), before (B, W, C) → h (N, D), after (B, W, C)."""
         out, after = self.recurrent(h, offsets, before)
         h = self.recurrent_norm(ops.dropout(out, self.dropout, self.training) + h)
         if self.pffn is None or self.pffn_norm is None:
@@ -143,7 +140,7 @@ class GatedRecurrentLayer(nn.Module):
 
 
 class BDLRUOnly(nn.Module):
-    """A BD-LRU in the place of the gated recurrent layer, for the ablation of Table 3."""
+    """A BD-LRU in place of the gated recurrent layer, for the ablation of Table 3."""
 
     def __init__(self, config: RecBLRConfig) -> None:
         super().__init__()
@@ -151,12 +148,12 @@ class BDLRUOnly(nn.Module):
 
     def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """h (N, D), before (B, 1, D) → output (N, D), after (B, 1, D)."""
-        out, last = self.lru(h, torch.full_like(h, _OPEN), offsets, before[:, 0])
+        out, last = self.lru(h, None, offsets, before[:, 0])
         return out, last.unsqueeze(1)
 
 
 class BDLRU(LinearRecurrence):
-    """Behaviour-dependent linear recurrent unit (5)-(8), with the output gate of Algorithm 1."""
+    """Behaviour-dependent linear recurrent unit (5)-(8) and the output gate of Algorithm 1."""
 
     def __init__(self, channels: int, custom_init: bool) -> None:
         super().__init__()
@@ -170,17 +167,25 @@ class BDLRU(LinearRecurrence):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """exp(-softplus(Λ)) from 0.9 to 0.999, evenly spaced in Λ as in the authors' code."""
+        """exp(-softplus(Λ)) from 0.9 to 0.999, evenly spaced in Λ, as in the authors' code."""
         ends = torch.log(torch.expm1(-torch.log(torch.tensor([0.9, 0.999], dtype=torch.float64))))
         self.lam.copy_(torch.linspace(float(ends[0]), float(ends[1]), len(self.lam)))
 
     def forward(
-        self, x: Tensor, z: Tensor, offsets: Tensor, start: Tensor
+        self, x: Tensor, z: Tensor | None, offsets: Tensor, start: Tensor
     ) -> tuple[Tensor, Tensor]:
-        r, i = self.recurrence_gate(x), self.input_gate(x)
-        x, z = x.to(r.dtype), z.to(r.dtype)  # under autocast they may not come from a product
-        decay = F.softplus(self.lam)
-        return ops.bd_lru(x, r, i, z, decay, offsets, start, self.implementation)
+        """x, z (N, C), start (B, C) → y (N, C), last (B, C). Without z there is no output gate."""
+        r, i, decay = self.recurrence_gate(x), self.input_gate(x), F.softplus(self.lam)
+        x = x.to(r.dtype)  # under autocast x and z may still be float32
+        if z is not None and self.implementation == "auto":
+            # One kernel for the equations below.
+            return ops.bd_lru(x, r, i, z.to(r.dtype), decay, offsets, start)
+        r, i = torch.sigmoid(r), torch.sigmoid(i)  # (6), (7)
+        log_alpha = -decay * r
+        alpha = torch.exp(log_alpha)  # (8)
+        beta = torch.sqrt(-torch.expm1(2 * log_alpha)) * i  # (8), √(1 - α²) ⊙ i
+        h, last = ops.linear_scan(alpha, beta * x, offsets, start, self.implementation)  # (5)
+        return h if z is None else h * F.silu(z), last  # line 6
 
 
 class PFFN(nn.Module):
@@ -197,7 +202,8 @@ class PFFN(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Normal with deviation 0.02, biases zero; the convolution keeps PyTorch's default."""
+    """Draw weights with standard deviation 0.02, set biases to zero. The convolution keeps the defaults
+    of PyTorch."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -1,9 +1,9 @@
-"""The operators of the models. Each fused kernel stands beside a plain form in :mod:`reference`.
+"""The operators of the models: fused kernels, each with a plain form in :mod:`reference`.
 
 Axes: N events of all sequences laid end to end, B sequences, C channels, W width of the convolution.
 ``offsets`` (B + 1,) int64 rises from 0 to N; sequence b has the rows offsets[b] .. offsets[b+1]-1.
-The recurrences take the state before each sequence and return the one after it, so that a sequence can
-be processed in pieces.
+The recurrences take the state before each sequence and return the state after it, so a sequence can be
+processed in pieces.
 """
 
 from typing import Literal
@@ -19,8 +19,8 @@ __all__ = ["Implementation", "bd_lru", "conv_silu", "dropout", "last_inputs", "l
 Implementation = Literal["auto", "serial", "tree"]
 """How a recurrence is computed; the gradient is computed in the same way.
 
-- ``auto``: the fused kernels, :mod:`cpu` or :mod:`gpu`, for float32 and bfloat16. For other tensors
-  ``tree``, or ``serial`` where padding to the longest sequence would more than quadruple the rows.
+- ``auto``: the fused kernels of :mod:`cpu` or :mod:`gpu` for float32 and bfloat16. For other dtypes
+  ``tree``, or ``serial`` if padding to the longest sequence would more than quadruple the rows.
 - ``serial``: one event after another, :mod:`reference`.
 - ``tree``: the paper's two trees, :mod:`tree`.
 """
@@ -37,12 +37,12 @@ def linear_scan(
 
     Args:
         alpha, u: (N, C); alpha in [0, 1].
-        offsets: (B + 1,) where the sequences lie.
-        start: (B, C) state before the first event of each.
+        offsets: (B + 1,) the rows of each sequence.
+        start: (B, C) state before the first event of each sequence.
         implementation: see :data:`Implementation`.
 
     Returns:
-        h (N, C) and the last state of each sequence (B, C); a sequence of no event keeps its start.
+        h (N, C) and the last state of each sequence (B, C); for an empty sequence its start.
     """
     if implementation == "auto" and registry.fused_kernels(u):
         return registry.linear_scan(alpha, u, offsets, start)
@@ -59,12 +59,12 @@ def bd_lru(
 
     Args:
         x: (N, C) input of the recurrence.
-        r, i, z: (N, C) recurrence gate, input gate and output gate before their nonlinearity.
+        r, i, z: (N, C) recurrence gate, input gate and output gate, before their nonlinearities.
         decay: (C,) softplus(Λ), positive.
         offsets, start, implementation: as in :func:`linear_scan`.
 
     Returns:
-        y (N, C) and the last state of each sequence (B, C); a sequence of no event keeps its start.
+        y (N, C) and the last state of each sequence (B, C); for an empty sequence its start.
     """
     if implementation == "auto" and registry.fused_kernels(x):
         y, _, last = registry.bd_lru(x, r, i, z, decay, offsets, start)
@@ -74,7 +74,7 @@ def bd_lru(
 
 
 def _plain_scan(implementation: Implementation, offsets: Tensor) -> reference.Scan:
-    """The scan of :mod:`tree` or of :mod:`reference`; under ``auto`` by how much padding costs."""
+    """The scan of :mod:`tree` or :mod:`reference`; ``auto`` chooses by the amount of padding."""
     if implementation == "auto":
         sequences, longest = len(offsets) - 1, int(offsets.diff().amax()) if len(offsets) > 1 else 0
         implementation = "tree" if sequences * longest <= 4 * int(offsets[-1]) else "serial"

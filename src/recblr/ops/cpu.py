@@ -1,8 +1,7 @@
-"""The fused kernels of kernels.c on torch tensors. Work is shared out among torch's threads."""
+"""The fused kernels of kernels.c on torch tensors, on as many threads as torch uses."""
 
 import ctypes
-import importlib.machinery
-import sys
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -13,43 +12,45 @@ import torch
 from torch import Tensor
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_BLOCK = 16  # channels; 64 bytes of float32, so that two threads never write to one cache line
-_ROWS = 32  # events between two states kept for the gradient, ROWS of kernels.c
-_USERS = 64  # fewer in a thread are not worth waking it
+_BLOCK = 16  # channels: 64 bytes of float32, so two threads never write to the same cache line
+_ROWS = 32  # events between two states kept for the gradient; ROWS in kernels.c
+_USERS = 64  # of a thread, at least: waking a thread for fewer takes longer than their steps
 
 
 def _open() -> ctypes.CDLL | None:
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kernels{suffix}")
-        if path.exists():
-            return ctypes.CDLL(str(path))
-    print(
-        "recblr: no compiled CPU kernels (there was no C compiler at installation); "
-        "using the plain PyTorch recurrence, which is slower",
-        file=sys.stderr,
-    )
-    return None
+    path = Path(__file__).with_name("_kernels.so")  # from kernels.c, by setup.py
+    return ctypes.CDLL(str(path)) if path.exists() else None
 
 
-_LIBRARY = _open()  # at import: torch.compile does not look into a cached function
+_LIBRARY = _open()  # loaded at import: torch.compile does not trace a cached function
 
 
 def available() -> bool:
-    """Whether the kernels were compiled when the package was installed."""
+    """Whether the kernels were compiled when the package was built."""
     return _LIBRARY is not None
 
 
+@cache
+def warn_if_missing() -> None:
+    """Warn once per process if the kernels are not compiled."""
+    if not available():
+        warnings.warn(
+            "the CPU kernels are not compiled, so training on a CPU takes about 3 times as long; "
+            "install a C compiler, then reinstall recblr",
+            stacklevel=2,
+        )
+
+
 def supports(x: Tensor) -> bool:
-    """Whether the kernels can take ``x``: on a CPU, in float32 or bfloat16."""
+    """Whether the kernels support ``x``: on a CPU, float32 or bfloat16."""
     return x.device.type == "cpu" and x.dtype in _DTYPES and available()
 
 
 @cache
 def native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices itself, faster than float32 ones."""
-    capabilities: Mapping[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # not in torch 2.11
+    """Whether this processor has instructions for products of bfloat16 matrices."""
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in torch 2.11
+    capabilities: Mapping[str, object] = get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
@@ -59,7 +60,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _call(name: str, dtype: torch.dtype, size: int, block: int, *arguments: object) -> None:
-    """Run ``name`` over 0 .. size-1 in blocks; its last two arguments are a block's ends."""
+    """Run the C function ``name`` over 0 .. size-1, a range of whole blocks on each thread."""
     function = getattr(_LIBRARY, f"{name}_{_DTYPES[dtype]}")
     function.restype = None
     values = [
@@ -70,15 +71,15 @@ def _call(name: str, dtype: torch.dtype, size: int, block: int, *arguments: obje
         else value
         for value in arguments
     ]
-    _share(
-        size,
-        block,
-        lambda first, end: function(*values, ctypes.c_int64(first), ctypes.c_int64(end)),
-    )
+
+    def run(first: int, end: int) -> None:
+        function(*values, ctypes.c_int64(first), ctypes.c_int64(end))
+
+    _parallel(size, block, run)
 
 
-def _share(size: int, block: int, run: Callable[[int, int], Any]) -> list[Any]:
-    """What ``run`` returns for each thread's part of 0 .. size-1, blocks put together."""
+def _parallel(size: int, block: int, run: Callable[[int, int], Any]) -> list[Any]:
+    """Call ``run(first, end)`` on each thread, for ranges of whole blocks that cover 0 .. size-1."""
     threads = min(torch.get_num_threads(), max(1, size // block))
     if threads == 1:
         return [run(0, size)]
@@ -87,11 +88,11 @@ def _share(size: int, block: int, run: Callable[[int, int], Any]) -> list[Any]:
     return list(_pool(threads).map(run, firsts, [*firsts[1:], size]))
 
 
-def _expect(
-    offsets: Tensor, events: int, *wanted: tuple[Tensor, tuple[int, ...], torch.dtype]
+def _check(
+    offsets: Tensor, events: int, *expected: tuple[Tensor, tuple[int, ...], torch.dtype]
 ) -> None:
-    """The kernels trust what they are given and would read past the end of a wrong shape."""
-    for tensor, shape, dtype in (*wanted, (offsets, (len(offsets),), torch.int64)):
+    """The kernels check no bounds: given a wrong shape they would read past the end of a tensor."""
+    for tensor, shape, dtype in (*expected, (offsets, (len(offsets),), torch.int64)):
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             found = f"{tuple(tensor.shape)} {tensor.dtype}"
             raise ValueError(f"a tensor must be {shape} {dtype}, found {found}")
@@ -101,15 +102,15 @@ def _expect(
 
 
 def kept_states(events: int, sequences: int) -> int:
-    """How many states :func:`bd_lru` keeps for its gradient: one every few events of a sequence."""
+    """The number of states that :func:`bd_lru` keeps for its gradient: one every few events."""
     return events // _ROWS + sequences
 
 
 def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """States (N, C) in the dtype of u and last states (B, C) in float32."""
+    """States (N, C) in the dtype of u, and last states (B, C) in float32."""
     alpha, u, offsets, start = (t.contiguous() for t in (alpha, u, offsets, start))
     rows, states = tuple(u.shape), (len(offsets) - 1, u.shape[1])
-    _expect(offsets, len(u), (alpha, rows, u.dtype), (start, states, torch.float32))
+    _check(offsets, len(u), (alpha, rows, u.dtype), (start, states, torch.float32))
     h, last = torch.empty_like(u), torch.empty_like(start)
     _call(
         "linear_scan_forward", u.dtype, u.shape[1], _BLOCK,
@@ -140,7 +141,7 @@ def bd_lru(
         t.contiguous() for t in (x, r, i, z, decay, offsets, start)
     )
     rows, channels, float32 = tuple(x.shape), (x.shape[1],), torch.float32
-    _expect(
+    _check(
         offsets, len(x), (r, rows, x.dtype), (i, rows, x.dtype), (z, rows, x.dtype),
         (decay, channels, float32), (start, (len(offsets) - 1, *channels), float32),
     )  # fmt: skip
@@ -163,20 +164,20 @@ def bd_lru_backward(
     )
     dx, dr, di, dz = (torch.empty_like(x) for _ in range(4))
     dstart = dlast.contiguous().clone()
-    slope = torch.zeros(x.shape[1], dtype=torch.float64)
+    dlog_decay = torch.zeros(x.shape[1], dtype=torch.float64)
     _call(
         "bd_lru_backward", x.dtype, x.shape[1], _BLOCK,
-        x, r, i, z, decay, offsets, kept, dy, dx, dr, di, dz, slope, dstart,
+        x, r, i, z, decay, offsets, kept, dy, dx, dr, di, dz, dlog_decay, dstart,
         len(offsets) - 1, x.shape[1],
     )  # fmt: skip
-    return dx, dr, di, dz, (slope / decay).to(decay.dtype), dstart
+    return dx, dr, di, dz, (dlog_decay / decay).to(decay.dtype), dstart
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
     """Outputs (N, C)."""
     x, bias, offsets, before = (t.contiguous() for t in (x, bias, offsets, before))
     channels, width = weight.shape
-    _expect(
+    _check(
         offsets, len(x), (x, (len(x), channels), x.dtype), (weight, (channels, width), torch.float32),
         (bias, (channels,), torch.float32), (before, (len(offsets) - 1, width - 1, channels), x.dtype),
     )  # fmt: skip
@@ -206,7 +207,7 @@ def conv_silu_backward(
 
 
 def dropout(x: Tensor, seed: int, keep: float) -> Tensor:
-    """x / keep where a draw from (seed, position) is below ``keep``, else 0."""
+    """x / keep where the number drawn from (seed, position) is below ``keep``, else 0."""
     x = x.contiguous()
     y = torch.empty_like(x)
     threshold = ctypes.c_uint32(min(int(keep * 2**32), 2**32 - 1))
@@ -219,10 +220,9 @@ def dropout(x: Tensor, seed: int, keep: float) -> Tensor:
 
 @cache
 def _recblr_step() -> Any:
-    """The C function, told its types once: a call then converts its arguments faster."""
-    library = _LIBRARY
-    assert library is not None
-    function = library.recblr_step
+    """The C function with its argument types, which make each call faster."""
+    assert _LIBRARY is not None
+    function = _LIBRARY.recblr_step
     function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 7
     function.restype = ctypes.c_int64
     return function
@@ -231,16 +231,16 @@ def _recblr_step() -> Any:
 def recblr_step(
     weights: Tensor, sizes: tuple[int, int, int, int, int], items: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Hidden vectors (B, D) and states (B, L, W, C) after one more event of each user.
+    """One more event of each user by the whole model: hidden vectors (B, D), states (B, L, W, C).
 
     Args:
-        weights: as :mod:`recblr.models.fused_step` lays them out.
+        weights: the weights in the order of :mod:`recblr.models.fused_step`.
         sizes: V, D, C, W, L.
         items: (B,) int64 in 0 .. V-1.
         state: (B, L, W, C) float32.
 
     Raises:
-        ValueError: a tensor does not fit, or there is no such item.
+        ValueError: a tensor has another shape or dtype, or an item is not in 0 .. V-1.
     """
     V, D, C, W, L = sizes
     users = items.numel()
@@ -251,10 +251,12 @@ def recblr_step(
             found = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
             raise ValueError(f"a tensor must be {shape} {dtype} on cpu, found {found}")
     items, state = items.contiguous(), state.contiguous()
-    hidden, after = torch.empty(users, D), torch.empty_like(state)
+    hidden, next_state = torch.empty(users, D), torch.empty_like(state)
     function = _recblr_step()
-    pointers = [tensor.data_ptr() for tensor in (weights, items, state, hidden, after)]
-    bad = max(_share(users, _USERS, lambda first, end: function(*pointers, *sizes, first, end)))
-    if bad >= 0:
-        raise ValueError(f"items must be 0 .. {V - 1}, found {items[bad].item()}")
-    return hidden, after
+    pointers = [tensor.data_ptr() for tensor in (weights, items, state, hidden, next_state)]
+    invalid = max(
+        _parallel(users, _USERS, lambda first, end: function(*pointers, *sizes, first, end))
+    )
+    if invalid >= 0:
+        raise ValueError(f"items must be 0 .. {V - 1}, found {items[invalid].item()}")
+    return hidden, next_state

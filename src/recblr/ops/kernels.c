@@ -1,18 +1,18 @@
 /* The recurrence on a CPU: gates, scan and output gate in one pass over memory, forward and
- * backward; and, at the end, one step of the whole model.
+ * backward; at the end, one step of the whole model.
  *
- * Plain C without Python, called through ctypes by cpu.py, which splits the channels, or the users
- * of a step, among threads. Rows are the events of all sequences laid end to end, (N, C) row-major;
- * sequence b has the rows offsets[b] .. offsets[b+1]-1. Every inner loop runs over channels, which
- * are independent, so that the compiler vectorises it. kernels.h holds the functions of sequences
- * and is included once per element type.
+ * cpu.py calls the functions through ctypes and splits the channels, or the users of a step, among
+ * threads. Rows are the events of all sequences laid end to end, (N, C) row-major; sequence b has
+ * the rows offsets[b] .. offsets[b+1]-1. Every inner loop runs over channels, which are independent,
+ * so the compiler vectorises it. kernels.h holds the functions of sequences; it is included once for
+ * each element type.
  */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* One library for every x86 processor: the loader picks the widest version it can run. */
+/* One library for every x86 processor: the loader selects the widest version that it supports. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -20,18 +20,18 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-#define ROWS 32      /* events between two states that bd_lru keeps for backward; _ROWS of cpu.py */
-#define CHANNELS 128 /* as many at a time are in the buffers of the backward kernels */
-#define USERS 16     /* of one pass over the weights in recblr_step */
+#define ROWS 32      /* events between two states that bd_lru keeps for backward; _ROWS in cpu.py */
+#define CHANNELS 128 /* in the buffers of the backward kernels at a time */
+#define USERS 16     /* for each pass over the weights in recblr_step */
 #define ALIGNED _Alignas(64)
 
 /* e^x = scale (1 + p), scale = 2^k. p is a polynomial in f = x log2(e) - k, |f| <= 1/2, with a
- * relative error below 4e-8, so that e^x - 1 is as exact near 0 as e^x. Rounding x log2(e) costs
- * what a change in the last bit of x does. It is k that is held within the exponents of float32:
- * GCC would follow a bound on x through the arithmetic as a case of its own, a third slower. */
+ * relative error below 4e-8, so e^x - 1 is as exact near 0 as e^x. Rounding x log2(e) has the effect
+ * of a change in the last bit of x. The code clamps k to the exponents of float32, not x: GCC would
+ * compile a clamp of x into a separate branch, which is a third slower. */
 INLINE float exp_parts(float x, float *scale) {
     float t = x * 1.44269504f;
-    union { float f; int32_t i; } k = {.f = t + (12582912.0f + 127)}; /* its low bits: k + 127 */
+    union { float f; int32_t i; } k = {.f = t + (12582912.0f + 127)}; /* low bits: k + 127 */
     float f = t - (k.f - (12582912.0f + 127));
     float p = 1.53533096e-4f;
     p = p * f + 1.33989390e-3f;
@@ -56,8 +56,8 @@ INLINE float sigmoid(float x) {
     return 1.0f / (1.0f + (scale + scale * p));
 }
 
-/* 32 mixed bits of a position: dropout draws its mask from (seed, position), so that backward draws
- * the same one again and nothing is stored. */
+/* A 32-bit hash. Dropout draws its mask from the hash of (seed, position), so backward draws the same
+ * mask again and none is stored. */
 INLINE uint32_t mix(uint32_t x) {
     x ^= x >> 16; x *= 0x7feb352du;
     x ^= x >> 15; x *= 0x846ca68bu;
@@ -69,7 +69,7 @@ INLINE float load_bfloat16(bfloat16 value) {
     union { uint32_t i; float f; } u = {.i = (uint32_t)value << 16};
     return u.f;
 }
-INLINE bfloat16 store_bfloat16(float value) { /* to nearest, ties to even; NaN stays NaN */
+INLINE bfloat16 store_bfloat16(float value) { /* round to nearest, ties to even; keep NaN */
     union { float f; uint32_t i; } u = {.f = value};
     uint32_t rounded = (u.i + 0x7fffu + ((u.i >> 16) & 1u)) >> 16;
     return (bfloat16)(value == value ? rounded : 0x7fc0u);
@@ -91,8 +91,8 @@ INLINE bfloat16 store_bfloat16(float value) { /* to nearest, ties to even; NaN s
 #define STORE(value) store_bfloat16(value)
 #include "kernels.h"
 
-/* y (n, O) = bias (O,), or 0 without one, + x (n, I) weight (I, O). Eight rows of weight serve all
- * n before the next are read. */
+/* y (n, O) = x (n, I) weight (I, O) + bias (O,), or without bias if NULL. Eight rows of weight are
+ * applied to all n rows of x before the next eight are read. */
 INLINE void linear(
     float *restrict y, const float *restrict x, const float *restrict weight,
     const float *restrict bias, int64_t n, int64_t I, int64_t O) {
@@ -124,7 +124,7 @@ INLINE float sum_of(const float *restrict x, int64_t n) {
     return sum;
 }
 
-/* h (n, D) = LayerNorm(h + out), equation (3); out is written over. */
+/* h (n, D) = LayerNorm(h + out), equation (3); overwrites out. */
 INLINE void add_norm(
     float *restrict h, float *restrict out, const float *restrict weight,
     const float *restrict bias, int64_t n, int64_t D) {
@@ -140,13 +140,13 @@ INLINE void add_norm(
     }
 }
 
-/* The next ``size`` floats of a buffer. */
+/* A pointer to the next ``size`` floats of a buffer; advances the buffer. */
 #define TAKE(buffer, size) ((buffer) += (size), (buffer) - (size))
 
 /* One more event of the users first .. end-1 by the whole model, with the lines of Algorithm 1.
- * The weights lie one after another as models/fused_step.py puts them. items: (B,); before, after:
- * (B, L, W, C), of each layer the state of the recurrence, then the last inputs of the convolution;
- * hidden: (B, D). Returns the first user whose item is not in 0 .. V-1, or -1 when all is well. */
+ * weights: in the order of models/fused_step.py. items: (B,). before, after: (B, L, W, C), for each
+ * layer the state of the recurrence, then the last inputs of the convolution. hidden: (B, D).
+ * Returns -1, or the first user with an item outside 0 .. V-1. */
 KERNEL int64_t recblr_step(
     const float *restrict weights, const int64_t *restrict items, const float *restrict before,
     float *restrict hidden, float *restrict after,
@@ -188,7 +188,7 @@ KERNEL int64_t recblr_step(
                 const float *restrict r = ri + u * 2 * C, *restrict i = r + C;
                 const float *restrict z = xz + u * 2 * C + C;
                 float *restrict next = after + ((from + u) * L + l) * W * C;
-                float *restrict y = x + u * C; /* comes in as x */
+                float *restrict y = x + u * C; /* holds x on entry */
                 for (int64_t c = 0; c < C; c++) {
                     float q = expm1_(-decay[c] * sigmoid(r[c])), beta = sqrtf(-q * (2.0f + q));
                     next[c] = state[c] + q * state[c] + beta * sigmoid(i[c]) * y[c];

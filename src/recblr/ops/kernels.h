@@ -1,14 +1,14 @@
 /* The functions of kernels.c for one element type: SCALAR in memory, float32 in the arithmetic.
- * Each works on the channels first .. last-1 of all rows. */
+ * Each function processes the channels first .. end-1 of all rows. */
 
 /* h_t = alpha_t h_{t-1} + u_t (equation (5) with u = beta x); alpha, u, h: (N, C). start (B, C) is
- * the state before the first event, last (B, C) receives the one after the last. */
+ * the state before the first event; last (B, C) receives the state after the last event. */
 KERNEL void NAME(linear_scan_forward)(
     const SCALAR *restrict alpha, const SCALAR *restrict u, const int64_t *restrict offsets,
     const float *restrict start, SCALAR *restrict h, float *restrict last,
     int64_t B, int64_t C, int64_t first, int64_t end) {
     for (int64_t b = 0; b < B; b++) {
-        float *restrict state = last + b * C; /* in float32: the rounding of h does not enter it */
+        float *restrict state = last + b * C; /* in float32: rounding h does not affect it */
         memcpy(state + first, start + b * C + first, (size_t)(end - first) * sizeof(float));
         for (int64_t t = offsets[b]; t < offsets[b + 1]; t++) {
             const int64_t row = t * C;
@@ -20,9 +20,9 @@ KERNEL void NAME(linear_scan_forward)(
     }
 }
 
-/* Gradients of the above, from the last event to the first: du_t = dh_t + alpha_{t+1} du_{t+1} and
- * dalpha_t = du_t h_{t-1}. dlast (B, C) comes in as the gradient of the last state and leaves as
- * that of the first. */
+/* Gradients of linear_scan_forward, from the last event to the first:
+ * du_t = dh_t + alpha_{t+1} du_{t+1} and dalpha_t = du_t h_{t-1}. dlast (B, C) holds the gradient of
+ * the last state on entry and the gradient of start on return. */
 KERNEL void NAME(linear_scan_backward)(
     const SCALAR *restrict alpha, const int64_t *restrict offsets, const float *restrict start,
     const SCALAR *restrict h, const SCALAR *restrict dh, SCALAR *restrict dalpha,
@@ -44,9 +44,9 @@ KERNEL void NAME(linear_scan_backward)(
 }
 
 /* Equations (5)-(8) and line 6 of Algorithm 1. x, r, i, z: (N, C), r, i and z before their
- * nonlinearity; decay = softplus(lambda): (C,). start (B, C) is the state before the first event,
- * last (B, C) receives the one after the last. Of sequence b, row offsets[b] / ROWS + b + k of kept
- * receives the state before event k ROWS: from there, backward computes the others again. */
+ * nonlinearity; decay = softplus(lambda): (C,). start (B, C) is the state before the first event;
+ * last (B, C) receives the state after the last event. Row offsets[b] / ROWS + b + k of kept receives
+ * the state of sequence b before event k ROWS; backward recomputes the other states from these. */
 KERNEL void NAME(bd_lru_forward)(
     const SCALAR *restrict x, const SCALAR *restrict r, const SCALAR *restrict i,
     const SCALAR *restrict z, const float *restrict decay, const int64_t *restrict offsets,
@@ -71,12 +71,12 @@ KERNEL void NAME(bd_lru_forward)(
     }
 }
 
-/* Gradients of the above. ROWS events at a time, from the last ones to the first: forward through
- * them for the states and all that does not depend on g, the gradient of a state; then back with
- * g_t = dy_t SiLU(z_t) + alpha_{t+1} g_{t+1}, of which the other gradients are multiples.
- * dlast (B, C) comes in as the gradient of the last state and leaves as that of the first.
- * ddecay (C,), in float64, is the sum over events of d log(alpha) * log(alpha), which stays bounded
- * where the derivative of sqrt(1 - alpha^2) does not; divided by decay it is the gradient. */
+/* Gradients of bd_lru_forward, for ROWS events at a time, from the last to the first. A forward loop
+ * computes the states and every factor that does not depend on g, the gradient of the state. A
+ * backward loop then computes g_t = dy_t SiLU(z_t) + alpha_{t+1} g_{t+1} and the products with g.
+ * dlast (B, C) holds the gradient of the last state on entry and the gradient of start on return.
+ * ddecay (C,) receives, in float64, the gradient of log(decay): the sum over events of
+ * d log(alpha) * log(alpha), bounded where the derivative of sqrt(1 - alpha^2) is not. */
 KERNEL void NAME(bd_lru_backward)(
     const SCALAR *restrict x, const SCALAR *restrict r, const SCALAR *restrict i,
     const SCALAR *restrict z, const float *restrict decay, const int64_t *restrict offsets,
@@ -103,7 +103,7 @@ KERNEL void NAME(bd_lru_backward)(
                         float recurrence = sigmoid(LOAD(r[row + c]));
                         float log_alpha = -decay[from + c] * recurrence;
                         float q = expm1_(log_alpha), alpha = 1.0f + q;
-                        float beta = sqrtf(1e-37f - q * (2.0f + q)); /* not 0: it divides */
+                        float beta = sqrtf(1e-37f - q * (2.0f + q)); /* not 0: a divisor */
                         float input = sigmoid(LOAD(i[row + c])), value = LOAD(x[row + c]);
                         float gate = LOAD(z[row + c]), open = sigmoid(gate);
                         float out = LOAD(dy[row + c]);
@@ -137,7 +137,7 @@ KERNEL void NAME(bd_lru_backward)(
 }
 
 /* Causal depthwise convolution and SiLU, line 4 of Algorithm 1:
- * y_t = SiLU(bias + sum_k w_k x_{t-W+1+k}). weight: (W, C); before (B, W-1, C) holds the inputs
+ * y_t = SiLU(bias + sum_k w_k x_{t-W+1+k}). weight: (W, C); before (B, W-1, C) are the inputs
  * that precede each sequence, oldest first. */
 KERNEL void NAME(conv_silu_forward)(
     const SCALAR *restrict x, const float *restrict weight, const float *restrict bias,
@@ -145,7 +145,7 @@ KERNEL void NAME(conv_silu_forward)(
     int64_t B, int64_t C, int64_t W, int64_t first, int64_t end) {
     float *restrict sum = malloc((size_t)C * sizeof(float));
     for (int64_t b = 0; b < B; b++) {
-        /* x has event s >= 0 at inside + s C, before has event s < 0 at outside + s C */
+        /* event s >= 0 is at x + inside + s C, event s < 0 at before + outside + s C */
         const int64_t inside = offsets[b] * C;
         const int64_t outside = (b + 1) * (W - 1) * C;
         for (int64_t t = 0; t < offsets[b + 1] - offsets[b]; t++) {
@@ -163,7 +163,7 @@ KERNEL void NAME(conv_silu_forward)(
     free(sum);
 }
 
-/* Gradients of the above. dweight (W, C) and dbias (C,) are summed in float64 over sequences. */
+/* Gradients of conv_silu_forward. dweight (W, C) and dbias (C,) are sums over sequences in float64. */
 KERNEL void NAME(conv_silu_backward)(
     const SCALAR *restrict x, const float *restrict weight, const float *restrict bias,
     const int64_t *restrict offsets, const SCALAR *restrict before, const SCALAR *restrict dy,
@@ -181,7 +181,7 @@ KERNEL void NAME(conv_silu_backward)(
             memset(ring, 0, size);
             memset(dw, 0, size);
             memset(db, 0, sizeof db);
-            for (int64_t t = 0; t < T + W - 1; t++) { /* from T on: the last gradients of inputs */
+            for (int64_t t = 0; t < T + W - 1; t++) { /* t >= T: only gradients of inputs remain */
                 float *restrict dsum = ring + t % W * CHANNELS;
                 if (t < T) {
                     for (int64_t c = 0; c < n; c++) sum[c] = bias[from + c];
@@ -205,7 +205,7 @@ KERNEL void NAME(conv_silu_backward)(
                 } else {
                     memset(dsum, 0, CHANNELS * sizeof(float));
                 }
-                const int64_t s = t - (W - 1); /* the input that no later event reads */
+                const int64_t s = t - (W - 1); /* no later event reads this input */
                 SCALAR *restrict dinput = (s < 0 ? dbefore + outside : dx + inside) + s * C;
                 for (int64_t c = 0; c < n; c++) sum[c] = 0.0f;
                 for (int64_t k = 0; k < W; k++) {
@@ -224,7 +224,7 @@ KERNEL void NAME(conv_silu_backward)(
     free(dw);
 }
 
-/* y = x / keep where a 32-bit draw from (seed, position) is below keep * 2^32, else 0. */
+/* y = x / keep where a 32-bit hash of (seed, position) is below keep * 2^32, else 0. */
 KERNEL void NAME(dropout)(
     const SCALAR *restrict x, SCALAR *restrict y, uint32_t seed, uint32_t threshold, float scale,
     int64_t first, int64_t end) {

@@ -1,4 +1,4 @@
-"""The recurrence as the paper writes it, step after step: the truth every fast path is held to.
+"""The recurrence as in the paper, step by step: tests compare every fast implementation with it.
 
 Any floating dtype, any device, gradients by autograd. Axes: N events of all sequences laid end to
 end, B sequences, C channels, W width of the convolution.
@@ -29,10 +29,10 @@ def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tup
     for t in range(int(lengths.max()) if len(lengths) else 0):
         active = (lengths > t).nonzero().squeeze(1)
         row = offsets[active] + t
-        now = alpha[row] * state[active] + u[row]
-        state = state.index_copy(0, active, now)
+        h = alpha[row] * state[active] + u[row]
+        state = state.index_copy(0, active, h)
         rows.append(row)
-        states.append(now)
+        states.append(h)
     if not rows:
         return torch.zeros_like(u), state
     return torch.zeros_like(u).index_copy(0, torch.cat(rows), torch.cat(states)), state
@@ -59,23 +59,23 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: 
 
 
 def lagged(x: Tensor, offsets: Tensor, before: Tensor, lag: int) -> Tensor:
-    """Row t of the result is x_{t-lag} of the same sequence, (N, C); before it begins, ``before``'s."""
+    """(N, C) x_{t-lag} of the same sequence for each row t; from ``before`` before its first event."""
     sequence = torch.repeat_interleave(offsets.diff())
     source = torch.arange(len(x), device=x.device) - lag
-    into = source - offsets[sequence]  # negative: an input that precedes the sequence
+    position = source - offsets[sequence]  # negative: an input that precedes the sequence
     inside = x[source.clamp(min=0)]
-    outside = before[sequence, into.clamp(max=-1)] if lag else inside
-    return torch.where((into < 0).unsqueeze(1), outside, inside)
+    outside = before[sequence, position.clamp(max=-1)] if lag else inside
+    return torch.where((position < 0).unsqueeze(1), outside, inside)
 
 
 def last_inputs(x: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
-    """The last W-1 rows of each sequence with ``before`` in front, (B, W-1, C): the next ``before``."""
+    """(B, W-1, C) the last inputs of each sequence, continuing ``before``: that of its next piece."""
     width = before.shape[1]
     lengths = offsets.diff().unsqueeze(1)
-    into = lengths - width + torch.arange(width, device=x.device)
+    position = lengths - width + torch.arange(width, device=x.device)
     if len(x) == 0:
         return before
-    inside = x[(offsets[:-1, None] + into).clamp(0, len(x) - 1)].to(before.dtype)
+    inside = x[(offsets[:-1, None] + position).clamp(0, len(x) - 1)].to(before.dtype)
     sequence = torch.arange(len(lengths), device=x.device).unsqueeze(1)
-    outside = before[sequence, into.clamp(max=-1)]
-    return torch.where((into < 0).unsqueeze(2), outside, inside)
+    outside = before[sequence, position.clamp(max=-1)]
+    return torch.where((position < 0).unsqueeze(2), outside, inside)

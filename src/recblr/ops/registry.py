@@ -1,7 +1,7 @@
 """The fused kernels as ``torch.library`` operators, ``torch.ops.recblr.<name>``, with their gradients.
 
-As operators they work under autograd, torch.compile and fake tensors. The public functions below are
-the registered operators; their shapes are described beside the kernels, in :mod:`cpu` and :mod:`gpu`.
+Operators work with autograd, torch.compile and fake tensors. The public functions below are the
+registered operators; :mod:`cpu` and :mod:`gpu` describe their shapes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _TRITON = find_spec("triton") is not None
 
 
 def fused_kernels(x: Tensor) -> ModuleType | None:
-    """The module whose kernels can take ``x``: :mod:`gpu`, :mod:`cpu`, or None."""
+    """The module with kernels for ``x``: :mod:`gpu`, :mod:`cpu`, or None."""
     if x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and _TRITON:
         from recblr.ops import gpu
 
@@ -37,17 +37,17 @@ def _kernels(x: Tensor) -> ModuleType:
 def _operator(*like: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Register a function as ``torch.ops.recblr.<its name>`` and return that operator.
 
-    Each result has the shape and the dtype of the argument named at its place in ``like``; without
-    ``like`` the caller registers the shapes. ``torch.library.custom_op`` would do all this, but it
-    loads torch's compiler at the first call, which takes longer than most commands run.
+    Result k has the shape and dtype of the argument named ``like[k]``; without ``like`` the caller
+    registers the shapes. ``torch.library.custom_op`` would do the same, but its first call imports
+    torch's compiler, which takes longer than most commands.
     """
 
     def register(function: Callable[..., R]) -> Callable[..., R]:
         name, arguments = f"recblr::{function.__name__}", list(signature(function).parameters)
-        places = [arguments.index(argument) for argument in like]
+        positions = [arguments.index(argument) for argument in like]
 
         def empty_results(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
-            results = tuple(torch.empty_like(inputs[place]) for place in places)
+            results = tuple(torch.empty_like(inputs[position]) for position in positions)
             return results if len(results) > 1 else results[0]
 
         torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
@@ -107,9 +107,9 @@ torch.library.register_fake("recblr::bd_lru", _empty_bd_lru_results)
 @_operator("x", "x", "x", "x", "decay", "start")
 def bd_lru_backward(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor,
-    states: Tensor, dy: Tensor, dlast: Tensor,
+    kept: Tensor, dy: Tensor, dlast: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _kernels(x).bd_lru_backward(x, r, i, z, decay, offsets, start, states, dy, dlast)
+    return _kernels(x).bd_lru_backward(x, r, i, z, decay, offsets, start, kept, dy, dlast)
 
 
 def _save_bd_lru(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:

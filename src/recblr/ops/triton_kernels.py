@@ -1,13 +1,13 @@
 """The recurrence on a GPU: gates, scan and output gate in one pass over memory, in Triton.
 
-Launched by gpu.py. Rows are the events of all sequences laid end to end, (N, C) row-major. A program
-of the recurrence marches along one sequence for one block of channels, so that the scan is the plain
-loop of equation (5) in registers; the loads of the next ROWS events are under way together. With
-thousands of sequences that fills a GPU; gpu.py cuts few long ones into segments first. The arithmetic
-is float32, whatever the tensors are. No atomics: sums over programs are written apart and added in a
-fixed order, so that two runs agree to the bit.
+gpu.py launches the kernels. Rows are the events of all sequences laid end to end, (N, C) row-major. A
+program of the recurrence processes one block of channels of one sequence with the plain loop of
+equation (5), the state in registers; it loads the next ROWS events at once. Thousands of sequences fill
+a GPU; gpu.py cuts few long sequences into segments first. The arithmetic is float32 for tensors of any
+dtype. There are no atomics: each program writes its part of a sum, and the parts are added in a fixed
+order, so two runs give identical bits.
 
-Rows past the end of the sequence read α = 1 and add nothing, so they hand the state on.
+Rows past the end of a sequence read α = 1 and input 0, so they leave the state unchanged.
 """
 
 import os
@@ -25,7 +25,7 @@ else:
 
     @triton.jit
     def _exp2(x):
-        """2^x in one instruction; ``tl.exp2`` spends three more on results below 2^-126."""
+        """2^x in one instruction; ``tl.exp2`` takes three more for results below 2^-126."""
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -33,14 +33,14 @@ else:
 
 @triton.jit
 def _sigmoid(x):
-    """1 / (1 + exp(-x)); the square of a reciprocal root costs less than a division."""
+    """1 / (1 + exp(-x)); squaring a reciprocal square root is faster than dividing."""
     root = tl.rsqrt(1.0 + _exp2(-1.4426950408889634 * x))
     return root * root
 
 
 @triton.jit
 def _expm1(x):
-    """exp(x) - 1 for x <= 0; by its series near 0, where the difference would cancel."""
+    """exp(x) - 1 for x <= 0; the Taylor series near 0, where the difference would cancel."""
     p = 1.0 / 720 * x + 1.0 / 120
     p = p * x + 1.0 / 24
     p = p * x + 1.0 / 6
@@ -51,11 +51,11 @@ def _expm1(x):
 
 @triton.jit
 def _gates(r, i, rate):
-    """log α, α - 1, β and both gates after their sigmoid; equations (6)-(8)."""
+    """log α, α - 1, 1 - α² and both gates after their sigmoid; equations (6)-(8)."""
     recurrence, input = _sigmoid(r.to(tl.float32)), _sigmoid(i.to(tl.float32))
     log_alpha = -rate * recurrence
     q = _expm1(log_alpha)
-    square = -q * (2.0 + q)  # 1 - α²
+    square = -q * (2.0 + q)
     return log_alpha, q, square, recurrence, input
 
 
@@ -115,21 +115,24 @@ def linear_scan_backward(
 
 @triton.jit
 def bd_lru(
-    x, r, i, z, decay, offsets, start, y, states, last, C,
+    x, r, i, z, decay, offsets, start, y, kept, last, C,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Equations (5)-(8), then the output gate. ``states`` receives the state before each ROWS events:
-    those of sequence b begin at row offsets[b] // ROWS + b, where no two sequences meet."""
+    """Equations (5)-(8), then the output gate.
+
+    ``kept`` receives the state before every ROWS events; the states of sequence b begin at row
+    offsets[b] // ROWS + b, so no two sequences overlap.
+    """
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel = c < C
     begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     rate = tl.load(decay + c, channel, 0.0)
     state = tl.load(start + b * C + c, channel, 0.0)
-    kept = states + (begin // ROWS + b) * C + c
+    row = kept + (begin // ROWS + b) * C + c
     for first in range(begin, end, ROWS):
-        tl.store(kept, state, channel)
-        kept += C
+        tl.store(row, state, channel)
+        row += C
         xs, rs, js, zs = (), (), (), ()
         for k in tl.static_range(ROWS):
             at, inside = (first + k) * C + c, channel & (first + k < end)
@@ -148,20 +151,20 @@ def bd_lru(
 
 @triton.jit
 def bd_lru_backward(
-    x, r, i, z, decay, offsets, states, dy, dlast, dx, dr, di, dz, slopes, dstart, C,
+    x, r, i, z, decay, offsets, kept, dy, dlast, dx, dr, di, dz, dlog_decay, dstart, C,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the above, from the last events to the first; gates and states are computed anew.
+    """Gradients of :func:`bd_lru`, from the last event to the first; recomputes gates and states.
 
-    ``slopes`` (B, C) receives the sum over events of d log(α) log(α), which stays bounded where the
-    derivative of √(1 - α²) does not; divided by ``decay`` it is the gradient of ``decay``.
+    ``dlog_decay`` (B, C) receives each sequence's part of the gradient of log(decay), the sum over
+    events of d log(α) log(α). It stays bounded where the derivative of √(1 - α²) does not.
     """
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel = c < C
     begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
     rate = tl.load(decay + c, channel, 0.0)
-    carry = tl.load(dlast + b * C + c, channel, 0.0)  # α dh of the event after
+    carry = tl.load(dlast + b * C + c, channel, 0.0)  # α dh of the next event
     total = tl.zeros([CHANNELS], tl.float32)
     groups = tl.cdiv(end - begin, ROWS)
     for back in range(0, groups):
@@ -175,7 +178,7 @@ def bd_lru_backward(
             js += (tl.load(i + at, inside, 0.0),)
             zs += (tl.load(z + at, inside, 0.0),)
             dys += (tl.load(dy + at, inside, 0.0),)
-        state = tl.load(states + (begin // ROWS + b + group) * C + c, channel, 0.0)
+        state = tl.load(kept + (begin // ROWS + b + group) * C + c, channel, 0.0)
         for k in tl.static_range(ROWS):
             befores += (state,)
             _, q, square, _, input = _gates(rs[k], js[k], tl.where(first + k < end, rate, 0.0))
@@ -187,23 +190,23 @@ def bd_lru_backward(
             )
             alpha, beta = 1.0 + q, tl.sqrt(square)
             value, gate, out = xs[k].to(tl.float32), zs[k].to(tl.float32), dys[k].to(tl.float32)
-            opened = _sigmoid(gate)
-            swish = gate * opened
-            dh = out * swish + carry
+            sigma = _sigmoid(gate)
+            silu = gate * sigma
+            dh = out * silu + carry
             carry = alpha * dh
-            through = dh * input
-            # dβ dβ/dα α; the floor only meets square = 0, where the rest of the slope is 0.
-            steep = through * value * alpha * tl.rsqrt(tl.maximum(square, 1e-37))
-            slope = log_alpha * alpha * (dh * befores[k] - steep)
+            dvalue = dh * input
+            # -dβ dβ/dα; the floor acts only where 1 - α² = 0, and there log(α) α is 0.
+            through_beta = dvalue * value * alpha * tl.rsqrt(tl.maximum(square, 1e-37))
+            slope = log_alpha * alpha * (dh * befores[k] - through_beta)  # d log(α) log(α)
             total += slope
-            through *= beta
+            dvalue *= beta
             h = alpha * befores[k] + beta * input * value
-            slant = opened + swish * (1.0 - opened)
-            tl.store(dz + at, (out * h * slant).to(dz.dtype.element_ty), inside)
-            tl.store(dx + at, through.to(dx.dtype.element_ty), inside)
-            tl.store(di + at, (through * value * (1.0 - input)).to(di.dtype.element_ty), inside)
+            dsilu = sigma + silu * (1.0 - sigma)
+            tl.store(dz + at, (out * h * dsilu).to(dz.dtype.element_ty), inside)
+            tl.store(dx + at, dvalue.to(dx.dtype.element_ty), inside)
+            tl.store(di + at, (dvalue * value * (1.0 - input)).to(di.dtype.element_ty), inside)
             tl.store(dr + at, (slope * (1.0 - recurrence)).to(dr.dtype.element_ty), inside)
-    tl.store(slopes + b * C + c, total, channel)
+    tl.store(dlog_decay + b * C + c, total, channel)
     tl.store(dstart + b * C + c, carry, channel)
 
 
@@ -212,9 +215,9 @@ def bd_lru_summary(
     first_input, second_input, r, i, decay, offsets, alphas, sums, C,
     REVERSE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A whole sequence as one event, (B, C): its product of α and the state it leaves from zero.
+    """Each sequence as one event: its product of α and its last state from state zero, (B, C) each.
 
-    The inputs are x twice, or in reverse, for the gradient, dy and z.
+    The inputs are x twice; in reverse, for the gradient, dy and z.
     """
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -234,7 +237,7 @@ def bd_lru_summary(
             value = tl.load(first_input + at, inside, 0.0).to(tl.float32)
             if REVERSE:
                 gate = tl.load(second_input + at, inside, 0.0).to(tl.float32)
-                alpha += q * alpha  # with its own α, as what it adds passes through it
+                alpha += q * alpha  # includes the α of this event, which its own gradient passes
                 state += alpha * value * gate * _sigmoid(gate)
             else:
                 alpha += q * alpha
@@ -250,21 +253,24 @@ def _tile(pointer, at, inside):
 
 @triton.jit
 def _lag(x, before, t, begin, owner, c, lag, inside, C, W: tl.constexpr):
-    """x_{t-lag} of the same sequence for each row of a tile; before it begins, ``before``'s."""
-    early = (t - lag < begin)[:, None]
-    place = owner * (W - 1) + (W - 1) + t - lag - begin
-    return _tile(x, (t - lag)[:, None] * C + c[None, :], inside & (early == 0)) + _tile(
-        before, place[:, None] * C + c[None, :], inside & early
+    """x_{t-lag} of the same sequence for each row of a tile; from ``before`` before its first event."""
+    precedes = (t - lag < begin)[:, None]
+    row = owner * (W - 1) + (W - 1) + t - lag - begin
+    return _tile(x, (t - lag)[:, None] * C + c[None, :], inside & (precedes == 0)) + _tile(
+        before, row[:, None] * C + c[None, :], inside & precedes
     )
 
 
-@triton.jit(do_not_specialize=["N"])  # it differs from batch to batch
+@triton.jit(do_not_specialize=["N"])  # N changes from batch to batch
 def conv_silu(
     x, weight, bias, offsets, owners, before, y, N, C,
     W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """y_t = SiLU(bias + Σ_k weight_k x_{t-W+1+k}), line 4 of Algorithm 1. ``weight`` is (C, W);
-    ``owners`` (N,) says whose each row is. One program for each tile of rows, of any sequences."""
+    """y_t = SiLU(bias + Σ_k weight_k x_{t-W+1+k}), line 4 of Algorithm 1.
+
+    ``weight`` is (C, W); ``owners`` (N,) is the sequence of each row. Each program computes a tile of
+    rows, of one sequence or of several.
+    """
     t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = (t < N)[:, None] & (c < C)[None, :]
@@ -283,7 +289,7 @@ def conv_silu_backward_sum(
     x, weight, bias, offsets, owners, before, dy, dsum, dweight, dbias, N, C,
     W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the sum before SiLU (N, C) and each tile's part in those of weight and bias."""
+    """The gradient of the sum before SiLU (N, C), and each tile's part of dweight and dbias."""
     tile = tl.program_id(0).to(tl.int64)
     t = tile * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -296,8 +302,8 @@ def conv_silu_backward_sum(
     for lag in tl.static_range(W):
         w = tl.load(weight + c * W + (W - 1 - lag), channel, 0.0)
         sum += w[None, :] * _lag(x, before, t, begin, owner, c, lag, inside, C, W)
-    opened = _sigmoid(sum)
-    gradient = _tile(dy, at, inside) * opened * (1.0 + sum * (1.0 - opened))
+    sigma = _sigmoid(sum)
+    gradient = _tile(dy, at, inside) * sigma * (1.0 + sum * (1.0 - sigma))
     tl.store(dsum + at, gradient, inside)
     tl.store(dbias + tile * C + c, tl.sum(gradient, 0), channel)
     for lag in tl.static_range(W):
@@ -310,7 +316,7 @@ def conv_silu_backward_inputs(
     weight, offsets, owners, dsum, dx, N, C,
     W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """dx_t = Σ_lag weight_{W-1-lag} dsum_{t+lag}, as far as the sequence goes."""
+    """dx_t = Σ_lag weight_{W-1-lag} dsum_{t+lag}, to the end of the sequence."""
     t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = (t < N)[:, None] & (c < C)[None, :]
@@ -327,15 +333,15 @@ def conv_silu_backward_inputs(
 def conv_silu_backward_before(
     weight, offsets, dsum, dbefore, C, W: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """The same for the W - 1 inputs that precede each sequence."""
+    """The same sum for the W - 1 inputs that precede each sequence."""
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
-    for place in tl.static_range(W - 1):
+    for row in tl.static_range(W - 1):
         sum = tl.zeros([CHANNELS], tl.float32)
-        for lag in tl.static_range(W - 1 - place, W):
-            t = begin + place - (W - 1) + lag
+        for lag in tl.static_range(W - 1 - row, W):
+            t = begin + row - (W - 1) + lag
             w = tl.load(weight + c * W + (W - 1 - lag), c < C, 0.0)
             sum += w * tl.load(dsum + t * C + c, (c < C) & (t < end), 0.0)
-        at = (b * (W - 1) + place) * C + c
+        at = (b * (W - 1) + row) * C + c
         tl.store(dbefore + at, sum.to(dbefore.dtype.element_ty), c < C)

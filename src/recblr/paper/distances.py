@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from recblr.allocator import keep_freed_memory
-from recblr.data.associative_recall import Recall, simulate_recall
+from recblr.data.associative_recall import AssociativeRecall, simulate_recall
 from recblr.data.batches import pack
 from recblr.data.sequences import Sequences
 from recblr.models.model import Model, RecurrentModel
@@ -53,7 +53,7 @@ class Distances:
 
     title: str
     rows: dict[str, str]
-    recall: Recall
+    recall: AssociativeRecall
     farther: tuple[int, ...]
     settings: tuple[str, ...]
 
@@ -63,7 +63,7 @@ class Distances:
 
     def smoke(self) -> "Distances":
         """The same, much smaller."""
-        recall = Recall(distances=(4, 8), brands=2, others=2, users=(60, 10, 10))
+        recall = AssociativeRecall(distances=(4, 8), brands=2, others=2, users=(60, 10, 10))
         settings = ("train.epochs=2", "train.batch_size=256", "model.dim=16")
         return replace(self, recall=recall, farther=(80,), settings=settings)
 
@@ -221,7 +221,7 @@ def _shares(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def answers_right(model: Model, recall: Recall) -> dict[int, float]:
+def answers_right(model: Model, recall: AssociativeRecall) -> dict[int, float]:
     """By distance, the share of answers of the test users that score higher than all other items."""
     data, rows = simulate_recall(recall)
     device = model.item_embeddings.device

@@ -47,7 +47,7 @@ def _thinned(name: str, share: float) -> Sequences:
 _SHOP_RECIPE = {
     "model": {"dropout": 0.2},
     "train": {
-        "epochs": 20, "batch_size": 1024, "lr": 6e-3, "warmup_steps": 50, "weight_average": 0.95,
+        "epochs": 20, "batch_size": 1024, "lr": 6e-3, "warmup_steps": 50, "ema_decay": 0.95,
     },
 }  # fmt: skip
 MADE: dict[str, Made] = {

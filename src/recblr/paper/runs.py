@@ -20,7 +20,8 @@ from recblr.paper.logs import open_dataset, recipe
 from recblr.paper.report import Record, read_record, replace_file
 from recblr.provenance import provenance
 from recblr.recommender import Recommender, load
-from recblr.training.trainer import OtherRunError, settled
+from recblr.training.checkpoint import OtherRunError
+from recblr.training.config import resolve
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def make(run: Run, folder: Path, command: str, device: str = "auto") -> Record:
         "seed": run.seed,
         **origin,
         "settings": recommender.settings,
-        "examples": settled(training, recommender.network).examples,
+        "examples": resolve(training, recommender.network).examples,
         "parameters": sum(p.numel() for p in recommender.network.parameters()),
         "epochs": trained.epoch,
         "best_epoch": trained.best_epoch,

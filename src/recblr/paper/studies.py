@@ -8,8 +8,8 @@ from typing import Protocol
 
 from rich.console import Console
 
-from recblr.config import near
-from recblr.data.associative_recall import Recall
+from recblr.config import did_you_mean
+from recblr.data.associative_recall import AssociativeRecall
 from recblr.data.sequences import Sequences
 from recblr.device import find_device
 from recblr.errors import DivergedError, InputError, out_of_memory
@@ -194,7 +194,7 @@ STUDIES: dict[str, Study] = {
     "lengths": Distances(
         "Lengths: an event that depends on one far back",
         rows={name: name.lower() for name in ("GRU4Rec", "SASRec", "LRURec", "RecBLR")},
-        recall=Recall(),
+        recall=AssociativeRecall(),
         farther=(300, 1_000, 3_000, 10_000, 30_000, 100_000),
         settings=("train.epochs=10", "train.batch_size=1024", "train.lr=0.003"),
     ),
@@ -260,7 +260,7 @@ def reproduce(
         InputError: no such study, data set, row or device, or ``folder`` holds something else.
     """
     if name not in STUDIES:
-        raise InputError(f"unknown study {name!r}{near(name, STUDIES)}")
+        raise InputError(f"unknown study {name!r}{did_you_mean(name, STUDIES)}")
     kind = find_device(device).type
     study = STUDIES[name].smoke() if quick else STUDIES[name]
     chosen = _chosen(study.cells(seeds, kind), datasets, rows)
@@ -327,7 +327,9 @@ def _chosen(cells: Sequence[Cell], datasets: Sequence[str], rows: Sequence[str])
         for name in names:
             if name.lower() not in known:
                 what = {"dataset": "data set", "row": "row"}[kind]
-                raise InputError(f"this study has no {what} {name!r}{near(name.lower(), known)}")
+                raise InputError(
+                    f"this study has no {what} {name!r}{did_you_mean(name.lower(), known)}"
+                )
         if names:
             wanted = {known[name.lower()] for name in names}
             chosen = [cell for cell in chosen if getattr(cell, kind) in wanted]

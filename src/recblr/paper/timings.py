@@ -1,6 +1,5 @@
 """One measurement of what training costs, kept in a file as a training run is."""
 
-import copy
 import ctypes
 import json
 import platform
@@ -15,15 +14,14 @@ import torch
 from recblr.allocator import keep_freed_memory
 from recblr.data.sequences import Sequences
 from recblr.evaluation.ranking import rank_targets
-from recblr.models import find_model
-from recblr.models.model import RecurrentModel
+from recblr.models import create_model
 from recblr.paper.logs import open_dataset
 from recblr.paper.report import Record, read_record, replace_file
 from recblr.paper.runs import configured, made_by
 from recblr.provenance import provenance
 from recblr.recommender import Recommender
 from recblr.timing import medians, peak_bytes, seconds
-from recblr.training.trainer import adam, epoch_spans, settled, training_batches, training_step
+from recblr.training.trainer import Trainer
 
 BATCHES = {"cpu": 3, "cuda": 30}  # of an epoch that are timed
 
@@ -77,24 +75,20 @@ def measure(recommender: Recommender, data: Sequences, inference: bool) -> dict[
     """
     keep_freed_memory()  # as `recblr train` does
     device = recommender.device
-    torch.manual_seed(recommender.training.seed)
-    cls, _ = find_model(recommender.model)
-    length = recommender.training.max_length
-    model = cls(len(data.item_ids), recommender.config, data.users, length).to(device).train()
-    config = settled(recommender.training, model)
-    average, optimizer = copy.deepcopy(model), adam(model)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    nothing = model.initial_state(1)
-    step = training_step(model, average, optimizer, config, total)
-    items = data.items if device.type == "cpu" else torch.tensor(data.items, device=device)
-    users = data.offsets if model.personal else None
-    static = isinstance(model, RecurrentModel) and model.static
-    epoch = epoch_spans(data, config, 0)
+    config = recommender.training
+    torch.manual_seed(config.seed)
+    network = create_model(
+        recommender.model, recommender.config, items=len(data.item_ids), users=data.users,
+        max_length=config.max_length,
+    )  # fmt: skip
+    model = network.to(device).train()
+    trainer = Trainer(model, data, config)
+    epoch = trainer.spans(0)
     some = epoch[: BATCHES[device.type]]
 
     def train(count: int = len(some)) -> None:
-        for batch, _ in training_batches(items, some[:count], config, users, static):
-            step(batch, nothing)
+        for batch, continues in trainer.batches(some[:count]):
+            trainer.step(batch, continues, config.lr)
 
     if device.type == "cpu":
         train(1)
@@ -119,7 +113,7 @@ def measure(recommender: Recommender, data: Sequences, inference: bool) -> dict[
     }
     if inference:
         model.eval()
-        ranking = {"all users": lambda: rank_targets(model.score, data, "test", length)}
+        ranking = {"all users": lambda: rank_targets(model.score, data, "test", config.max_length)}
         found["inference_seconds"] = medians(ranking, device, repeats=5)["all users"]
     return found
 

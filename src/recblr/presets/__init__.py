@@ -1,45 +1,56 @@
-"""The recipes of the paper's tables, one TOML file a data set; how they were found: docs/log.md."""
+"""Settings for the data sets of the paper, a TOML file each. docs/experiments.md has their origin."""
 
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from recblr.config import near, read_toml
+from recblr.config import did_you_mean, read_toml
 from recblr.errors import InputError
 from recblr.models import MODELS, find_model
 
 
 def read_preset(config: str, model: str = "recblr") -> dict[str, Any]:
-    """Settings of ``model`` from a TOML file, or from a preset by :func:`for_model`."""
+    """Read the settings of ``model`` from a TOML file or a preset.
+
+    Args:
+        config: the path of a TOML file or the name of a preset.
+        model: a name in :data:`recblr.models.MODELS`; presets are adapted by :func:`for_model`.
+
+    Raises:
+        InputError: there is no such preset, or the file cannot be read.
+    """
     folder = Path(__file__).parent
     names = sorted(path.stem for path in folder.glob("*.toml"))
     if config in names:
         return for_model(read_toml(folder / f"{config}.toml"), model)
     if not config.endswith(".toml"):
-        raise InputError(f"--config {config}: no TOML file and no preset{near(config, names)}")
-    return _with_own(read_toml(Path(config)), model)
+        raise InputError(
+            f"--config {config}: no TOML file and no preset{did_you_mean(config, names)}"
+        )
+    return _merge_model_section(read_toml(Path(config)), model)
 
 
 def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
-    """Settings found with RecBLR as those of another model.
+    """Adapt settings for RecBLR to another model.
 
-    It keeps the recipe of training, and of the model's shape what that model has too, such as the
-    dropout. What is known to suit it better stands in a section of its name.
+    Settings of training stay. Settings of the model stay if ``model`` has them, such as the dropout.
+    Settings in the model's own section, such as ``[sasrec.train]``, take precedence.
     """
     known = {field.name for field in fields(find_model(model)[1])}
     shape = {name: value for name, value in settings.get("model", {}).items() if name in known}
-    return _with_own({**settings, "model": shape, "train": settings.get("train", {})}, model)
+    return _merge_model_section(
+        {**settings, "model": shape, "train": settings.get("train", {})}, model
+    )
 
 
-def _with_own(settings: dict[str, Any], model: str) -> dict[str, Any]:
-    """The settings with those in the section of the model's name, ``[sasrec.train]``, over the others;
-    sections of other models are for them."""
-    found = {name: values for name, values in settings.items() if name not in MODELS}
+def _merge_model_section(settings: dict[str, Any], model: str) -> dict[str, Any]:
+    """Override settings by those in the section named after the model; drop those of other models."""
+    merged = {name: values for name, values in settings.items() if name not in MODELS}
     own = settings.get(model, {})
     if not (isinstance(own, dict) and all(isinstance(values, dict) for values in own.values())):
         raise InputError(
-            f"{model} = {own!r}: settings of {model} stand in [{model}.train] and the like"
+            f"{model} = {own!r}: put settings of {model} into [{model}.model] or [{model}.train]"
         )
     for section, values in own.items():
-        found[section] = {**found.get(section, {}), **values}
-    return found
+        merged[section] = {**merged.get(section, {}), **values}
+    return merged

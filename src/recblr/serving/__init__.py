@@ -1,9 +1,10 @@
-"""Serving: events in, recommendations out, each event in constant time.
+"""A server that takes events and answers with recommendations, each event in constant time.
 
-The event log is the truth; the state of a user is a cache of it, stamped with the model it was made
-by and the version of the user's events it holds.
+The event log is the source of truth. The state of a user is derived from it; a cached state names the
+model that computed it and the version of the user's events that it includes.
 
-``events`` what comes in · ``store`` what a log and a cache of states are · ``sqlite``, ``postgres``,
-``redis`` where they lie · ``fold`` events into a state · ``engine`` what is done with a request ·
-``app`` the HTTP side.
+``server`` starts a server. A request passes ``app`` (routes, keys, errors), ``operations`` (one method
+per operation of ``api``), ``engine`` (queue and threads) and ``processor`` (transactions, states).
+``item_search`` finds the best items. ``user_states`` computes states by the ``model``. ``storage``
+defines event log and cache; ``sqlite``, ``postgresql``, ``redis`` and ``local_cache`` implement them.
 """

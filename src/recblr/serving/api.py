@@ -1,4 +1,4 @@
-"""The HTTP interface: every request and answer as a structure, and the OpenAPI document of them."""
+"""The HTTP interface: all requests and responses as structures, and their OpenAPI document."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -6,37 +6,39 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from recblr.serving.events import EventBody
+from recblr.serving.parsing import EventBody
 
 Id = str | int
-K = Annotated[int, Meta(ge=1, le=1000, description="how many items, at most")]
-Latest = Annotated[int, Meta(ge=0, le=1000)]
-Hash = Annotated[str, Meta(description="hash of the model that answered")]
+K = Annotated[int, Meta(ge=1, le=1000, description="the maximum number of items")]
+HistoryLength = Annotated[int, Meta(ge=0, le=1000)]
+ModelHash = Annotated[str, Meta(description="hash of the model that answered")]
 
 
-class Wish(Struct, forbid_unknown_fields=True, frozen=True):
-    """What to recommend after the events."""
+class RecommendOptions(Struct, forbid_unknown_fields=True, frozen=True):
+    """What to recommend after the events are recorded."""
 
     k: K = 10
     hide_seen: bool = True
 
 
-class Batch(Struct, forbid_unknown_fields=True, frozen=True):
-    """Up to 1,000 events; each is answered by itself. ``recommend`` asks for items for the user of the
-    last of them, in the same answer."""
+class EventBatch(Struct, forbid_unknown_fields=True, frozen=True):
+    """Up to 1,000 events, each with a result of its own. With ``recommend``, the response also has
+    items for the user of the last event."""
 
     events: list[EventBody]
-    recommend: Wish | None = None
+    recommend: RecommendOptions | None = None
 
 
-class Result(Struct, omit_defaults=True):
+class EventResult(Struct, omit_defaults=True):
+    """What happened to an event."""
+
     status: Literal["accepted", "duplicate", "rejected"]
     event_id: Id | None = None
     reason: str = ""
 
 
-class Item(Struct, omit_defaults=True):
-    """``title`` where the server has a file of titles."""
+class RecommendedItem(Struct, omit_defaults=True):
+    """``title`` is present if the server has a file of titles."""
 
     item_id: Id
     score: float
@@ -44,24 +46,24 @@ class Item(Struct, omit_defaults=True):
 
 
 class Recommendations(Struct):
-    """Best first. ``basis`` is "popularity" where the model knows nothing of the history."""
+    """Items, best first. ``basis`` is "popularity" if the model knows no item of the history."""
 
-    model: Hash
+    model: ModelHash
     basis: Literal["history", "popularity"]
-    items: list[Item]
+    items: list[RecommendedItem]
 
 
-class Recorded(Struct, omit_defaults=True):
-    """What became of each event, in order; what is accepted is on the disk."""
+class RecordResponse(Struct, omit_defaults=True):
+    """The result of each event, in order. Accepted events are on disk."""
 
-    model: Hash
-    results: list[Result]
+    model: ModelHash
+    results: list[EventResult]
     recommendations: Recommendations | None = None
 
 
-class Asked(Struct, forbid_unknown_fields=True, frozen=True):
-    """Either ``user_id`` or ``history``, item ids, oldest first, which is not kept. ``allow`` are the
-    only items to be shown, ``deny`` those not to be."""
+class RecommendRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """Either ``user_id`` or ``history``: item ids, oldest first, which are not stored. Only items of
+    ``allow`` are recommended, and none of ``deny``."""
 
     user_id: Id | None = None
     history: list[Id] | None = None
@@ -71,7 +73,9 @@ class Asked(Struct, forbid_unknown_fields=True, frozen=True):
     deny: list[Id] = []
 
 
-class Past(Struct, omit_defaults=True):
+class HistoryEvent(Struct, omit_defaults=True):
+    """An event of a user."""
+
     event_id: str
     item_id: str
     timestamp: float
@@ -79,11 +83,11 @@ class Past(Struct, omit_defaults=True):
 
 
 class UserState(Struct):
-    """``events`` are in the log, ``known_events`` of them are of items that the model knows; ``age``
-    seconds since the latest, if timestamps are seconds since 1970; ``history`` the latest, newest
-    first, as many as were asked for."""
+    """``events`` is the number of events in the log, ``known_events`` that of events whose item the
+    model knows. ``age`` is the time since the last event in seconds, if timestamps are seconds since
+    1970. ``history`` has the latest events, newest first, as many as requested."""
 
-    model: Hash
+    model: ModelHash
     user_id: str
     events: int
     known_events: int
@@ -91,17 +95,19 @@ class UserState(Struct):
     last_timestamp: float
     age: float
     state_bytes: int
-    history: list[Past]
+    history: list[HistoryEvent]
 
 
-class Users(Struct):
-    """Some who have events, in the order of their ids."""
+class UserList(Struct):
+    """Some users with events, sorted by id."""
 
-    model: Hash
+    model: ModelHash
     users: list[str]
 
 
-class Influence(Struct, omit_defaults=True):
+class EventInfluence(Struct, omit_defaults=True):
+    """The influence of one event."""
+
     event_id: str
     item_id: str
     timestamp: float
@@ -111,164 +117,192 @@ class Influence(Struct, omit_defaults=True):
     title: str = ""
 
 
-class Influences(Struct):
-    """What each of the latest events known to the model means to the score of ``item_id``, newest
-    first.
+class InfluenceResponse(Struct):
+    """The influence of the latest events on the score of ``item_id``, newest first, for events whose
+    item the model knows.
 
-    ``state`` is the exact share of the event in the first layer's state. ``score`` is the network's
-    part: gradient times contribution, an approximation. ``memory`` is the exact part of the memory of
-    transitions: what it adds because ``item_id`` often follows the item of the event; 0 for all but the
-    last few events. ``repeat`` is what it adds because ``item_id`` is in the history itself."""
+    ``state`` is the exact share of the event in the state of the first layer. ``score`` is the
+    network's part, gradient times contribution, an approximation. ``memory`` is the exact part of the
+    memory of transitions, which is there because ``item_id`` often follows the item of the event; it
+    is 0 for all but the last few events. ``repeat`` is what the memory adds because ``item_id`` itself
+    is in the history."""
 
-    model: Hash
+    model: ModelHash
     item_id: Id
     repeat: float
-    events: list[Influence]
+    events: list[EventInfluence]
 
 
-class Erased(Struct):
-    model: Hash
+class EraseResponse(Struct):
+    """``events`` is the number of events that were removed."""
+
+    model: ModelHash
     events: int
 
 
-class SwapBody(Struct, forbid_unknown_fields=True, frozen=True):
-    """The name of a model's folder beside the one the server was started with."""
+class SwapRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """``name`` is a model folder in the same parent folder as the model the server was started with."""
 
     name: str
 
 
-class Swapped(Struct):
-    model: Hash
-    before: Hash
+class SwapResponse(Struct):
+    """The hashes of the new and of the previous model."""
+
+    model: ModelHash
+    before: ModelHash
 
 
 class Health(Struct):
-    model: Hash
+    """The server is healthy."""
+
+    model: ModelHash
     status: Literal["ok"]
 
 
-class Problem(Struct):
+class ErrorResponse(Struct):
+    """What is wrong with a request, in one line."""
+
     error: str
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """Of a query."""
+class QueryParameter:
+    """A parameter in the query string."""
 
     name: str
     kind: Any
     default: Any
-    about: str
+    description: str
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A path, what it is asked with and what it answers.
+    """An operation of the API.
 
-    ``body`` is one of these; ``key`` whose key opens it: a tenant's, the administrator's, nobody's.
+    ``body`` lists the accepted bodies. ``response`` is None for plain text. ``access`` says who may
+    call the operation: a tenant, the administrator, or everyone without a key.
     """
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
-    about: str
-    answer: type[Struct] | None
+    summary: str
+    response: type[Struct] | None
     body: tuple[type[Struct], ...] = ()
-    query: tuple[Parameter, ...] = ()
-    key: Literal["tenant", "admin", "nobody"] = "tenant"
+    query: tuple[QueryParameter, ...] = ()
+    access: Literal["tenant", "admin", "everyone"] = "tenant"
 
 
-ITEMS = (
-    Parameter("k", K, 10, "how many items, at most"),
-    Parameter("hide_seen", bool, True, "leave out the items of the user's events"),
+RANKING = (
+    QueryParameter("k", K, 10, "the maximum number of items"),
+    QueryParameter("hide_seen", bool, True, "exclude the items of the user's events"),
 )
 USER = "/v1/users/{user_id}"
 OPERATIONS = {
     "record": Operation(
-        "POST", "/v1/events", "Keep an event, or several.", Recorded, (EventBody, Batch),
+        "POST", "/v1/events", "Record one or several events.", RecordResponse,
+        (EventBody, EventBatch),
     ),
     "recommend": Operation(
-        "GET", f"{USER}/recommendations", "The best items after a user's events.",
-        Recommendations, query=ITEMS,
+        "GET", f"{USER}/recommendations", "Recommend items to a user.", Recommendations,
+        query=RANKING,
     ),
     "recommend_for": Operation(
-        "POST", "/v1/recommend", "The best items for a user or a history, filtered.",
-        Recommendations, (Asked,),
+        "POST", "/v1/recommend", "Recommend items for a user or a history, with filters.",
+        Recommendations, (RecommendRequest,),
     ),
     "users": Operation(
-        "GET", "/v1/users", "Some users.", Users,
-        query=(Parameter("limit", K, 100, "how many, at most"),),
+        "GET", "/v1/users", "List users.", UserList,
+        query=(QueryParameter("limit", K, 100, "the maximum number of users"),),
     ),
     "describe": Operation(
-        "GET", USER, "What is remembered of a user.", UserState,
-        query=(Parameter("history", Latest, 0, "how many of the latest events to show"),),
+        "GET", USER, "Describe the state of a user.", UserState,
+        query=(
+            QueryParameter("history", HistoryLength, 0, "how many of the latest events to return"),
+        ),
     ),
     "influence": Operation(
-        "GET", f"{USER}/influence", "How much each past event weighs.", Influences,
-        query=(Parameter("item_id", str, "", "the item whose score is looked at; the best one"),),
+        "GET", f"{USER}/influence", "Explain the score of an item by the user's events.",
+        InfluenceResponse,
+        query=(QueryParameter("item_id", str, "", "the item; by default the best one"),),
     ),
-    "erase": Operation("DELETE", USER, "Remove all that is known of a user.", Erased),
+    "erase": Operation("DELETE", USER, "Remove everything about a user.", EraseResponse),
     "swap": Operation(
-        "POST", "/v1/models/swap", "Answer by another model.", Swapped, (SwapBody,), key="admin"
+        "POST", "/v1/models/swap", "Serve another model.", SwapResponse, (SwapRequest,),
+        access="admin",
     ),
-    "live": Operation("GET", "/health/live", "The process runs.", Health, key="nobody"),
-    "ready": Operation("GET", "/health/ready", "The log can be written.", Health, key="nobody"),
-    "metrics": Operation("GET", "/metrics", "For Prometheus.", None, key="admin"),
+    "live": Operation(
+        "GET", "/health/live", "Check that the process runs.", Health, access="everyone"
+    ),
+    "ready": Operation(
+        "GET", "/health/ready", "Check that the log can be written.", Health, access="everyone"
+    ),
+    "metrics": Operation("GET", "/metrics", "Metrics for Prometheus.", None, access="admin"),
 }  # fmt: skip
-PROBLEMS = {
-    400: "not JSON", 401: "no key, or an unknown one", 403: "not with this key",
-    404: "no such user, item or path", 409: "the event_id is another event's",
-    413: "the body is too large", 415: "not application/json", 422: "a field is missing or wrong",
-    429: "too many requests wait; try again later", 503: "the store failed; nothing was kept",
+ERRORS = {
+    400: "the body is not JSON", 401: "the key is missing or unknown",
+    403: "the key does not allow the operation", 404: "no such user, item or path",
+    409: "the event_id belongs to another event", 413: "the body is too large",
+    415: "the content type is not application/json", 422: "a field is missing or invalid",
+    429: "too many requests are waiting; retry later",
+    503: "the storage failed; nothing was recorded",
 }  # fmt: skip
 
 
 def openapi(version: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    kinds: list[type[Struct]] = [Problem]
-    for it in OPERATIONS.values():
-        kinds += [kind for kind in (it.answer, *it.body) if kind is not None]
-    schemas, components = msgspec.json.schema_components(
+    kinds: list[type[Struct]] = [ErrorResponse]
+    for operation in OPERATIONS.values():
+        kinds += [kind for kind in (operation.response, *operation.body) if kind is not None]
+    references, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
     )
-    of = dict(zip(kinds, schemas, strict=True))
-    problems = {
-        str(code): {"description": about, "content": _json(of[Problem])}
-        for code, about in PROBLEMS.items()
-    }
+    schemas = dict(zip(kinds, references, strict=True))
     paths: dict[str, Any] = {}
-    for name, it in OPERATIONS.items():
-        parameters: list[dict[str, Any]] = [
-            {"name": p.name, "in": "query", "description": p.about,
-             "schema": {**msgspec.json.schema(p.kind), "default": p.default}}
-            for p in it.query
-        ]  # fmt: skip
-        if "{user_id}" in it.path:
-            parameters.insert(
-                0, {"name": "user_id", "in": "path", "required": True, "schema": {"type": "string"}}
-            )
-        content = _json(of[it.answer]) if it.answer else {"text/plain": {}}
-        operation: dict[str, Any] = {
-            "operationId": name,
-            "summary": it.about,
-            "parameters": parameters,
-            "responses": {"200": {"description": "done", "content": content}, **problems},
-        }
-        if it.body:
-            body = {"anyOf": [of[kind] for kind in it.body]} if len(it.body) > 1 else of[it.body[0]]
-            operation["requestBody"] = {"required": True, "content": _json(body)}
-        if it.key != "nobody":
-            operation["security"] = [{"key": []}]
-        paths.setdefault(it.path, {})[it.method.lower()] = operation
+    for name, operation in OPERATIONS.items():
+        document = {"operationId": name, **_document(operation, schemas)}
+        paths.setdefault(operation.path, {})[operation.method.lower()] = document
     return {
         "openapi": "3.1.0",
         "info": {"title": "recblr", "version": version,
-                 "description": "Events in, recommendations out."},
+                 "description": "Send events, get recommendations."},
         "paths": paths,
         "components": {
             "schemas": components,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }  # fmt: skip
+
+
+def _document(operation: Operation, schemas: dict[type[Struct], dict[str, Any]]) -> dict[str, Any]:
+    """The OpenAPI object of an operation."""
+    parameters: list[dict[str, Any]] = []
+    if "{user_id}" in operation.path:
+        parameters.append(
+            {"name": "user_id", "in": "path", "required": True, "schema": {"type": "string"}}
+        )
+    for parameter in operation.query:
+        schema = {**msgspec.json.schema(parameter.kind), "default": parameter.default}
+        parameters.append(
+            {"name": parameter.name, "in": "query", "description": parameter.description,
+             "schema": schema}
+        )  # fmt: skip
+    content = _json(schemas[operation.response]) if operation.response else {"text/plain": {}}
+    errors = {
+        str(status): {"description": description, "content": _json(schemas[ErrorResponse])}
+        for status, description in ERRORS.items()
+    }
+    document: dict[str, Any] = {
+        "summary": operation.summary,
+        "parameters": parameters,
+        "responses": {"200": {"description": "success", "content": content}, **errors},
+    }
+    if bodies := [schemas[kind] for kind in operation.body]:
+        body = {"anyOf": bodies} if len(bodies) > 1 else bodies[0]
+        document["requestBody"] = {"required": True, "content": _json(body)}
+    if operation.access != "everyone":
+        document["security"] = [{"key": []}]
+    return document
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:

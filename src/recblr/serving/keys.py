@@ -1,4 +1,4 @@
-"""Keys of tenants: kept as hashes, compared in constant time."""
+"""API keys of tenants: stored as hashes, compared in constant time."""
 
 import hashlib
 import hmac
@@ -9,35 +9,36 @@ from pathlib import Path
 
 from recblr.errors import InputError
 
-ADMIN = "admin"  # may swap models and read the metrics, and has no users
+ADMIN = "admin"  # the tenant that may swap models and read metrics, and has no users
+DEFAULT_TENANT = "default"  # the tenant of all users of a server without keys
 
 
 class Keys:
-    """Who a key belongs to.
+    """The API keys that a server accepts.
 
-    Keys are 256 random bits, so that one round of SHA-256 hides them.
+    A key has 256 random bits, so one round of SHA-256 is enough to hide it.
 
     Raises:
-        InputError: ``path`` is no file of :func:`add_key`.
+        InputError: ``path`` is not a file written by :func:`add_key`.
     """
 
     def __init__(self, path: Path) -> None:
         self._hashes = _read(path)
 
     def tenant(self, key: str) -> str | None:
-        """The tenant, or None; every hash is compared, whichever fits."""
-        digest, found = _hash(key), None
+        """The tenant of a key, or None. All hashes are compared, whichever matches."""
+        digest, owner = _hash(key), None
         for tenant, hashes in self._hashes.items():
-            for one in hashes:
-                if hmac.compare_digest(one, digest):
-                    found = tenant
-        return found
+            for stored in hashes:
+                if hmac.compare_digest(stored, digest):
+                    owner = tenant
+        return owner
 
 
 def add_key(path: Path, tenant: str) -> str:
-    """Make a key for a tenant and keep its hash in a file, made if it is not there.
+    """Create a key for a tenant and add its hash to a file, which is created if missing.
 
-    The key is not kept; a tenant may have several.
+    The key itself is not stored. A tenant may have several keys.
     """
     if not tenant or not tenant.isprintable():
         raise InputError(f"tenant {tenant!r}: give a name of letters, digits or dashes")
@@ -56,10 +57,11 @@ def _hash(key: str) -> str:
 
 
 def _read(path: Path) -> dict[str, list[str]]:
+    """The hashes of a key file by tenant."""
     try:
-        found = json.loads(path.read_text())
-        if all(len(one) == 64 for hashes in found.values() for one in hashes):
-            return {str(tenant): list(hashes) for tenant, hashes in found.items()}
+        content = json.loads(path.read_text())
+        if all(len(digest) == 64 for hashes in content.values() for digest in hashes):
+            return {str(tenant): list(hashes) for tenant, hashes in content.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is no file of keys: {error}; make one with recblr key") from None
-    raise InputError(f"{path} is no file of keys; make one with recblr key")
+        raise InputError(f"{path} is not a key file: {error}; create one with recblr key") from None
+    raise InputError(f"{path} is not a key file; create one with recblr key")

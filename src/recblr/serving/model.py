@@ -1,4 +1,4 @@
-"""A trained model as the server uses it: one event more of many users, and the best items."""
+"""A trained model for serving: adds events to the states of many users, and finds the best items."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,28 +14,31 @@ from recblr.models.model import RecurrentModel
 from recblr.models.recblr import RecBLR
 from recblr.recommender import load
 
-STEPS = 64  # up to so many events one step after another is quicker than a pass over all
-PIECE, PASS = 4096, 16384  # events of a history, and of all histories, in one pass
+MAX_STEPS = 64  # up to so many events, single steps are faster than a pass of the network
+PART_EVENTS, PASS_EVENTS = 4096, 16384  # of one history, and of all histories, in a pass
 
 
 class ServedModel:
-    """An artifact, loaded and never changed.
+    """A loaded artifact; it is not changed.
+
+    A vector of a user has D + S numbers: the hidden vector after the last event, and the state of the
+    network.
 
     Attributes:
-        path: its folder.
-        hash: of the artifact; every answer names it.
-        name: of the model, such as ``recblr``.
+        path: the folder of the artifact.
+        hash: the hash of the artifact, which every answer names.
+        name: the kind of model, such as ``recblr``.
         network: the model, on the CPU.
-        memory: of transitions, which adds to the scores of the network; None where it has none.
+        memory: the memory of transitions, or None.
         reach: how many of a user's last items the memory looks up.
-        item_ids: by row, as the log had them.
-        index: finds the best items.
-        start: (D + S,), the vector of a user without events.
-        counts: how often each item is in the training part.
-        popular: rows of all items, the most frequent first.
+        item_ids: item ids by row, with the types that they have in the log.
+        index: searches the best items.
+        start: (D + S,) the vector of a user without events.
+        counts: (V,) how often each item occurs in the training part.
+        popular: (V,) item rows, the most frequent first.
 
     Raises:
-        InputError: it is no whole artifact, or its model keeps no state.
+        InputError: the folder is not a complete artifact, or its model has no state.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,67 +60,65 @@ class ServedModel:
             self._state = network.initial_state(1)
             self._width = network.item_embeddings.shape[1]
             self.index = retrieval.build(network.item_embeddings.detach())
-        nothing = np.zeros(self._width, np.float32)
-        self.start = np.concatenate([nothing, self._state.numpy().ravel()])
+        no_event = np.zeros(self._width, np.float32)
+        self.start = np.concatenate([no_event, self._state.numpy().ravel()])
         self.start.flags.writeable = False
         self.counts = recommender.data.item_counts
         self.popular = np.argsort(-self.counts, kind="stable")
 
     def hidden(self, vectors: np.ndarray) -> np.ndarray:
-        """Of vectors (B, D + S) what the items are compared with, (B, D)."""
+        """The hidden vectors (B, D) in vectors (B, D + S)."""
         return vectors[:, : self._width]
 
     def knows(self, item_id: str) -> bool:
-        """Whether it is an item of the model."""
+        """Whether the model has an item."""
         return item_id in self._rows
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Rows of the items that the model knows; the others are passed over."""
-        found = (self._rows.get(name) for name in item_ids)
-        return np.array([row for row in found if row is not None], np.int64)
+        """The rows of items; items that the model does not know are left out."""
+        rows = (self._rows.get(item_id) for item_id in item_ids)
+        return np.array([row for row in rows if row is not None], np.int64)
 
-    def added(self, history: np.ndarray, repeats: bool) -> retrieval.Added | None:
-        """What the memory adds to the scores after a history (T,) of item rows, T at least 1.
-
-        The transitions look at the last ``reach`` rows only.
+    def memory_scores(self, history: np.ndarray, repeats: bool) -> retrieval.Added | None:
+        """What the memory adds to the scores: item rows, ascending, and values. None without a memory.
 
         Args:
-            history: the whole of it with ``repeats``; without, the last rows suffice.
-            repeats: whether to add the term of items that the history holds. Where they are hidden
-                it makes no difference.
+            history: (T,) item rows, T at least 1. Without ``repeats`` the last ``reach`` suffice.
+            repeats: whether to add the memory's ``repeat`` to the items of the history; there is no
+                need to if they are hidden.
         """
         if self.memory is None:
             return None
-        items, values = self.memory.after(history)
+        items, values = self.memory.transition_terms_after(history)
         if not repeats or self.memory.repeat == 0:
             return items, values
-        held = np.unique(history)
-        values = np.concatenate([values, np.full(len(held), self.memory.repeat)])
-        items, place = np.unique(np.concatenate([items, held]), return_inverse=True)
-        return items, np.bincount(place, values).astype(np.float32)
+        seen = np.unique(history)
+        values = np.concatenate([values, np.full(len(seen), self.memory.repeat)])
+        items, places = np.unique(np.concatenate([items, seen]), return_inverse=True)
+        return items, np.bincount(places, values).astype(np.float32)
 
     @torch.inference_mode()
     def fold(self, vectors: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Vectors (B, D + S) after more events of each user, oldest first, as item rows."""
+        """The vectors (B, D + S) of users after more events: item rows, oldest first."""
         vectors = vectors.copy()
-        left = [(user, rows) for user, rows in enumerate(histories) if len(rows)]
-        while left:
-            now: list[tuple[int, np.ndarray]] = []
+        pending = [(user, rows) for user, rows in enumerate(histories) if len(rows)]
+        while pending:
+            batch: list[tuple[int, np.ndarray]] = []
             events = 0
-            for user, rows in left:  # as many users as one pass takes, a piece of each
-                if now and events + min(len(rows), PIECE) > PASS:
+            for user, rows in pending:  # one part each, of as many users as fit into a pass
+                if batch and events + min(len(rows), PART_EVENTS) > PASS_EVENTS:
                     break
-                now.append((user, rows[:PIECE]))
-                events += len(now[-1][1])
-            users = np.array([user for user, _ in now])
-            vectors[users] = self._pass(vectors[users], [rows for _, rows in now])
-            done = len(now)
-            left = [(u, r[PIECE:]) for u, r in left[:done] if len(r) > PIECE] + left[done:]
+                batch.append((user, rows[:PART_EVENTS]))
+                events += len(batch[-1][1])
+            users = np.array([user for user, _ in batch])
+            vectors[users] = self._pass(vectors[users], [rows for _, rows in batch])
+            rest = [(user, rows[PART_EVENTS:]) for user, rows in pending[: len(batch)]]
+            pending = [(user, rows) for user, rows in rest if len(rows)] + pending[len(batch) :]
         return vectors
 
     def _pass(self, vectors: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         lengths = np.array([len(rows) for rows in histories])
-        if self._fused is not None and lengths.sum() <= STEPS:
+        if self._fused is not None and lengths.sum() <= MAX_STEPS:
             return self._steps(vectors, histories, lengths)
         offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
         items = torch.from_numpy(np.concatenate(histories))
@@ -128,9 +129,9 @@ class ServedModel:
         self, vectors: np.ndarray, histories: list[np.ndarray], lengths: np.ndarray
     ) -> np.ndarray:
         assert self._fused is not None
-        for number in range(lengths.max()):
-            users = np.flatnonzero(lengths > number)
-            items = torch.tensor([histories[user][number] for user in users])
+        for step in range(lengths.max()):
+            users = np.flatnonzero(lengths > step)
+            items = torch.tensor([histories[user][step] for user in users])
             vectors[users] = _joined(*self._fused.step(items, self._states(vectors[users])))
         return vectors
 

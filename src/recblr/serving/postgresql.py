@@ -1,9 +1,9 @@
 """The event log in PostgreSQL, for several processes on several machines.
 
-Whoever changes a user's events holds an advisory lock of that user until the transaction ends, so that
-they follow one another whichever worker they come to. A commit waits for the disk; a server that was
-told not to (``fsync = off``) is refused. A worker that hangs loses its lock after ten seconds, and its
-transaction with it.
+A transaction that changes the events of a user holds an advisory lock of that user until it ends, so
+that changes by different workers follow one another. A commit waits for the disk; a database with
+``fsync = off`` is refused. The transaction of a worker that hangs is rolled back after ten seconds,
+which releases its locks.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from recblr.errors import InputError
-from recblr.serving.events import Event, User, digest
 from recblr.serving.sql import FORMAT, SQLLog
+from recblr.serving.storage import Event, User, user_digest
 
 SETTINGS = """
 SET search_path = recblr;
@@ -24,7 +24,7 @@ SET client_encoding = 'UTF8';
 SET lock_timeout = '15s';
 SET idle_in_transaction_session_timeout = '10s';
 """
-# Text is ordered by its bytes, as in SQLite and in Python, whatever the database's own rules.
+# Text is sorted by its bytes, as in SQLite and in Python, whatever the collation of the database is.
 TABLES = f"""
 CREATE SCHEMA recblr;
 CREATE TABLE recblr.format AS SELECT {FORMAT} AS format, gen_random_uuid()::text AS log;
@@ -51,28 +51,28 @@ CREATE TABLE recblr.served (
     one INTEGER PRIMARY KEY, folder TEXT NOT NULL, model TEXT NOT NULL, started TEXT NOT NULL
 );
 """
-SCHEMA = 7_164_226  # the advisory lock of whoever makes the tables
-LOCKS = 4096  # for all users: PostgreSQL has room for some 10,000 in all
+SCHEMA_LOCK = 7_164_226  # the advisory lock while the tables are created
+USER_LOCKS = 4096  # for all users together: PostgreSQL has room for about 10,000 locks
 
 
 class PostgreSQLLog(SQLLog):
-    """A Log in the schema ``recblr`` of a database, made if it is not there.
+    """An EventLog in the schema ``recblr`` of a database, which is created if it does not exist.
 
-    A lost connection fails what is being done, and is made anew for what comes next. ``id`` is the
-    log's own, wherever it is moved.
+    If the connection is lost, the current call fails and the next one connects again. ``id``
+    identifies the log, also after it is moved to another database.
 
     Raises:
-        InputError: there is no such database, or it is not to be trusted with events.
+        InputError: there is no such database, or it is not safe for events.
     """
 
-    BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # what was waited for is seen
+    BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # a transaction sees what it has waited for
     ERRORS = psycopg.Error
 
     def __init__(self, url: str) -> None:
         self._url = url
         try:
             with closing(psycopg.connect(url, connect_timeout=5)) as connection:
-                _prepare(connection)
+                _create_tables(connection)
             self._connection = self._connect()
             info = self._connection.info
             self.name = f"PostgreSQL {info.host}:{info.port}/{info.dbname}"
@@ -99,8 +99,8 @@ class PostgreSQLLog(SQLLog):
         return status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
     def lock(self, users: Sequence[User]) -> list[int]:
-        # In one order, or two workers would wait for each other.
-        keys = sorted({_key(user) for user in users})
+        # All workers lock in the same order, which prevents deadlocks.
+        keys = sorted({_lock_key(user) for user in users})
         self._do("SELECT pg_advisory_xact_lock(key) FROM unnest(?::bigint[]) AS key", (keys,))
         return self.versions(users)
 
@@ -115,11 +115,11 @@ class PostgreSQLLog(SQLLog):
 
     def add(self, events: Sequence[tuple[str, Event]]) -> list[int]:
         bodies = [
-            (tenant, it.event_id, it.user_id, it.item_id, float(it.timestamp))
-            for tenant, it in events
+            (tenant, event.event_id, event.user_id, event.item_id, float(event.timestamp))
+            for tenant, event in events
         ]
         columns = [[body[number] for body in bodies] for number in range(5)]
-        # In the order of their ids, so that two workers with the same ids do not wait for each other.
+        # All workers insert in the order of ids, which prevents deadlocks.
         added = {
             (tenant, event_id): version
             for tenant, event_id, version in self._all(
@@ -136,43 +136,45 @@ class PostgreSQLLog(SQLLog):
                 columns,
             )
         }
-        there: set[tuple[Any, ...]] = set()
+        existing: set[tuple[Any, ...]] = set()
         if len(added) < len(events):
-            there = set(self._all(
+            existing = set(self._all(
                 "SELECT tenant, event_id, user_id, item_id, timestamp FROM events"
                 " JOIN unnest(?::text[], ?::text[]) AS sent (tenant, event_id)"
                 " USING (tenant, event_id)",
                 columns[:2],
             ))  # fmt: skip
-        # Of an id that is sent twice the first is the one that was added.
-        return [added.pop(body[:2], 0 if body in there else -1) for body in bodies]
+        # If an id was sent twice, the first event was added.
+        return [added.pop(body[:2], 0 if body in existing else -1) for body in bodies]
 
     def close(self) -> None:
         self._connection.close()
 
 
-def _prepare(connection: "psycopg.Connection[Any]") -> None:
-    """Make the tables if they are not there."""
+def _create_tables(connection: "psycopg.Connection[Any]") -> None:
+    """Create the tables if they do not exist."""
     connection.execute("SET client_encoding = 'UTF8'")
     if connection.execute("SHOW server_encoding").fetchone() != ("UTF8",):
-        raise InputError("--store: ids are Unicode and this database is not; make one in UTF8")
+        raise InputError(
+            "--store: this database is not encoded in UTF8; create one with ENCODING 'UTF8'"
+        )
     if connection.execute("SHOW fsync").fetchone() != ("on",):
         raise InputError(
             "--store: this PostgreSQL has fsync = off and would lose events; turn it on"
         )
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA,))
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
     if connection.execute("SELECT to_regnamespace('recblr')").fetchone() == (None,):
         connection.execute(TABLES)
     elif connection.execute("SELECT to_regclass('recblr.format')").fetchone() == (None,) or (
         connection.execute("SELECT format FROM recblr.format").fetchone() != (FORMAT,)
     ):
         raise InputError(
-            "--store: the schema recblr of this database is of another version of recblr, or of "
-            "something else; name another database"
+            "--store: the schema recblr of this database is of another version of recblr or of "
+            "another program; choose another database"
         )
     connection.commit()
 
 
-def _key(user: User) -> int:
-    """Of the advisory lock; two users that share one wait for each other, no more."""
-    return int.from_bytes(digest(user)) % LOCKS
+def _lock_key(user: User) -> int:
+    """The key of a user's advisory lock. Users that share a lock wait for each other."""
+    return int.from_bytes(user_digest(user)) % USER_LOCKS

@@ -1,7 +1,7 @@
-"""States in Redis or Valkey, for the workers of one PostgreSQL log to share.
+"""A cache of user states in Redis or Valkey, shared by the workers of one PostgreSQL log.
 
-A state is believed only with the version that the log has for its user, so that whatever is lost, late
-or evicted here costs a replay and nothing else.
+A worker uses a state only if it has the version that the log has for the user. A state that Redis
+loses, evicts or receives late therefore costs a replay and has no other effect.
 """
 
 import sys
@@ -15,14 +15,13 @@ import numpy as np
 from redis import Redis, RedisError
 
 from recblr.errors import InputError
-from recblr.serving.events import User, digest
-from recblr.serving.store import State, StoreError
+from recblr.serving.storage import State, StorageError, User, user_digest
 
-KEPT = 7 * 24 * 3600  # seconds that a state is kept after its last event
-ERASED = 3600  # and that it is remembered that one was erased: no worker is held up for longer
-PAUSE = 1.0  # seconds without asking again after Redis has failed
-TIMEOUT = 1.0  # seconds to wait for it
-# A worker that was held up must not put its state over a later one. The value begins with the version.
+STATE_SECONDS = 7 * 24 * 3600  # a state expires so long after its last event
+ERASED_SECONDS = 3600  # the mark of an erased user expires then; no worker is delayed longer
+RETRY_SECONDS = 1.0  # pause after Redis has failed
+TIMEOUT_SECONDS = 1.0
+# A delayed worker must not replace a later state by an earlier one. The value begins with the version.
 PUT = """
 for number, key in ipairs(KEYS) do
   local value = ARGV[number + 1]
@@ -43,66 +42,69 @@ class _Body(msgspec.Struct, array_like=True):
 
 
 class RedisCache:
-    """A Cache at a URL. While Redis does not answer, states are made from the log.
+    """A StateCache in Redis. While Redis does not answer, states are computed from the log.
 
     Args:
-        url: of Redis.
-        log: the identity of the log: another one has versions of its own.
+        url: the URL of Redis.
+        log: the id of the log, because versions of different logs are unrelated.
 
     Raises:
-        InputError: it does not answer at the start.
+        InputError: Redis does not answer.
     """
 
     def __init__(self, url: str, log: str) -> None:
         self._log = log
         try:
             self._redis = Redis.from_url(
-                url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT
+                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
             )
             self._redis.ping()
         except (RedisError, ValueError) as error:
             raise InputError(f"--cache: {error}") from None
         self._put = self._redis.register_script(PUT)
-        self._again = 0.0  # when it may be asked again
-        self._works = True
+        self._retry_at = 0.0
+        self._available = True
 
     def get(self, users: Sequence[User]) -> list[State | None]:
-        found: list[Any] = [None] * len(users)
-        if users and time.monotonic() >= self._again:
+        values: list[Any] = [None] * len(users)
+        if users and time.monotonic() >= self._retry_at:
             try:
-                found = self._redis.mget([self._key(user) for user in users])
-                self._answered(None)
+                values = self._redis.mget([self._key(user) for user in users])
+                self._note(None)
             except RedisError as error:
-                self._answered(error)
-        return [_decoded(value) if value else None for value in found]
+                self._note(error)
+        return [_decoded(value) if value else None for value in values]
 
     def put(self, states: Sequence[tuple[User, State]]) -> None:
-        if states and time.monotonic() >= self._again:
+        if states and time.monotonic() >= self._retry_at:
             keys = [self._key(user) for user, _ in states]
             try:
-                self._put(keys, [KEPT, *(_encoded(state) for _, state in states)])
-                self._answered(None)
+                self._put(keys, [STATE_SECONDS, *(_encoded(state) for _, state in states)])
+                self._note(None)
             except RedisError as error:
-                self._answered(error)
+                self._note(error)
 
-    def undo(self, users: Iterable[User]) -> None:
-        pass  # what was given out was a copy
+    def discard(self, users: Iterable[User]) -> None:
+        pass  # get returns copies
 
     def erase(self, user: User, version: int) -> None:
-        try:  # a version without a state
-            self._redis.set(self._key(user), (version + 1).to_bytes(8), ex=ERASED)
+        try:  # store the next version without a state
+            self._redis.set(self._key(user), (version + 1).to_bytes(8), ex=ERASED_SECONDS)
         except RedisError as error:
-            raise StoreError(f"the cache of states failed: {error}") from error
+            raise StorageError(f"the cache of states failed: {error}") from error
 
     def _key(self, user: User) -> str:
-        return f"recblr:{digest(user, self._log).hex()}"
+        return f"recblr:{user_digest(user, self._log).hex()}"
 
-    def _answered(self, error: RedisError | None) -> None:
-        if (error is None) != self._works:
-            said = "answers again" if error is None else f"fails, states come from the log: {error}"
-            print(f"--cache {said}", file=sys.stderr, flush=True)
-        self._works = error is None
-        self._again = 0.0 if error is None else time.monotonic() + PAUSE
+    def _note(self, error: RedisError | None) -> None:
+        """Note whether Redis answered, and print a line when that changes."""
+        if (error is None) != self._available:
+            change = (
+                "answers again" if error is None else f"fails, states come from the log: {error}"
+            )
+            print(f"--cache {change}", file=sys.stderr, flush=True)
+        self._available = error is None
+        self._retry_at = 0.0 if error is None else time.monotonic() + RETRY_SECONDS
 
 
 def _encoded(state: State) -> bytes:

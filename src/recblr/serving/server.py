@@ -1,4 +1,4 @@
-"""One process that serves: a model, a log and a port."""
+"""Start a server: load the model, open the storage, listen on a port."""
 
 import gc
 import os
@@ -9,11 +9,13 @@ from typing import Any
 import uvicorn
 
 from recblr.errors import InputError
-from recblr.serving.app import ALONE, Server, application
+from recblr.serving.app import application
 from recblr.serving.engine import Engine
-from recblr.serving.keys import Keys
+from recblr.serving.keys import DEFAULT_TENANT, Keys
 from recblr.serving.model import ServedModel
-from recblr.serving.stores import open_stores
+from recblr.serving.open_storage import open_storage
+from recblr.serving.operations import Operations
+from recblr.serving.storage import EventLog
 
 
 def run(
@@ -25,41 +27,56 @@ def run(
     titles: Path | None = None,
     cache: str | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; then answer what waits."""
-    known = None if keys is None else Keys(keys)
-    names = {} if titles is None else read_titles(titles)
+    """Serve until SIGTERM or Ctrl-C; then answer the waiting requests and return.
+
+    Arguments as for ``recblr serve``.
+
+    Raises:
+        InputError: the model, the storage, the port or a file is not usable.
+    """
+    known_keys = None if keys is None else Keys(keys)
+    titles_by_id = {} if titles is None else read_titles(titles)
     with listen(host, port) as bound:
         model = model.resolve()
-        served = None if Path(store).exists() else ServedModel(model)  # a mistake leaves no file
-        log, states = open_stores(store, cache)
+        # A new log is created only for a model that can be served.
+        served = None if Path(store).exists() else ServedModel(model)
+        log, states = open_storage(store, cache)
         try:
-            now = log.served()
-            folder = Path(now.folder) if now and now.started == str(model) else model
-            if served is None or served.path != folder:
-                served = ServedModel(folder)
-            log.start(str(model), str(folder), served.hash)
+            served = _load(log, model, served)
         except InputError:
             log.close()
             raise
-        engine = Engine(log, states, served)
-        hosts = ["*"] if known else ["localhost", "127.0.0.1", "[::1]", host]
-        app = application(Server(engine, known, folder.parent, names), hosts)
+        operations = Operations(Engine(log, states, served), served.path.parent, titles_by_id)
+        hosts = ["*"] if known_keys else ["localhost", "127.0.0.1", "[::1]", host]
+        app = application(operations, known_keys, hosts)
+        empty = known_keys is None and not log.users_of(DEFAULT_TENANT, 1)
+        advice = "; it is empty, recblr replay --log adds the events of a log" * empty
         name = f"[{host}]" if ":" in host else host
-        empty = known is None and not log.users_of(ALONE, 1)
-        none = ", none yet; `recblr replay --log` puts those of a log in" * empty
         print(
-            f"serving {served.name} {served.hash} from {folder}\n"
-            f"{len(served.item_ids):,} items by {served.index.kind}, events in {log.name}{none}\n"
+            f"serving {served.name} {served.hash} from {served.path}\n"
+            f"{len(served.item_ids):,} items by {served.index.kind}, events in {log.name}{advice}\n"
             f"http://{name}:{bound.getsockname()[1]}",
             flush=True,
         )
         gc.collect()
-        gc.freeze()  # or the collector looks at all of torch again and again, for 0.1 s each
-        server(app).run([bound])
+        gc.freeze()  # keeps the collector from scanning all of torch, 0.1 s each time
+        http_server(app).run([bound])
 
 
-def server(app: Any) -> uvicorn.Server:
-    """What speaks HTTP."""
+def _load(log: EventLog, model: Path, served: ServedModel | None) -> ServedModel:
+    """The model to serve from a log by a server started with ``model``, which may be loaded already
+    as ``served``."""
+    recorded = log.served_model()
+    swapped = recorded is not None and recorded.started == str(model)
+    folder = Path(recorded.folder) if recorded is not None and swapped else model
+    if served is None or served.path != folder:
+        served = ServedModel(folder)
+    log.record_start(str(model), str(folder), served.hash)
+    return served
+
+
+def http_server(app: Any) -> uvicorn.Server:
+    """The HTTP server of an application."""
     return uvicorn.Server(uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, date_header=False,
         ws="none", proxy_headers=False, limit_concurrency=2048, timeout_keep_alive=30,
@@ -68,7 +85,7 @@ def server(app: Any) -> uvicorn.Server:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to a port; 0 takes a free one."""
+    """A socket bound to a port; port 0 picks a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,12 +93,13 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise InputError(f"{host}:{port}: {os.strerror(error.errno or 0)}; name another") from None
+        reason = os.strerror(error.errno or 0)
+        raise InputError(f"{host}:{port}: {reason}; choose another address or port") from None
     return bound
 
 
 def read_titles(path: Path) -> dict[str, str]:
-    """Titles by item id, from CSV or Parquet with the columns ``item_id`` and ``title``."""
+    """Titles by item id, from a CSV or Parquet file with the columns ``item_id`` and ``title``."""
     import polars as pl
 
     try:
@@ -90,7 +108,9 @@ def read_titles(path: Path) -> dict[str, str]:
         else:
             frame = pl.read_csv(path, columns=["item_id", "title"], infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
-        why = str(error).splitlines()[0]
-        raise InputError(f"{path}: no titles of items, item_id and title: {why}") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: the columns item_id and title cannot be read: {reason}"
+        ) from None
     columns = (frame[name].cast(pl.String).fill_null("") for name in ("item_id", "title"))
     return dict(zip(*columns, strict=True))

@@ -1,4 +1,4 @@
-"""The event log in SQL: what is said alike in every database."""
+"""The part of an SQL event log that is the same for all databases."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,23 +6,32 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from recblr.serving.events import Key, User
-from recblr.serving.store import Rows, Served, Snapshot, StoreError, kept
+from recblr.serving.storage import (
+    EventKey,
+    History,
+    ServedModelInfo,
+    Snapshot,
+    StorageError,
+    User,
+    snapshot_counts,
+)
 
 FORMAT = 3
 
 
 class SQLLog:
-    """What a Log of the tables ``events``, ``users``, ``snapshots`` and ``served`` is in any database;
-    it lacks ``lock``, ``versions``, ``add`` and ``close``."""
+    """An EventLog of the tables ``events``, ``users``, ``snapshots`` and ``served``.
+
+    Subclasses add ``lock``, ``versions``, ``add`` and ``close``.
+    """
 
     name: str
-    inside = False  # a transaction
+    inside = False  # whether a transaction is open
     BEGIN: ClassVar[str]
     ERRORS: ClassVar[type[Exception]]
 
     def _run(self, sql: str, values: Sequence[Any]) -> list[Any]:
-        """All rows of a statement, ``?`` in it a place for a value."""
+        """Execute a statement with ``?`` placeholders and return all rows."""
         raise NotImplementedError
 
     def _in_transaction(self) -> bool:
@@ -40,7 +49,7 @@ class SQLLog:
             if self._in_transaction():
                 self._do("ROLLBACK")
 
-    def events(self, user: User) -> Rows:
+    def events(self, user: User) -> History:
         return self._all(
             "SELECT timestamp, event_id, item_id FROM events"
             " WHERE tenant = ? AND user_id = ? ORDER BY timestamp, event_id",
@@ -55,23 +64,23 @@ class SQLLog:
         )
         return row and Snapshot((row[0], row[1]), row[2], np.frombuffer(row[3], np.float32))
 
-    def keep(self, user: User, model: str, snapshots: Sequence[Snapshot]) -> None:
-        for it in snapshots:
+    def add_snapshots(self, user: User, model: str, snapshots: Sequence[Snapshot]) -> None:
+        for snapshot in snapshots:
             self._do(
                 "INSERT INTO snapshots (tenant, user_id, count, timestamp, event_id, model, vector)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, user_id, count)"
                 " DO UPDATE SET timestamp = excluded.timestamp, event_id = excluded.event_id,"
                 " model = excluded.model, vector = excluded.vector",
-                (*user, it.count, *it.key, model, it.vector.tobytes()),
+                (*user, snapshot.count, *snapshot.key, model, snapshot.vector.tobytes()),
             )
-        counts = kept(max(it.count for it in snapshots))
+        counts = snapshot_counts(max(snapshot.count for snapshot in snapshots))
         self._do(
             "DELETE FROM snapshots WHERE tenant = ? AND user_id = ?"
             f" AND (model != ? OR count NOT IN ({', '.join(map(str, counts))}))",
             (*user, model),
         )
 
-    def drop(self, user: User, after: Key) -> None:
+    def drop_snapshots(self, user: User, after: EventKey) -> None:
         self._do(
             "DELETE FROM snapshots WHERE tenant = ? AND user_id = ?"
             " AND (timestamp, event_id) > (?, ?)",
@@ -85,7 +94,7 @@ class SQLLog:
             "DELETE FROM events WHERE tenant = ? AND user_id = ? RETURNING version", user
         ))  # fmt: skip
 
-    def outdated(self, model: str, limit: int) -> list[User]:
+    def outdated_users(self, model: str, limit: int) -> list[User]:
         return self._all(
             "SELECT DISTINCT tenant, user_id FROM snapshots WHERE model != ? LIMIT ?",
             (model, limit),
@@ -100,8 +109,8 @@ class SQLLog:
         )
         return [user_id for (user_id,) in rows]
 
-    def start(self, started: str, folder: str, model: str) -> None:
-        # The same folder may hold another model than before.
+    def record_start(self, started: str, folder: str, model: str) -> None:
+        # The model in the same folder may have changed.
         self._do(
             "INSERT INTO served (one, folder, model, started) VALUES (1, ?, ?, ?)"
             " ON CONFLICT (one) DO UPDATE SET folder = excluded.folder, model = excluded.model,"
@@ -110,19 +119,19 @@ class SQLLog:
             (folder, model, started),
         )
 
-    def swap(self, folder: str, model: str) -> None:
+    def record_swap(self, folder: str, model: str) -> None:
         self._do("UPDATE served SET folder = ?, model = ?", (folder, model))
 
-    def served(self) -> Served | None:
+    def served_model(self) -> ServedModelInfo | None:
         row = self._one("SELECT folder, model, started FROM served")
-        return row and Served(*row)
+        return row and ServedModelInfo(*row)
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
             return self._run(sql, values)
         except self.ERRORS as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise StoreError(f"the event log failed: {why}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise StorageError(f"the event log failed: {reason}") from error
 
     def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
         return next(iter(self._all(sql, values)), None)

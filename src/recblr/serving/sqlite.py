@@ -1,9 +1,9 @@
-"""The event log in one SQLite file, for one process: what a server has without anything else.
+"""The event log in a SQLite file, for one process. It needs no other server.
 
-An event is acknowledged when its transaction is on the disk: a write-ahead log, and ``synchronous`` is
-FULL, as with NORMAL a power cut loses acknowledged events. The file is locked while it is open: one
-process writes. What is erased is out of every table at once, and its bytes are out of the file when it
-is opened the next time.
+A transaction is on disk when it is committed: ``synchronous`` is FULL, because with NORMAL and a
+write-ahead log a power cut loses committed transactions. The file is locked while it is open, so one
+process uses it at a time. An erasure removes a user from all tables at once; leftover bytes in the
+file are removed when it is opened the next time.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from typing import Any
 import apsw
 
 from recblr.errors import InputError
-from recblr.serving.events import Event, User
 from recblr.serving.sql import FORMAT, SQLLog
+from recblr.serving.storage import Event, User
 
 PRAGMAS = (
     "locking_mode = exclusive",  # one process, and no shared memory
     "journal_mode = wal",
     "synchronous = full",
-    "secure_delete = on",  # what is erased is overwritten
+    "secure_delete = on",  # deleted rows are overwritten
     "cache_size = -65536",  # KiB
 )
 TABLES = """
@@ -49,10 +49,10 @@ CREATE TABLE erased (events INTEGER NOT NULL) STRICT;
 
 
 class SQLiteLog(SQLLog):
-    """A Log in a file, made if it is not there.
+    """An EventLog in a file, which is created if it does not exist.
 
     Raises:
-        InputError: the file is something else, or another process has it open.
+        InputError: the file is not an event log, or another process has it open.
     """
 
     BEGIN = "BEGIN IMMEDIATE"
@@ -65,24 +65,26 @@ class SQLiteLog(SQLLog):
             for pragma in PRAGMAS:
                 self._run(f"PRAGMA {pragma}")
             self._run(self.BEGIN)
-            ((found,),) = self._run("PRAGMA user_version")
-            if found == 0 and self._run("SELECT count(*) FROM sqlite_schema") == [(0,)]:
+            ((version,),) = self._run("PRAGMA user_version")
+            if version == 0 and self._run("SELECT count(*) FROM sqlite_schema") == [(0,)]:
                 self._run(TABLES)
                 self._run(f"PRAGMA user_version = {FORMAT}")
-            elif found != FORMAT:
-                raise InputError(f"{path} is no store of this version of recblr; name another")
+            elif version != FORMAT:
+                raise InputError(
+                    f"{path} is not an event log of this version of recblr; choose another file"
+                )
             self._run("COMMIT")
-            if self._run("SELECT * FROM erased"):  # pages keep shreds of what was once moved
+            if self._run("SELECT * FROM erased"):  # pages keep copies of rows that SQLite has moved
                 self._run("DELETE FROM erased")
                 self._run("VACUUM")
                 self._run("PRAGMA wal_checkpoint(TRUNCATE)")
         except apsw.NotADBError:
-            raise InputError(f"{path} is no SQLite file; name another") from None
+            raise InputError(f"{path} is not a SQLite file; choose another file") from None
         except apsw.CantOpenError:
             raise InputError(f"{path} cannot be opened; does its folder exist?") from None
         except apsw.BusyError:
             raise InputError(
-                f"{path} is open in another process; stop that server or name another file"
+                f"{path} is open in another process; stop that server or choose another file"
             ) from None
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -92,14 +94,14 @@ class SQLiteLog(SQLLog):
         return self._connection.in_transaction
 
     def lock(self, users: Sequence[User]) -> list[int]:
-        return self.versions(users)  # there is one writer
+        return self.versions(users)  # this process is the only writer
 
     def versions(self, users: Sequence[User]) -> list[int]:
-        found = (
+        rows = (
             self._one("SELECT version FROM users WHERE tenant = ? AND user_id = ?", user)
             for user in users
         )
-        return [row[0] if row else 0 for row in found]
+        return [row[0] if row else 0 for row in rows]
 
     def add(self, events: Sequence[tuple[str, Event]]) -> list[int]:
         return [self._add(tenant, event) for tenant, event in events]
@@ -117,11 +119,11 @@ class SQLiteLog(SQLLog):
             )
             version: int = added[0]
             return version
-        there = self._one(
+        existing = self._one(
             "SELECT user_id, item_id, timestamp FROM events WHERE tenant = ? AND event_id = ?",
             (tenant, event.event_id),
         )
-        return 0 if there == body else -1
+        return 0 if existing == body else -1
 
     def erase(self, user: User) -> int:
         events = super().erase(user)

@@ -1,4 +1,4 @@
-"""Replaying a function of tensors as a CUDA graph.
+"""Replaying a function of tensors as a CUDA graph, and the fixed shapes that a graph needs.
 
 A step of a small model is hundreds of kernels that a GPU finishes faster than the host can launch
 them. A graph launches them all at once.
@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from recblr.data.batches import Spans
+from recblr.models.model import Model
+from recblr.training.config import TrainConfig
+
+_BUCKET = 1 << 14  # prefix samples are filled up to a multiple of this many rows
 
 T = TypeVar("T")
 
@@ -85,3 +92,25 @@ class Graphed(Generic[T]):
         with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
             outputs = self._function(*ours)
         return _Captured(graph, ours, outputs)
+
+
+def has_fixed_shapes(model: Model, config: TrainConfig) -> bool:
+    """Whether a training step can be a CUDA graph: no shape in it depends on the items."""
+    return model.graph_capturable and config.scan == "packed" and not config.mask_seen_in_loss
+
+
+def fill_bucket(starts: np.ndarray, stops: np.ndarray, longest: int) -> Spans:
+    """Add histories made of the first events of the log, up to a multiple of the bucket's rows.
+
+    Args:
+        starts, stops: (B,) the histories of a batch.
+        longest: the most events of an added history.
+    """
+    missing = -int((stops - starts).sum()) % _BUCKET
+    more = np.minimum(longest, missing - np.arange(0, missing, longest))
+    return np.append(starts, np.zeros_like(more)), np.append(stops, more)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is at least ``count``: it recurs where a maximum varies."""
+    return 1 << (count - 1).bit_length()

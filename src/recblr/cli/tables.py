@@ -1,0 +1,152 @@
+"""The tables and sentences that commands print for people."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from recblr.compare.comparison import Comparison
+    from recblr.memory_search import Choice
+
+COMPARED = ("HR@10", "NDCG@10")
+
+
+def print_summary(summary: dict[str, Any], core: int, split: str) -> None:
+    """What a log held, what the filter kept of it, and how it is split."""
+    table = Table("", "users", "items", "interactions", box=None)
+    for name, row in (("read", summary["read"]), (f"kept ({core}-core)", summary["kept"])):
+        table.add_row(name, *(f"{row[key]:,}" for key in ("users", "items", "interactions")))
+    Console().print(table)
+    print(
+        f"{split}: {summary['training_interactions']:,} training events, "
+        f"{summary['validation_users']:,} validation users, {summary['test_users']:,} test users"
+    )
+    if summary["duplicate_rows_kept"] is None:
+        print("the log has no timestamps; its events are in the order of the file")
+    print_duplicates(summary)
+
+
+def print_duplicates(summary: dict[str, Any]) -> None:
+    """How many rows of a log are repeated, if any."""
+    if duplicates := summary["duplicate_rows_kept"]:
+        print(f"{duplicates:,} rows repeat the user, item and time of another row; all are kept")
+
+
+def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
+    """Metrics with their intervals beside the baselines, the protocol, and slices of users."""
+    baselines = evaluations[0]["floors"]
+    # Two lines a name, or a terminal of 80 columns cuts the intervals.
+    heads = (name.replace(" ", "\n") for name in baselines)
+    table = Table("seen", "metric", "model", "95% interval", *heads, box=None)
+    for evaluation in evaluations:
+        for metric, value in evaluation["metrics"].items():
+            low, high = evaluation["intervals"][metric]
+            table.add_row(
+                evaluation["protocol"]["seen"], metric, f"{value:.4f}", f"{low:.4f}-{high:.4f}",
+                *(f"{evaluation['floors'][name][metric]:.4f}" for name in baselines),
+            )  # fmt: skip
+    Console().print(table)
+    for evaluation in evaluations:
+        for name, metrics in evaluation["floors"].items():
+            if metrics["NDCG@10"] > evaluation["metrics"]["NDCG@10"]:
+                print(
+                    f"the baseline {name} has a higher NDCG@10, {metrics['NDCG@10']:.4f} "
+                    f"({evaluation['protocol']['seen']})"
+                )
+    protocol = evaluations[0]["protocol"]
+    print(
+        f"protocol: {protocol['split']} {protocol['part']}, {protocol['core']}-core, full ranking "
+        f"of {protocol['candidates']:,} items, ties {protocol['ties']}, last "
+        f"{protocol['max_length']} events, {protocol['users']:,} users, data {protocol['data']}"
+    )
+    slices = Table("slice (masked)", "users", "HR@10", "NDCG@10", box=None)
+    for name, row in evaluations[1]["slices"].items():
+        slices.add_row(name, f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
+    Console().print(slices)
+
+
+def print_memory(choice: "Choice") -> None:
+    """The memory of transitions that validation chose."""
+    best, network_alone = choice.best, choice.trials[0]
+    without = "" if network_alone.weight else f", {network_alone.masked:.4f} without"
+    print(
+        f"memory of transitions: weight {best.weight:g}, scale {best.scale:g}, repeat {best.repeat:g}; "
+        f"validation NDCG@10 (masked) {best.masked:.4f}{without}, on {choice.users:,} users"
+    )
+
+
+def print_comparison(comparison: "Comparison") -> None:
+    """The ranking under each protocol, what each model costs, and how it was measured."""
+    print(comparison.headline)
+    for seen in comparison.protocols:
+        Console().print(_ranking(comparison, seen))
+    Console().print(_costs(comparison))
+    protocol = comparison.contenders[0].evaluations["unmasked"].protocol
+    print(
+        f"protocol: {protocol.split} {protocol.part}, {protocol.core}-core, full ranking of "
+        f"{protocol.candidates:,} items, ties {protocol.ties}, {protocol.users:,} users, data "
+        f"{protocol.data}; 95% intervals, p after Holm's correction. Training times are those of "
+        f"the training runs; the rest is timed here on {comparison.provenance['threads']} thread(s)."
+    )
+
+
+def _ranking(comparison: "Comparison", seen: str) -> Table:
+    table = Table(seen, *COMPARED, "from the best", "verdict", box=None)
+    for contender in comparison.ranking(seen):
+        evaluation, difference = contender.evaluations[seen], contender.differences[seen]
+        cells = [
+            _estimate(evaluation.metrics[name], evaluation.intervals[name], "-")
+            for name in COMPARED
+        ]
+        verdict = contender.verdict(seen)
+        if difference is None:
+            cells += ["", verdict]
+        else:
+            cells.append(_estimate(difference.mean, difference.interval, " to "))
+            cells.append(f"{verdict}\np = {difference.p:.4f}")
+        table.add_row(escape(contender.label), *cells)
+    for name, metrics in comparison.floors[seen].items():
+        table.add_row(f"({name})", *(f"{metrics[metric]:.4f}" for metric in COMPARED))
+    return table
+
+
+def _costs(comparison: "Comparison") -> Table:
+    table = Table(
+        "", "model", "max\nlength", "para-\nmeters", "training\ns", "recommend\nms", "event\nµs",
+        "bytes\nper user", box=None,
+    )  # fmt: skip
+    for contender in comparison.contenders:
+        cost = contender.cost
+        table.add_row(
+            escape(contender.label), contender.model, f"{cost.max_length:,}",
+            f"{cost.parameters:,}", f"{cost.training_seconds:,.1f}", f"{cost.recommend_ms:.2f}",
+            "" if cost.step_us is None else f"{cost.step_us:,.0f}", f"{cost.user_bytes:,}",
+        )  # fmt: skip
+    return table
+
+
+def _estimate(value: float, interval: tuple[float, float], between: str) -> str:
+    low, high = interval
+    return f"{value:.4f}\n{low:.4f}{between}{high:.4f}"
+
+
+def print_recommendations(frame: "pl.DataFrame") -> None:
+    """Recommended items, one a row."""
+    table = Table("user_id", "rank", "item_id", "score", box=None)
+    for row in frame.iter_rows(named=True):
+        user, item = escape(str(row["user_id"])), escape(str(row["item_id"]))
+        table.add_row(user, str(row["rank"]), item, f"{row['score']:.3f}")
+    Console().print(table)
+
+
+def print_findings(findings: dict[str, Any]) -> None:
+    """What ``recblr doctor`` has found, one finding a row."""
+    table = Table(box=None, show_header=False)
+    for name, value in findings.items():
+        shown = "none" if value is None else f"{value:.1e}" if isinstance(value, float) else value
+        table.add_row(name.replace("_", " "), str(shown))
+    Console().print(table)

@@ -1,0 +1,69 @@
+"""Change the served model: on request, and when another server of the log has changed it."""
+
+import asyncio
+from pathlib import Path
+
+from recblr.serving.engine import Engine
+from recblr.serving.fair_queue import BusyError
+from recblr.serving.http_input import RefusedError
+from recblr.serving.model import ServedModel
+from recblr.serving.storage import ServedModelInfo, StorageError
+
+POLL_SECONDS = 1.0  # time between two looks at which model is to be served
+
+
+class ModelSwaps:
+    """Loads models and passes them to an engine, one at a time.
+
+    Args:
+        engine: serves the models.
+        folder: the parent folder of the models that :meth:`swap` may load.
+
+    Attributes:
+        failure: why the model that is to be served could not be loaded; empty if it is served.
+    """
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self._engine, self._folder = engine, folder
+        self._loading = asyncio.Lock()
+        self.failure = ""
+
+    async def swap(self, name: str) -> tuple[str, str]:
+        """Serve the model in the folder ``name``; returns the hashes of the new and the old model.
+
+        Raises:
+            RefusedError: there is no such model, or another one is being loaded.
+            InputError: the folder is not a valid model.
+        """
+        # Names are compared, so that no path is built from what a client sends.
+        folders = {path.name: path for path in self._folder.iterdir() if not path.is_symlink()}
+        if name not in folders:
+            raise RefusedError(404, f"no model {name!r}")
+        if self._loading.locked():
+            raise RefusedError(429, "another model is being loaded")
+        async with self._loading:
+            before = self._engine.model.hash
+            model = await asyncio.to_thread(ServedModel, folders[name])
+            await asyncio.wrap_future(self._engine.swap(model))
+        return model.hash, before
+
+    async def follow(self) -> None:
+        """Serve the model that other servers of the log swap in; runs until it is cancelled."""
+        handled: tuple[ServedModelInfo, str] | None = None  # the model to serve, and the served one
+        while True:
+            try:
+                wanted = await asyncio.wrap_future(self._engine.served_model())
+                current = self._engine.model.hash
+                if wanted and wanted.model != current and (wanted, current) != handled:
+                    async with self._loading:
+                        if await asyncio.wrap_future(self._engine.served_model()) != wanted:
+                            continue  # this server has swapped in the meantime
+                        model = await asyncio.to_thread(ServedModel, Path(wanted.folder))
+                        await asyncio.wrap_future(self._engine.follow_swap(model))
+                    handled = wanted, model.hash
+                self.failure = ""
+            except (StorageError, BusyError):
+                pass  # the next round tries again
+            except Exception as error:  # a folder that is missing or incomplete
+                self.failure = str(error)
+            await asyncio.sleep(POLL_SECONDS)

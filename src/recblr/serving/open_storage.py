@@ -1,0 +1,44 @@
+"""Open the event log and the cache that a command line names."""
+
+from pathlib import Path
+
+from recblr.errors import InputError, from_extra
+from recblr.serving.local_cache import LocalCache
+from recblr.serving.sqlite import SQLiteLog
+from recblr.serving.storage import EventLog, StateCache
+
+POSTGRESQL = ("postgresql://", "postgres://")
+
+
+def open_storage(
+    store: str, cache: str | None, cached_users: int = 100_000, create: bool = True
+) -> tuple[EventLog, StateCache]:
+    """Open an event log and a cache of states.
+
+    Args:
+        store: a SQLite file or a URL of PostgreSQL.
+        cache: a URL of Redis; None for a cache in this process.
+        cached_users: the size of a cache in this process.
+        create: whether to create a file that does not exist.
+
+    Raises:
+        InputError: one of them cannot be opened, or the log is a file and the cache is not local.
+    """
+    if not store.startswith(POSTGRESQL):
+        if cache is not None:
+            # If a process is killed during a transaction, SQLite gives the same version to the next
+            # transaction. A shared cache could then hold a state that matches the version but not the
+            # events.
+            raise InputError("--cache needs a shared event log; pass --store postgresql://…")
+        if not create and not Path(store).exists():
+            raise InputError(f"{store}: no such event log; pass another with --store")
+        return SQLiteLog(Path(store)), LocalCache(cached_users)
+    with from_extra("shared"):
+        from recblr.serving.postgresql import PostgreSQLLog
+        from recblr.serving.redis import RedisCache
+    log = PostgreSQLLog(store)
+    try:
+        return log, LocalCache(cached_users) if cache is None else RedisCache(cache, log.id)
+    except InputError:
+        log.close()
+        raise

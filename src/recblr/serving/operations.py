@@ -1,0 +1,204 @@
+"""The operations of the HTTP API: from a validated request to a response."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from starlette.requests import Request
+
+from recblr.influence import influence
+from recblr.models.recblr import RecBLR
+from recblr.serving import api
+from recblr.serving.engine import Engine
+from recblr.serving.http_input import RefusedError, read_body, read_ids, read_query, read_user
+from recblr.serving.metrics import ServerMetrics
+from recblr.serving.model import ServedModel
+from recblr.serving.model_swaps import ModelSwaps
+from recblr.serving.parsing import InvalidError, parse_body, parse_event, parse_id
+from recblr.serving.requests import Outcome, Query, RankedItems
+from recblr.serving.storage import Event, History
+
+MAX_EVENTS = 1_000  # in a request
+MAX_INFLUENCES = 1_000  # in a response
+
+
+class Operations:
+    """One method per operation of ``api.OPERATIONS``, with the same name.
+
+    Args:
+        engine: handles the requests.
+        models: the parent folder of the models that can be swapped in.
+        titles: titles by item id.
+    """
+
+    def __init__(self, engine: Engine, models: Path, titles: Mapping[str, str]) -> None:
+        self.engine, self._titles = engine, titles
+        self.swaps = ModelSwaps(engine, models)
+        self.server_metrics = ServerMetrics(lambda: engine.waiting)
+
+    # ---- events ----------------------------------------------------------------------------------
+
+    async def record(self, tenant: str, request: Request) -> api.RecordResponse:
+        body = await read_body(request)
+        if not (isinstance(body, dict) and "events" in body):
+            return await self._record_one(tenant, body)
+        events = body["events"]
+        options = parse_body({**body, "events": []}, api.EventBatch).recommend
+        if not isinstance(events, list) or not 0 < len(events) <= MAX_EVENTS:
+            raise RefusedError(422, f"events: give a list of 1 to {MAX_EVENTS:,}")
+        parsed = [_event_or_error(event) for event in events]
+        valid = [event for event in parsed if isinstance(event, Event)]
+        recorded: list[Outcome] = []
+        items = None
+        if valid and options is not None:
+            query = Query(options.k, options.hide_seen)
+            recorded, items = await asyncio.wrap_future(
+                self.engine.record_and_recommend(tenant, valid, query)
+            )
+        elif valid:
+            recorded = await asyncio.wrap_future(self.engine.record(tenant, valid))
+        outcomes = iter(recorded)
+        results = [
+            self._result(event.event_id, next(outcomes)) if isinstance(event, Event)
+            else self._result(None, Outcome("rejected", str(event)))
+            for event in parsed
+        ]  # fmt: skip
+        if items is None:
+            return api.RecordResponse(self.engine.model.hash, results)
+        return api.RecordResponse(items.model.hash, results, self._recommendations(items))
+
+    async def _record_one(self, tenant: str, body: object) -> api.RecordResponse:
+        event = parse_event(body)
+        (outcome,) = await asyncio.wrap_future(self.engine.record(tenant, [event]))
+        result = self._result(event.event_id, outcome)
+        if outcome.status == "rejected":
+            raise RefusedError(409, outcome.reason)
+        return api.RecordResponse(self.engine.model.hash, [result])
+
+    def _result(self, event_id: str | None, outcome: Outcome) -> api.EventResult:
+        self.server_metrics.count_event(outcome.status)
+        return api.EventResult(outcome.status, event_id, outcome.reason)
+
+    # ---- recommendations -------------------------------------------------------------------------
+
+    async def recommend(self, tenant: str, request: Request) -> api.Recommendations:
+        options = read_query(request, api.OPERATIONS["recommend"])
+        query = Query(options["k"], options["hide_seen"])
+        answer = self.engine.recommend(read_user(tenant, request), query)
+        return self._recommendations(await asyncio.wrap_future(answer))
+
+    async def recommend_for(self, tenant: str, request: Request) -> api.Recommendations:
+        body = parse_body(await read_body(request), api.RecommendRequest)
+        if (body.user_id is None) == (body.history is None):
+            raise RefusedError(422, "give either user_id or history")
+        allow = None if body.allow is None else read_ids(body.allow, "allow")
+        query = Query(body.k, body.hide_seen, allow, read_ids(body.deny, "deny"))
+        if body.user_id is not None:
+            answer = self.engine.recommend((tenant, parse_id(body.user_id, "user_id")), query)
+        else:
+            history = read_ids(body.history or [], "history")
+            answer = self.engine.recommend_for_history(tenant, history, query)
+        return self._recommendations(await asyncio.wrap_future(answer))
+
+    def _recommendations(self, ranked: RankedItems) -> api.Recommendations:
+        ids = [ranked.model.item_ids[row] for row in ranked.rows]
+        scores = np.asarray(ranked.scores, np.float64).round(6).tolist()
+        items = [
+            api.RecommendedItem(item_id, score, self._titles.get(str(item_id), ""))
+            for item_id, score in zip(ids, scores, strict=True)
+        ]
+        return api.Recommendations(ranked.model.hash, ranked.basis, items)
+
+    # ---- users -----------------------------------------------------------------------------------
+
+    async def users(self, tenant: str, request: Request) -> api.UserList:
+        limit = read_query(request, api.OPERATIONS["users"])["limit"]
+        users = await asyncio.wrap_future(self.engine.users(tenant, limit))
+        return api.UserList(self.engine.model.hash, users)
+
+    async def describe(self, tenant: str, request: Request) -> api.UserState:
+        user = read_user(tenant, request)
+        length = read_query(request, api.OPERATIONS["describe"])["history"]
+        description = await asyncio.wrap_future(self.engine.describe(user, length > 0))
+        if description.last is None:
+            raise RefusedError(404, f"no events of user {user[1]!r}")
+        timestamp, event_id = description.last
+        history = [
+            api.HistoryEvent(event_id, item_id, timestamp, self._titles.get(item_id, ""))
+            for timestamp, event_id, item_id in description.events[: -length - 1 : -1]
+        ]
+        return api.UserState(
+            model=description.model.hash,
+            user_id=user[1],
+            events=description.count,
+            known_events=description.known,
+            last_event_id=event_id,
+            last_timestamp=timestamp,
+            age=time.time() - timestamp,
+            state_bytes=description.model.start.nbytes,
+            history=history,
+        )
+
+    async def erase(self, tenant: str, request: Request) -> api.EraseResponse:
+        events = await asyncio.wrap_future(self.engine.erase(read_user(tenant, request)))
+        return api.EraseResponse(self.engine.model.hash, events)
+
+    async def influence(self, tenant: str, request: Request) -> api.InfluenceResponse:
+        user = read_user(tenant, request)
+        item_id = read_query(request, api.OPERATIONS["influence"])["item_id"]
+        description = await asyncio.wrap_future(self.engine.describe(user, with_events=True))
+        model = description.model
+        events = [event for event in description.events if model.knows(event[2])]
+        if not events:
+            raise RefusedError(404, f"user {user[1]!r} has no events of items the model knows")
+        if not item_id:
+            best = await asyncio.wrap_future(self.engine.recommend(user, Query(1)))
+            item_id = str(best.model.item_ids[best.rows[0]]) if len(best.rows) else ""
+        if not model.knows(item_id):
+            raise RefusedError(404, f"the model does not know the item {item_id!r}")
+        return await asyncio.to_thread(self._explain, model, events, item_id)
+
+    def _explain(self, model: ServedModel, events: History, item_id: str) -> api.InfluenceResponse:
+        if not isinstance(model.network, RecBLR):
+            raise RefusedError(422, f"{model.name} does not provide the influence of events")
+        rows = torch.from_numpy(model.rows([item for _, _, item in events]))
+        (target,) = model.rows([item_id]).tolist()
+        result = influence(model.network, rows, target, model.memory)
+        parts = zip(
+            result.first_layer.tolist(), result.score.tolist(), result.memory.tolist(), strict=True
+        )
+        influences = [
+            api.EventInfluence(event_id, item, timestamp, *part, self._titles.get(item, ""))
+            for (timestamp, event_id, item), part in zip(events, parts, strict=True)
+        ]
+        latest = influences[: -MAX_INFLUENCES - 1 : -1]
+        return api.InfluenceResponse(model.hash, model.item_ids[target], result.repeat, latest)
+
+    # ---- administration --------------------------------------------------------------------------
+
+    async def swap(self, tenant: str, request: Request) -> api.SwapResponse:
+        body = parse_body(await read_body(request), api.SwapRequest)
+        return api.SwapResponse(*await self.swaps.swap(parse_id(body.name, "name")))
+
+    async def live(self, tenant: str, request: Request) -> api.Health:
+        return api.Health(self.engine.model.hash, "ok")
+
+    async def ready(self, tenant: str, request: Request) -> api.Health:
+        if self.engine.failure is not None:
+            raise RefusedError(503, str(self.engine.failure))
+        if self.swaps.failure:
+            raise RefusedError(503, f"the model to be served failed to load: {self.swaps.failure}")
+        return api.Health(self.engine.model.hash, "ok")
+
+    async def metrics(self, tenant: str, request: Request) -> bytes:
+        return self.server_metrics.render()
+
+
+def _event_or_error(value: object) -> Event | InvalidError:
+    try:
+        return parse_event(value)
+    except InvalidError as error:
+        return error

@@ -1,0 +1,157 @@
+"""The requests that the engine handles, and its answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from recblr.serving.model import ServedModel
+from recblr.serving.storage import Event, EventKey, History, User
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to recommend: the best ``k`` items, only of ``allow`` unless None, none of ``deny``."""
+
+    k: int
+    hide_seen: bool = True
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Base of all requests.
+
+    ``users`` are the users whose events the request changes. ``follow_up`` is a request to handle
+    next, whose answer is delivered together with this one's.
+    """
+
+    @property
+    def users(self) -> Sequence[User]:
+        return ()
+
+    @property
+    def follow_up(self) -> "Request | None":
+        return None
+
+
+# ---- requests that change the log or the model -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecordEvents(Request):
+    """Add events; with ``query`` also recommend items to the user of the last event.
+
+    Answer: a list of Outcomes; with ``query`` a pair of that list and RankedItems.
+    """
+
+    tenant: str
+    events: Sequence[Event]
+    query: Query | None = None
+
+    @property
+    def users(self) -> Sequence[User]:
+        return [(self.tenant, event.user_id) for event in self.events]
+
+    @property
+    def follow_up(self) -> Request | None:
+        if self.query is None:
+            return None
+        return RecommendForUser((self.tenant, self.events[-1].user_id), self.query)
+
+
+@dataclass(frozen=True)
+class EraseUser(Request):
+    """Remove everything about a user. Answer: the number of removed events."""
+
+    user: User
+
+    @property
+    def users(self) -> Sequence[User]:
+        return (self.user,)
+
+
+@dataclass(frozen=True)
+class SwapModel(Request):
+    """Use another model; ``announce`` tells the other servers of the log. Answer: None."""
+
+    model: ServedModel
+    announce: bool
+
+
+# ---- requests that only read -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecommendForUser(Request):
+    """Recommend items to a user. Answer: RankedItems."""
+
+    user: User
+    query: Query
+
+
+@dataclass(frozen=True)
+class RecommendForHistory(Request):
+    """Recommend items after a history of item ids that is not stored. Answer: RankedItems."""
+
+    item_ids: tuple[str, ...]
+    query: Query
+
+
+@dataclass(frozen=True)
+class DescribeUser(Request):
+    """Describe a user; with ``with_events`` the answer includes the events. Answer: UserDescription."""
+
+    user: User
+    with_events: bool
+
+
+@dataclass(frozen=True)
+class ListUsers(Request):
+    """List the first ``limit`` users of a tenant. Answer: a list of user ids."""
+
+    tenant: str
+    limit: int
+
+
+@dataclass(frozen=True)
+class GetServedModel(Request):
+    """Read from the log which model is to be served. Answer: ServedModelInfo or None."""
+
+
+# ---- answers -----------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What happened to one event, and the reason if it was rejected."""
+
+    status: Literal["accepted", "duplicate", "rejected"]
+    reason: str = ""
+
+
+class RankedItems(NamedTuple):
+    """Item rows with their scores, best first.
+
+    ``basis`` is "history", or "popularity" if the model knows no item of the history.
+    """
+
+    model: ServedModel
+    basis: Literal["history", "popularity"]
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class UserDescription:
+    """The number of events of a user, how many of them have a known item, and the key of the last.
+
+    ``events`` are all events, if they were requested.
+    """
+
+    model: ServedModel
+    count: int
+    known: int
+    last: EventKey | None
+    events: History

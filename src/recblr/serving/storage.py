@@ -1,0 +1,194 @@
+"""What an event log and a cache of user states are, wherever they are stored.
+
+A caller that changes the events of a user does so inside ``EventLog.transaction``, after
+``EventLog.lock``. A caller that reads a cached state uses it only if the state names the model in use
+and the version that the log has for the user.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+SNAPSHOT_INTERVAL = 64  # events of a user between two snapshots
+
+User = tuple[str, str]
+"""A tenant and the id of one of its users."""
+EventKey = tuple[float, str]
+"""Timestamp and event id: the events of a user are sorted by it."""
+History = list[tuple[float, str, str]]
+"""Events of a user as (timestamp, event id, item id), sorted."""
+BEFORE_ALL_EVENTS: EventKey = (float("-inf"), "")
+
+
+class Event(NamedTuple):
+    """An event of a user. All ids are text, also where the client sent numbers."""
+
+    event_id: str
+    user_id: str
+    item_id: str
+    timestamp: float
+
+    @property
+    def key(self) -> EventKey:
+        return self.timestamp, self.event_id
+
+
+class StorageError(RuntimeError):
+    """The event log or the cache failed.
+
+    None of the changes took effect; or all of them did, if a connection broke during the commit.
+    """
+
+
+@dataclass
+class State:
+    """The state of a user, and the events it is made of.
+
+    Attributes:
+        model: hash of the model that computed it.
+        version: the user's version in the log.
+        count: number of events.
+        last: key of the last event.
+        vector: (D + S,) float32, the hidden vector after the last event and the model's state.
+        seen: item rows of the events whose items the model knows, in order.
+    """
+
+    model: str
+    version: int
+    count: int
+    last: EventKey
+    vector: np.ndarray
+    seen: "array[int]" = field(default_factory=lambda: array("i"))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stored vector of a user: the vector after ``count`` events, the last of which has ``key``."""
+
+    key: EventKey
+    count: int
+    vector: np.ndarray
+
+
+class ServedModelInfo(NamedTuple):
+    """The model that the servers of a log serve.
+
+    ``folder`` and ``model`` (a hash) name it; ``started`` is the folder that the servers were started
+    with, which differs from ``folder`` after a swap.
+    """
+
+    folder: str
+    model: str
+    started: str
+
+
+def user_digest(user: User, *scope: str) -> bytes:
+    """16 bytes that identify a user, within a scope, but do not reveal the id."""
+    return blake2b(repr((*user, *scope)).encode(), digest_size=16).digest()
+
+
+def snapshot_counts(count: int) -> list[int]:
+    """The event counts, ascending, at which snapshots of a user with ``count`` events are kept.
+
+    The counts are multiples of 64, and each gap, from the latest backwards, is about twice the one
+    before. The state for an event that arrives n events late is therefore recomputed from at most
+    4n + 128 events, however long the history is.
+    """
+    last = count // SNAPSHOT_INTERVAL
+    intervals, step = {last}, 1
+    while step <= last:
+        intervals.add((last - step) // step * step)
+        step *= 2
+    return sorted(SNAPSHOT_INTERVAL * interval for interval in intervals - {0})
+
+
+class EventLog(Protocol):
+    """The events of all users, with snapshots of the users' vectors.
+
+    ``name`` says where the log is stored. All methods raise StorageError if the storage fails. One
+    thread at a time uses a log; how many processes may, depends on the storage.
+    """
+
+    name: str
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Changes inside the block are on disk when it ends, or have no effect."""
+
+    def lock(self, users: Sequence[User]) -> list[int]:
+        """Lock users until the transaction ends; their versions, 0 for those without events."""
+
+    def versions(self, users: Sequence[User]) -> list[int]:
+        """The users' versions, 0 for those without events. Every change gives a higher version."""
+
+    def add(self, events: Sequence[tuple[str, Event]]) -> list[int]:
+        """Add (tenant, event) pairs.
+
+        Returns:
+            For each event the new version of its user; 0 if the log has the event already, -1 if the
+            tenant has another event with its id.
+        """
+
+    def events(self, user: User) -> History:
+        """All events of a user."""
+
+    def snapshot(self, user: User, model: str) -> Snapshot | None:
+        """The latest snapshot of a user by a model."""
+
+    def add_snapshots(self, user: User, model: str, snapshots: Sequence[Snapshot]) -> None:
+        """Add snapshots; remove those of other models and those not in :func:`snapshot_counts`."""
+
+    def drop_snapshots(self, user: User, after: EventKey) -> None:
+        """Remove the snapshots of a user whose last event comes after a key."""
+
+    def erase(self, user: User) -> int:
+        """Remove everything about a user; returns how many events that was."""
+
+    def outdated_users(self, model: str, limit: int) -> list[User]:
+        """Up to ``limit`` users with snapshots of other models."""
+
+    def users(self) -> Iterable[User]:
+        """All users with events."""
+
+    def users_of(self, tenant: str, limit: int) -> list[str]:
+        """The first ``limit`` user ids of a tenant, sorted."""
+
+    def record_start(self, started: str, folder: str, model: str) -> None:
+        """Record that a server was started with the folder ``started`` and has loaded ``folder``.
+
+        The loaded model becomes the served one, unless another was swapped in since servers are
+        started with the same folder.
+        """
+
+    def record_swap(self, folder: str, model: str) -> None:
+        """Make another model the served one."""
+
+    def served_model(self) -> ServedModelInfo | None:
+        """The model to serve; None before the first start of a server."""
+
+    def close(self) -> None:
+        """Close the log; no other method may follow."""
+
+
+class StateCache(Protocol):
+    """States by user. It may lose any state at any time."""
+
+    def get(self, users: Sequence[User]) -> list[State | None]:
+        """The cached states of users."""
+
+    def put(self, states: Sequence[tuple[User, State]]) -> None:
+        """Cache states, except where the cache has a later version."""
+
+    def discard(self, users: Iterable[User]) -> None:
+        """Drop states that :meth:`get` returned and the caller has changed."""
+
+    def erase(self, user: User, version: int) -> None:
+        """Remove a user; from now on, states of ``version`` and earlier are not accepted.
+
+        Raises:
+            StorageError: the state could not be removed.
+        """

@@ -1,0 +1,99 @@
+"""The examples of an epoch: which parts of which histories each batch trains on.
+
+Axes: U users.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recblr.data import batches
+from recblr.data.batches import PackedBatch, Spans, Targets, append_empty, pack_each, seen_pairs
+from recblr.data.sequences import Sequences
+from recblr.training.config import TrainConfig
+from recblr.training.cuda_graph import fill_bucket, power_of_two
+
+_CLOZE_PASSES = 5  # over the log in an epoch: each pass hides a fifth of its items or fewer
+_ROWS_AT_ONCE = 1 << 18  # events of several batches that are assembled in one go
+
+
+def all_positions(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
+    """Every event but the first of each history is predicted once, from all events before it."""
+    rng = np.random.default_rng([config.seed, epoch])
+    return _windows(data, config, epoch, rng)
+
+
+def prefixes(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
+    """Every prefix of a history is a sample, which predicts the event that follows it."""
+    rng = np.random.default_rng([config.seed, epoch])
+    begins, ends = data.offsets[:-1], data.split.train_end
+    return batches.prefixes(begins, ends, config.max_length, config.batch_size, rng)
+
+
+def cloze(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
+    """Whole histories, several times; the model hides some of their items and predicts these."""
+    rng = np.random.default_rng([config.seed, epoch])
+    passes = range(epoch * _CLOZE_PASSES, (epoch + 1) * _CLOZE_PASSES)
+    return [spans for number in passes for spans in _windows(data, config, number, rng)]
+
+
+def _windows(
+    data: Sequences, config: TrainConfig, epoch: int, rng: np.random.Generator
+) -> list[Spans]:
+    begins, ends = data.offsets[:-1], data.split.train_end
+    return batches.all_positions(begins, ends, config.window, config.batch_size, epoch, rng)
+
+
+EXAMPLES: dict[str, Callable[[Sequences, TrainConfig, int], list[Spans]]] = {
+    "all-positions": all_positions,
+    "prefixes": prefixes,
+    "cloze": cloze,
+}
+
+
+def training_batches(
+    items: np.ndarray | Tensor, epoch: Sequence[Spans], config: TrainConfig,
+    users: np.ndarray | None = None, fixed_shapes: bool = False,
+) -> Iterator[tuple[PackedBatch, bool]]:  # fmt: skip
+    """The batches of an epoch, each with whether its first history continues the last history of the
+    batch before.
+
+    Args:
+        items: the log; an array, or a tensor on the device of the batches.
+        epoch: where in the log the batches lie, from :data:`EXAMPLES`.
+        config: how to train.
+        users: (U + 1,) where the histories of the log begin, if the batches should name their users.
+        fixed_shapes: pad the batches to shapes that recur, for CUDA graphs: with histories of no event
+            at the end, and prefix samples with some histories without a target.
+    """
+    by_prefix = config.examples == "prefixes"
+    targets: Targets = "last" if by_prefix else "all"
+    spans, histories = list(epoch), 0
+    if fixed_shapes:
+        if by_prefix:
+            longest = min(config.max_length, len(items) - 1)
+            spans = [fill_bucket(*batch, longest) for batch in spans]
+        histories = power_of_two(max(len(starts) for starts, _ in spans))
+    previous_stop, at_once = -1, 1 if by_prefix else max(1, _ROWS_AT_ONCE // config.batch_size)
+    for first in range(0, len(spans), at_once):
+        group = slice(first, first + at_once)
+        packed = pack_each(items, spans[group], targets)
+        for batch, (starts, stops) in zip(packed, epoch[group], strict=True):
+            if by_prefix:  # without the targets of the histories that fill a bucket
+                count = len(starts)
+                batch = replace(
+                    batch, positions=batch.positions[:count], targets=batch.targets[:count]
+                )
+            if config.mask_seen_in_loss:
+                lengths = stops - starts
+                pairs = lengths if by_prefix else lengths * (lengths + 1) // 2
+                batch = replace(batch, seen=seen_pairs(batch, int(pairs.sum())))
+            if users is not None:
+                user_of = torch.from_numpy(np.searchsorted(users, starts, side="right") - 1)
+                batch = replace(batch, users=user_of.to(batch.items.device))
+            continues = bool(starts[0] == previous_stop)
+            yield append_empty(batch, histories) if fixed_shapes else batch, continues
+            previous_stop = -1 if by_prefix else stops[-1]

@@ -1,0 +1,153 @@
+"""One training step: the loss of a batch, its gradient, the update of the weights.
+
+Axes: M predicted positions, D the width of a vector.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from recblr import ops
+from recblr.data.batches import PackedBatch, sequence_padding
+from recblr.errors import DivergedError
+from recblr.models.model import Model, recurrence_by
+from recblr.ops import cpu
+from recblr.ops.cross_entropy import cross_entropy
+from recblr.training.config import TrainConfig
+from recblr.training.cuda_graph import Graphed, has_fixed_shapes
+
+_SCANS: dict[str, ops.Implementation] = {
+    "packed": "auto", "serial": "serial", "embedding-padding": "tree", "sequence-padding": "tree"
+}  # fmt: skip
+
+
+class TrainingStep:
+    """The update of a model on a batch. On a GPU the step of a model whose shapes do not depend on
+    the items is replayed as a CUDA graph.
+
+    Args:
+        model, average: the model and the moving average of its weights, of the same shape.
+        config: how to train, resolved for the model.
+
+    Attributes:
+        optimizer: of the model.
+        loss: the mean loss since the start of the epoch.
+    """
+
+    def __init__(self, model: Model, average: Model, config: TrainConfig) -> None:
+        self.optimizer = adam(model, config.weight_decay)
+        self.loss = LossMonitor(model.device, config.lr)
+        self._model, self._config = model, config
+        self._weights, self._averages = tuple(model.parameters()), tuple(average.parameters())
+        self._run: Callable[[PackedBatch, Tensor], Tensor] = self._update
+        if has_fixed_shapes(model, config):
+            graphed = Graphed(lambda state, *tensors: self._update(PackedBatch(*tensors), state))
+            self._run = lambda batch, state: graphed(
+                state, batch.items, batch.offsets, batch.positions, batch.targets
+            )
+
+    def __call__(self, batch: PackedBatch, state: Tensor) -> Tensor:
+        """Update the weights.
+
+        Args:
+            batch: the examples.
+            state: (1, …) the state before the first history.
+
+        Returns:
+            The state (1, …) after the last history that has an event, valid until the next call. It is
+            detached: a history that continues in the next batch has the values of one pass, but the
+            gradient stops at the seam (truncated backpropagation through time).
+        """
+        self.loss.count += len(batch.targets)
+        if self._config.scan == "sequence-padding":  # the state would be the one after the pads
+            return torch.zeros_like(self._run(sequence_padding(batch), state))
+        return self._run(batch, state)
+
+    def _update(self, batch: PackedBatch, state: Tensor) -> Tensor:
+        with recurrence_by(self._model, _SCANS[self._config.scan]):
+            with autocast(state.device, self._config.precision):
+                vectors, targets, after = self._model.training_pairs(batch, state)
+                loss = self._loss(vectors, targets, batch.seen)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._weights, 1 - self._config.ema_decay)
+            self.loss.total.add_(loss.double(), alpha=len(batch.targets))
+        return after
+
+    def _loss(self, vectors: Tensor, targets: Tensor, seen: Tensor | None) -> Tensor:
+        if self._config.loss == "paper":
+            return self._model.paper_loss(vectors, targets)
+        table, smoothing = self._model.item_embeddings, self._config.label_smoothing
+        return cross_entropy(vectors, table, targets, seen, smoothing)
+
+
+class LossMonitor:
+    """The mean loss of an epoch.
+
+    Reading it waits for the device, so on a GPU it is read every 50 steps only.
+
+    Attributes:
+        total: () float64, the sum of the losses of all predicted positions.
+        count: the number of these positions.
+    """
+
+    def __init__(self, device: torch.device, lr: float) -> None:
+        self.total = torch.zeros((), dtype=torch.float64, device=device)
+        self.count = self._epoch = 0
+        self._interval, self._lr = 1 if device.type == "cpu" else 50, lr
+
+    def start(self, epoch: int) -> None:
+        """Forget the losses of the epoch before; epochs count from 1."""
+        self.total.zero_()
+        self.count, self._epoch = 0, epoch
+
+    def read(self, step: int, last: bool) -> float | None:
+        """The mean loss after ``step`` steps of an epoch; None at a step at which it is not read.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        if step % self._interval and not last:
+            return None
+        loss = self.total.item() / self.count
+        if not math.isfinite(loss):
+            first = (step - 1) // self._interval * self._interval + 1
+            steps = f"step {step}" if self._interval == 1 else f"steps {first} to {step}"
+            raise DivergedError(
+                f"the loss is {loss} in epoch {self._epoch}, {steps}: training has diverged; "
+                f"lower train.lr (it is {self._lr:g})"
+            )
+        return loss
+
+
+def adam(model: Model, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """The optimiser. Its learning rate is a tensor, which a CUDA graph reads anew at every step."""
+    lr = torch.zeros((), device=model.device)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=lr, weight_decay=weight_decay, fused=True, capturable=lr.is_cuda
+    )
+    # Otherwise torch warns about the steps that run outside a graph.
+    optimizer._warned_capturable_if_run_uncaptured = True
+    return optimizer
+
+
+def learning_rate(config: TrainConfig, epoch: int, number: int, batches: int) -> float:
+    """The rate of update ``number`` of ``batches`` in ``epoch``, both from 0."""
+    done = epoch + number / batches
+    rising = min(config.warmup_steps, batches * config.epochs // 5)
+    warmup = min(1.0, (done * batches + 1) / max(1, rising))
+    cosine = (1 + math.cos(math.pi * done / config.epochs)) / 2
+    return config.lr * warmup * (cosine if config.schedule == "cosine" else 1.0)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 if requested, or with "auto" where the processor has it."""
+    native = device.type != "cpu" or cpu.native_bfloat16()
+    narrow = precision == "bfloat16" or (precision == "auto" and native)
+    # No bfloat16 copy of a weight is cached: a CUDA graph must make it anew at every replay.
+    return torch.autocast(device.type, torch.bfloat16, enabled=narrow, cache_enabled=False)

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recblr.serving.parsing import MAX_DEPTH, InvalidError, parse_event, parse_id, parse_json
+from recblr.serving.storage import Event
+
+BODY = {"event_id": "e1", "user_id": "u", "item_id": "i", "timestamp": 1.5}
+
+
+def test_an_event():
+    assert parse_event(BODY) == Event("e1", "u", "i", 1.5)
+    assert parse_event({**BODY, "user_id": 7, "timestamp": 3}) == Event("e1", "7", "i", 3.0)
+    assert parse_event({**BODY, "item_id": "007"}).item_id == "007"
+    assert str(parse_event({**BODY, "timestamp": -0.0}).timestamp) == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user_id": ""}, "user_id: must have 1 to 256 bytes, found 0"),
+        ({"user_id": "é" * 129}, "user_id: must have 1 to 256 bytes, found 258"),
+        ({"item_id": "a\0b"}, "item_id: contains a NUL"),
+        ({"event_id": "\ud800"}, "event_id: contains an unpaired surrogate"),
+        ({"timestamp": 2e15}, "timestamp: must be within ±1e\\+15, found 2000000000000000.0"),
+        ({"timestamp": "1"}, "Expected `float`, got `str` - at `\\$.timestamp`"),
+        ({"timestamp": 10**400}, "timestamp"),
+        ({"timestamp": True}, "Expected `float`, got `bool`"),
+        ({"user_id": True}, "user_id"),
+        ({"user_id": None}, "user_id"),
+        ({"more": 1}, "Object contains unknown field `more`"),
+    ],
+)
+def test_an_invalid_event(change, message):
+    with pytest.raises(InvalidError, match=message):
+        parse_event(BODY | change)
+
+
+@pytest.mark.parametrize("body", [None, 1, "x", [], [BODY], {}, {"event_id": "e"}])
+def test_values_that_are_not_events(body):
+    with pytest.raises(InvalidError):
+        parse_event(body)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "not JSON"),
+        (b"{", "line 1 column 2"),
+        (b"\xff", "not UTF-8 at byte 0"),
+        (b'{"a": NaN}', "NaN, which is not JSON"),
+        (b"-Infinity", "-Infinity"),
+        (b'{"a": 1, "b": 2, "a": 1}', "'a' twice"),
+        (b'[{"x": {"a": 1, "a": 2}}]', "'a' twice"),
+        (b"[" * 33 + b"]" * 33, "more than 32 levels"),
+        (b"[" * 100_000, "more than 32 levels|not JSON"),
+        (b"1" * 5000, "too long"),
+        (b'{"a": {"\\ud800": 1}}', "an unpaired surrogate"),
+    ],
+)
+def test_invalid_json(text, message):
+    with pytest.raises(InvalidError, match=message):
+        parse_json(text)
+
+
+def test_a_pair_of_surrogates_is_one_character():
+    assert parse_json(b'["\\ud83d\\ude00"]') == ["😀"]
+
+
+def test_json_of_the_maximum_depth():
+    assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH) is not None
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=20,
+))  # fmt: skip
+def test_values_are_those_of_the_standard_library(value):
+    text = json.dumps(value).encode()
+    assert parse_json(text) == json.loads(text)
+
+
+@given(st.text() | st.integers())
+def test_an_id_is_text_or_refused(value):
+    try:
+        text = parse_id(value, "id")
+    except InvalidError:
+        return
+    assert text == str(value)
+    assert 0 < len(text.encode()) <= 256

@@ -1,0 +1,125 @@
+"""The training loop: when it stops, what it keeps, what it logs."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import TINY_TRAINING, assert_same_tensors
+from recblr.data.sequences import Sequences
+from recblr.errors import InputError
+from recblr.evaluation import metrics
+from recblr.evaluation.ranking import rank_targets
+from recblr.models.sasrec import SASRec, SASRecConfig
+from recblr.ops.cross_entropy import cross_entropy
+from recblr.training.checkpoint import Trained
+from recblr.training.config import TrainConfig, resolve
+from training.tools import LOSS, VALIDATE, folder, fresh, lines, scripted, train
+
+
+def test_it_stops_without_progress_and_returns_to_its_best(
+    sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[dict[str, Tensor]] = []
+    # Equal to the best is no better: epoch 4 does not count as progress.
+    monkeypatch.setattr(VALIDATE, scripted([0.1, 0.3, 0.2, 0.3, 0.1, 0.9], kept))
+    model = fresh(sequences)
+    trained = train(model, sequences, replace(TINY_TRAINING, epochs=9, patience=3), tmp_path)
+    assert (trained.epoch, trained.best_epoch, trained.ended) == (5, 2, "converged")
+    assert trained.validation == {"NDCG@10": 0.3}
+    assert_same_tensors(model.state_dict(), kept[1])
+    assert not kept[1]["embedding.weight"].equal(kept[4]["embedding.weight"])
+    assert not model.training
+
+
+def test_the_run_log_is_a_line_of_json_for_each_epoch(sequences: Sequences, tmp_path: Path) -> None:
+    trained = train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
+    start, *epochs, end = lines(tmp_path)
+    assert [line["event"] for line in (start, *epochs, end)] == ["start", "epoch", "epoch", "end"]
+    assert start.keys() == {"event", "time", "config", "data"}
+    assert TrainConfig(**start["config"]) == replace(TINY_TRAINING, examples="all-positions")
+    assert start["data"] == sequences.fingerprint
+    for number, line in enumerate(epochs, 1):
+        assert line.keys() == {
+            "event", "time", "epoch", "loss", "targets", "seconds", "validation",
+        }  # fmt: skip
+        assert line["epoch"] == number
+        assert line["validation"].keys() == {
+            f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (10, 20)
+        }
+    del end["event"], end["time"]
+    assert Trained(**end) == trained
+    assert trained.validation == epochs[trained.best_epoch - 1]["validation"]
+    assert trained.best_epoch == 1 + np.argmax([line["validation"]["NDCG@10"] for line in epochs])
+    assert 0 < epochs[0]["seconds"] < epochs[1]["seconds"]
+
+
+@pytest.mark.parametrize("select", ["unmasked", "masked"])
+def test_the_best_epoch_is_chosen_by_the_protocol_asked_for(
+    select: Any, sequences: Sequences, tmp_path: Path
+) -> None:
+    model = fresh(sequences)
+    config = replace(TINY_TRAINING, selection_protocol=select)
+    trained = train(model, sequences, config, tmp_path)
+    ranks = rank_targets(model.score, sequences, "validation", config.max_length)
+    assert trained.validation == metrics.means(ranks[select])
+    assert metrics.means(ranks["masked"]) != metrics.means(ranks["unmasked"])
+
+
+def test_the_seed_decides_the_weights(sequences: Sequences, tmp_path: Path) -> None:
+    models = []
+    for number, seed in enumerate((0, 0, 1)):
+        model = fresh(sequences)  # all begin alike
+        config = replace(TINY_TRAINING, seed=seed, epochs=1)
+        torch.rand(number)  # what was drawn before does not matter
+        train(model, sequences, config, folder(tmp_path, str(number)))
+        models.append(model.state_dict())
+    assert_same_tensors(models[0], models[1])
+    assert not models[0]["embedding.weight"].equal(models[2]["embedding.weight"])
+
+
+def test_every_epoch_has_an_order_and_a_dropout_of_its_own(
+    sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[tuple[int, ...]] = []
+    seeds: list[int] = []
+
+    def loss(
+        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float
+    ) -> Tensor:
+        orders.append(tuple(targets.tolist()))
+        seeds.append(torch.initial_seed())
+        return cross_entropy(hidden, weight, targets, seen, smoothing)
+
+    monkeypatch.setattr(LOSS, loss)
+    # One batch an epoch, whole histories: only their order can differ.
+    config = replace(TINY_TRAINING, batch_size=10**6, max_length=200, epochs=2)
+    for seed in (0, 1):
+        other = replace(config, seed=seed)
+        train(fresh(sequences), sequences, other, folder(tmp_path, str(seed)))
+    assert len(set(orders)) == len(set(seeds)) == 4
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
+def test_a_model_without_a_state_trains_on_as_much_as_it_looks_at() -> None:
+    model = SASRec(5, SASRecConfig(dim=4, heads=1), max_length=2000)
+    assert resolve(TrainConfig(max_length=2000, window=1000), model).window == 2000
+    with pytest.raises(InputError, match="this model has no recurrence to scan"):
+        resolve(TrainConfig(scan="serial"), model)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"max_length": 0}, {"batch_size": 0}, {"epochs": 0}, {"patience": 0}, {"warmup_steps": -1},
+     {"seed": -1}, {"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}],
+    ids=str,
+)  # fmt: skip
+def test_impossible_settings_are_refused(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(InputError, match=rf"^train\.{name} = .*: must be "):
+        TrainConfig(**values)
