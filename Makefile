@@ -16,11 +16,12 @@ MEASURED := benchmarks/results
 demo: .venv/.installed
 	$(BIN)/recblr demo
 
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup
 # The tests' tensors are small: more threads would only wait for one another.
 test test-gpu check: export OMP_NUM_THREADS ?= 1
 test check: export CUDA_VISIBLE_DEVICES = # they ask a CPU for equal bits; test-gpu is for a GPU
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-gpu: .venv/.installed
 	$(BIN)/pytest -m gpu -rs
@@ -29,7 +30,7 @@ check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 # A result is replaced only by a whole one.
 bench: .venv/.installed

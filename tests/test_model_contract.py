@@ -77,8 +77,8 @@ def packed(several: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def hidden(model: Any, several: list[Tensor], users: list[int] | None = None) -> list[Tensor]:
-    """The vectors of each history from one pass over all of them: at every position, or only at the last
-    one for a model that is not causal. By default history b is that of user b."""
+    """The vectors of each history from one pass over all of them: at every position, or only at the
+    last one for a model that is not causal. By default history b is that of user b."""
     items, offsets = packed(several)
     every = "all-positions" in model.examples
     positions = torch.arange(len(items)) if every else offsets[1:] - 1

@@ -33,6 +33,7 @@ from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice, Trial
 from recblr.models import MODELS, create_model
 from recblr.models.model import Model
+from recblr.renamed import current_evaluation
 from recblr.training.checkpoint import Trained
 from recblr.training.config import TrainConfig
 
@@ -153,7 +154,8 @@ def load(folder: Path) -> Artifact:
         # Version 0.1.0 had no memory.
         memory_config = build(MemoryConfig, settings.get("memory", {"enabled": False}), "memory")
         memory, choice = _read_memory(folder, memory_config, manifest.get("memory"))
-        trained, measured = Trained(**manifest["training"]), manifest["measured"]
+        trained = Trained(**manifest["training"])
+        measured = [current_evaluation(evaluation) for evaluation in manifest["measured"]]
         weights = load_file(folder / MARKER)
     except InputError:
         raise

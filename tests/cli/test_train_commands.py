@@ -19,8 +19,8 @@ def assert_evaluations(evaluations: Any) -> None:
     assert [row["protocol"]["seen"] for row in evaluations] == ["unmasked", "masked"]
     for row in evaluations:
         assert row["metrics"].keys() == METRICS
-        assert list(row["floors"]) == ["popularity", "markov chain", "transitions"]
-        assert all(baseline.keys() == METRICS for baseline in row["floors"].values())
+        assert list(row["baselines"]) == ["popularity", "markov chain", "transitions"]
+        assert all(baseline.keys() == METRICS for baseline in row["baselines"].values())
         assert all(0 <= value <= 1 for value in row["metrics"].values())
         assert row["metrics"]["HR@10"] <= row["metrics"]["HR@20"]
         assert row["protocol"]["part"] == "test"
@@ -106,7 +106,7 @@ def test_text_output(run: Run, tiny: Tiny) -> None:
         for name, value in evaluation["metrics"].items():
             low, high = evaluation["intervals"][name]
             baselines = " +".join(
-                f"{baseline[name]:.4f}" for baseline in evaluation["floors"].values()
+                f"{baseline[name]:.4f}" for baseline in evaluation["baselines"].values()
             )
             numbers = rf"{value:.4f} +{low:.4f}-{high:.4f} +{baselines}"
             seen = evaluation["protocol"]["seen"]

@@ -85,7 +85,9 @@ def with_outcome(
                 old,
                 metrics={**old.metrics, "NDCG@10": ndcg},
                 intervals={**old.intervals, "NDCG@10": interval},
-                floors={name: {**row, "NDCG@10": baseline} for name, row in old.floors.items()},
+                baselines={
+                    name: {**row, "NDCG@10": baseline} for name, row in old.baselines.items()
+                },
             )
             for seen, old in contender.evaluations.items()
         }

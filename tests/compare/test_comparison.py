@@ -44,7 +44,7 @@ def test_metrics_are_those_of_evaluate(
         assert [e.to_json() for e in contender.evaluations.values()] == [e.to_json() for e in alone]
         assert tuple(contender.evaluations) == comparison.protocols == SEEN
         for evaluation in alone:
-            assert comparison.floors[evaluation.protocol.seen] == evaluation.floors
+            assert comparison.baselines[evaluation.protocol.seen] == evaluation.baselines
     lengths = [c.evaluations["masked"].protocol.max_length for c in comparison.contenders]
     assert lengths == [c.cost.max_length for c in comparison.contenders] == [16, 16, 5]
 
@@ -287,7 +287,7 @@ def test_the_command_prints_tables(
             assert f"{low:.4f}-{high:.4f}" in result.out
             difference = contender.differences[seen]
             assert difference is None or f"p = {difference.p:.4f}" in result.out
-        for name, row in comparison.floors[seen].items():
+        for name, row in comparison.baselines[seen].items():
             numbers = f"{row['HR@10']:.4f} +{row['NDCG@10']:.4f}"
             assert re.search(rf"^ \({name}\) +{numbers} *$", result.out, re.MULTILINE)
     parameters = comparison.contenders[2].cost.parameters

@@ -93,7 +93,7 @@ def test_the_page_shows_everything(comparison: Comparison, html: str) -> None:
             for name, values in evaluation.slices.items():
                 assert f"{name} {values['users']:,}" in text
                 assert f"{values['NDCG@10']:.4f}" in text
-        for name, row in comparison.floors[seen].items():
+        for name, row in comparison.baselines[seen].items():
             assert f"{name} {row['HR@10']:.4f}" in text
     for contender in comparison.contenders:
         assert f"{contender.cost.parameters:,}" in text
@@ -130,7 +130,7 @@ def test_charts_hold_the_values_of_the_tables(comparison: Comparison, html: str)
         for contender in comparison.contenders:
             assert contender.label in text
             assert f"{contender.evaluations[seen].metrics['NDCG@10']:.4f}" in text
-        for name, row in comparison.floors[seen].items():
+        for name, row in comparison.baselines[seen].items():
             assert name in text
             assert f"{row['NDCG@10']:.4f}" in text
     for cost in (contender.cost for contender in comparison.contenders):

@@ -89,5 +89,5 @@ def test_the_markov_chain_learns_a_simulated_chain() -> None:
     rng = np.random.default_rng(0)
     lists = [((start + np.arange(9)) % 30).tolist() for start in rng.integers(0, 30, 200)]
     for evaluation in evaluate(constant(0, 30), sequences(lists, 30), 5):
-        assert evaluation.floors["markov chain"]["MRR@10"] == 1
-        assert evaluation.floors["popularity"]["MRR@10"] < 0.3
+        assert evaluation.baselines["markov chain"]["MRR@10"] == 1
+        assert evaluation.baselines["popularity"]["MRR@10"] < 0.3

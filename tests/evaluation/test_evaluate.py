@@ -43,9 +43,9 @@ def test_evaluate_returns_both_protocols(measured: list[Evaluation]) -> None:
 def test_figures_follow_from_the_ranks(measured: list[Evaluation]) -> None:
     data = random_data(200, 30)
     ours = rank_targets(scorer_of(30), data, "test", 7)
-    floors = {
-        name: rank_targets(floor(data), data, "test", 8)
-        for name, floor in (
+    baselines = {
+        name: rank_targets(baseline(data), data, "test", 8)
+        for name, baseline in (
             ("popularity", popularity),
             ("markov chain", markov),
             ("transitions", transitions),
@@ -56,7 +56,9 @@ def test_figures_follow_from_the_ranks(measured: list[Evaluation]) -> None:
         assert evaluation.ranks.tolist() == ours[seen].tolist()
         assert evaluation.metrics == metrics.means(ours[seen])
         assert evaluation.intervals == metrics.intervals(ours[seen])
-        assert evaluation.floors == {name: metrics.means(floors[name][seen]) for name in floors}
+        assert evaluation.baselines == {
+            name: metrics.means(baselines[name][seen]) for name in baselines
+        }
     assert measured[0].metrics != measured[1].metrics
 
 
@@ -129,7 +131,7 @@ def test_json_is_valid_and_complete(make: Callable[[], list[Evaluation]]) -> Non
         plain: dict[str, Any] = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
         assert plain["metrics"] == evaluation.metrics
         assert plain["protocol"]["users"] == len(evaluation.ranks)
-        assert plain["floors"] == evaluation.floors
+        assert plain["baselines"] == evaluation.baselines
         assert plain["slices"] == evaluation.slices
         for name, mean in evaluation.metrics.items():
             low, high = plain["intervals"][name]

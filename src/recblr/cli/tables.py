@@ -38,7 +38,7 @@ def print_duplicates(summary: dict[str, Any]) -> None:
 
 def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     """Metrics with their intervals beside the baselines, the protocol, and slices of users."""
-    baselines = evaluations[0]["floors"]
+    baselines = evaluations[0]["baselines"]
     # Two lines a name, or a terminal of 80 columns cuts the intervals.
     heads = (name.replace(" ", "\n") for name in baselines)
     table = Table("seen", "metric", "model", "95% interval", *heads, box=None)
@@ -47,11 +47,11 @@ def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
             low, high = evaluation["intervals"][metric]
             table.add_row(
                 evaluation["protocol"]["seen"], metric, f"{value:.4f}", f"{low:.4f}-{high:.4f}",
-                *(f"{evaluation['floors'][name][metric]:.4f}" for name in baselines),
+                *(f"{evaluation['baselines'][name][metric]:.4f}" for name in baselines),
             )  # fmt: skip
     Console().print(table)
     for evaluation in evaluations:
-        for name, metrics in evaluation["floors"].items():
+        for name, metrics in evaluation["baselines"].items():
             if metrics["NDCG@10"] > evaluation["metrics"]["NDCG@10"]:
                 print(
                     f"the baseline {name} has a higher NDCG@10, {metrics['NDCG@10']:.4f} "
@@ -109,7 +109,7 @@ def _ranking(comparison: "Comparison", seen: str) -> Table:
             cells.append(_estimate(difference.mean, difference.interval, " to "))
             cells.append(f"{verdict}\np = {difference.p:.4f}")
         table.add_row(escape(contender.label), *cells)
-    for name, metrics in comparison.floors[seen].items():
+    for name, metrics in comparison.baselines[seen].items():
         table.add_row(f"({name})", *(f"{metrics[metric]:.4f}" for metric in COMPARED))
     return table
 

@@ -52,7 +52,7 @@ class Evaluation:
         protocol: how they were measured.
         metrics: means over the users, by name.
         intervals: 95% bootstrap intervals of the means.
-        floors: the same metrics of each of :data:`FLOORS`.
+        baselines: the same metrics of each of :data:`BASELINES`.
         slices: the metrics by history length and by popularity of the target.
         ranks: (U,) the rank of each user's target, from 1.
         users: (U,) the users.
@@ -61,7 +61,7 @@ class Evaluation:
     protocol: Protocol
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    floors: dict[str, dict[str, float]]
+    baselines: dict[str, dict[str, float]]
     slices: dict[str, dict[str, float]]
     ranks: np.ndarray = field(repr=False)
     users: np.ndarray = field(repr=False)
@@ -72,7 +72,7 @@ class Evaluation:
             "metrics": self.metrics,
             "protocol": asdict(self.protocol),
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "floors": self.floors,
+            "baselines": self.baselines,
             "slices": self.slices,
         }
 
@@ -165,13 +165,13 @@ def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> Tensor:
 
 
 def popularity(data: Sequences) -> Scorer:
-    """A floor: items by their number of training events, the same for every user."""
+    """A baseline: items by their number of training events, the same for every user."""
     counts = torch.from_numpy(data.item_counts.astype(np.float32))
     return lambda batch: counts.repeat(len(batch.offsets) - 1, 1)
 
 
 def markov(data: Sequences) -> Scorer:
-    """A floor: a first-order Markov chain, items by how often they followed the user's last item.
+    """A baseline: a first-order Markov chain, items by how often they followed the user's last item.
 
     Transitions are those within a user's training part. Items that followed equally often are in order
     of their number of training events. Memory grows with the pairs that occur, not with V².
@@ -191,7 +191,7 @@ def markov(data: Sequences) -> Scorer:
 
 
 def transitions(data: Sequences) -> Scorer:
-    """A floor: the memory of transitions alone, with the default settings of memory.py.
+    """A baseline: the memory of transitions alone, with the default settings of memory.py.
 
     Items with equal scores are in order of their number of training events.
     """
@@ -201,7 +201,7 @@ def transitions(data: Sequences) -> Scorer:
     return lambda batch: memory.add_to(counts.repeat(len(batch.offsets) - 1, 1), batch)
 
 
-FLOORS: dict[str, Callable[[Sequences], Scorer]] = {
+BASELINES: dict[str, Callable[[Sequences], Scorer]] = {
     "popularity": popularity,
     "markov chain": markov,
     "transitions": transitions,
@@ -212,7 +212,7 @@ FLOORS: dict[str, Callable[[Sequences], Scorer]] = {
 def evaluate(
     scorer: Scorer, data: Sequences, max_length: int, part: Part = "test"
 ) -> list[Evaluation]:
-    """Measure a scorer and the floors under both protocols.
+    """Measure a scorer and the baselines under both protocols.
 
     Args:
         scorer: the scores of histories.
@@ -228,9 +228,9 @@ def evaluate(
         InputError: no user has an event to predict.
     """
     ours = rank_targets(scorer, data, part, max_length)
-    floors = {
-        name: rank_targets(floor(data), data, part, MemoryConfig.reach, f"{name} ({part})")
-        for name, floor in FLOORS.items()
+    baselines = {
+        name: rank_targets(baseline(data), data, part, MemoryConfig.reach, f"{name} ({part})")
+        for name, baseline in BASELINES.items()
     }
     users = ours["users"]
     rows = getattr(data.split, part)[users]
@@ -243,7 +243,7 @@ def evaluate(
             ),
             metrics.means(ours[seen]),
             metrics.intervals(ours[seen]),
-            {name: metrics.means(floor[seen]) for name, floor in floors.items()},
+            {name: metrics.means(baseline[seen]) for name, baseline in baselines.items()},
             {
                 name: {"users": int(mask.sum()), **metrics.means(ours[seen][mask])}
                 for name, mask in slices.items()
