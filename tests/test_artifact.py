@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +255,7 @@ def test_without_a_memory_scores_are_those_of_the_network(tiny: Tiny, tmp_path: 
     users = tiny.recommender.data.user_ids.to_pylist()[:3]
     assert again.recommend(users).equals(recommender.recommend(users))
     validation = recommender.evaluate(part="validation")
-    assert validation[0].metrics == recommender.trained.validation
+    assert validation[1].metrics == recommender.trained.validation  # masked
 
 
 def test_an_artifact_of_version_0_1_0_loads(tiny: Tiny, artifact_copy: Path) -> None:
@@ -271,7 +271,7 @@ def test_an_artifact_of_version_0_1_0_loads(tiny: Tiny, artifact_copy: Path) -> 
     old = load(artifact_copy)
     assert old.memory is None
     assert old.settings["memory"]["enabled"] is False
-    assert old.evaluate(part="validation")[0].metrics == tiny.recommender.trained.validation
+    assert old.evaluate(part="validation")[1].metrics == tiny.recommender.trained.validation
 
 
 @pytest.mark.parametrize(
@@ -312,6 +312,30 @@ def test_save_overwrites_only_if_told(tiny: Tiny, artifact_copy: Path) -> None:
     load(artifact_copy)
     with pytest.raises(InputError, match="does not exist"):
         tiny.recommender.save(artifact_copy.parent / "no" / "model")
+
+
+def test_what_would_not_load_is_not_saved(tiny: Tiny, artifact_copy: Path) -> None:
+    broken = load(artifact_copy)
+    with torch.no_grad():
+        next(broken.network.parameters())[0, 0] = math.nan
+    before = {path: path.read_bytes() for path in artifact_copy.iterdir()}
+    for folder in (artifact_copy, artifact_copy.parent / "new"):
+        with pytest.raises(InputError, match=rf"not saved, .*: {folder}: a weight is not finite"):
+            broken.save(folder, overwrite=True)
+    assert names(artifact_copy.parent) == {"copy"}
+    assert {path: path.read_bytes() for path in artifact_copy.iterdir()} == before
+
+
+def test_settings_of_numpy_are_saved_and_loaded(tiny: Tiny, tmp_path: Path) -> None:
+    plain = replace(TINY_TRAINING, epochs=1)
+    training = replace(plain, epochs=np.int64(1), lr=np.float64(plain.lr), batch_size=256.0)
+    config = replace(TINY_MODEL, layers=np.int32(1), gated=np.True_)
+    Recommender("recblr", config, training, MemoryConfig(reach=np.uint8(8))).fit(
+        tiny.frame, out=tmp_path / "model"
+    )
+    loaded = load(tmp_path / "model")
+    assert (loaded.config, loaded.training) == (TINY_MODEL, plain)
+    assert loaded.memory_config == MemoryConfig()
 
 
 def test_a_failed_save_keeps_the_old_folder(

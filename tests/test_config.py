@@ -1,13 +1,23 @@
 """Text becomes configuration, or an error that says what was meant."""
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
-from recblr.config import apply_settings, build, did_you_mean, read_toml
+from recblr.config import apply_settings, build, check, did_you_mean, read_toml
 from recblr.errors import InputError
+from recblr.memory import MemoryConfig
+from recblr.models import MODELS
+from recblr.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,10 @@ class Example:
     kind: Literal["plain", "fancy"] = "plain"
     name: str = ""
     on: bool = False
+    part: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self, "x")
 
 
 @pytest.mark.parametrize(
@@ -69,13 +83,7 @@ def test_build_fills_in_defaults() -> None:
     ("values", "message"),
     [
         ({"stepz": 1}, r"x\.stepz: no such setting; did you mean steps\?"),
-        ({"qqq": 1}, r"x\.qqq: no such setting; there are rate, steps, kind, name, on"),
-        ({"rate": "fast"}, r"x\.rate = 'fast': must be float"),
-        ({"rate": True}, r"x\.rate = True: must be float"),
-        ({"steps": 3.0}, r"x\.steps = 3\.0: must be int"),
-        ({"steps": True}, r"x\.steps = True: must be int"),
-        ({"on": 1}, r"x\.on = 1: must be bool"),
-        ({"name": 7}, r"x\.name = 7: must be str"),
+        ({"qqq": 1}, r"x\.qqq: no such setting; there are rate, steps, kind, name, on, part"),
         ({"kind": "odd"}, r"x\.kind = 'odd': choose one of plain, fancy"),
         ({"kind": ["plain"]}, r"x\.kind = \['plain'\]: choose one of plain, fancy"),
     ],
@@ -83,6 +91,101 @@ def test_build_fills_in_defaults() -> None:
 def test_build_says_what_is_wrong(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(Example, values, "x")
+
+
+WRONG = [
+    ("rate", "fast", "float"),
+    ("rate", "0.5", "float"),
+    ("rate", True, "float"),
+    ("rate", np.True_, "float"),
+    ("rate", None, "float"),
+    ("rate", 1j, "float"),
+    ("rate", 10**400, "float"),
+    ("part", "none", "float"),
+    ("steps", 2.5, "int"),
+    ("steps", np.float32(2.5), "int"),
+    ("steps", math.nan, "int"),
+    ("steps", math.inf, "int"),
+    ("steps", Decimal("NaN"), "int"),
+    ("steps", True, "int"),
+    ("steps", np.True_, "int"),
+    ("steps", [3], "int"),
+    ("steps", np.array([3]), "int"),
+    ("steps", np.zeros((30, 30)), "int"),
+    ("steps", 2**63, "int"),
+    pytest.param("steps", 10**5000, "int", id="5,000 digits"),
+    ("on", 1, "bool"),
+    ("on", "true", "bool"),
+    ("name", 7, "str"),
+    ("kind", None, "one of plain, fancy"),
+    ("kind", np.array(["plain", "fancy"]), "one of plain, fancy"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), WRONG)
+def test_a_value_of_another_type_is_refused_at_both_doors(name: str, value: Any, kind: str) -> None:
+    for door in (lambda: Example(**{name: value}), lambda: build(Example, {name: value}, "x")):
+        with pytest.raises(
+            InputError, match=rf"^x\.{name} = .*: (must be|choose) {kind}$"
+        ) as error:
+            door()
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("steps", 2.0, 2),
+        ("steps", 2e3, 2000),
+        ("steps", Decimal(4), 4),
+        ("steps", np.int32(4), 4),
+        ("steps", np.uint64(4), 4),
+        ("steps", np.float32(4), 4),
+        ("steps", np.array(4), 4),
+        ("steps", torch.tensor(4), 4),
+        ("steps", pa.scalar(4), 4),
+        ("rate", 2, 2.0),
+        ("rate", Decimal("0.25"), 0.25),
+        ("rate", Fraction(1, 4), 0.25),
+        ("rate", np.float16(0.25), 0.25),
+        ("rate", np.int8(2), 2.0),
+        ("rate", torch.tensor(0.25), 0.25),
+        ("part", np.float64(0.25), 0.25),
+        ("part", None, None),
+        ("on", np.True_, True),
+        ("kind", np.str_("fancy"), "fancy"),
+        ("name", np.str_("a"), "a"),
+    ],
+)
+def test_a_number_of_any_type_becomes_the_python_number(name: str, value: Any, plain: Any) -> None:
+    for made in (Example(**{name: value}), build(Example, {name: value}, "x")):
+        assert getattr(made, name) == plain
+        assert type(getattr(made, name)) is type(plain)
+
+
+CONFIGS = [TrainConfig, MemoryConfig, *(config for _, config in MODELS.values())]
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_every_setting_of_every_configuration_is_checked(cls: Any) -> None:
+    for field in fields(cls):
+        with pytest.raises(InputError, match=rf"^\w+\.{field.name} = "):
+            cls(**{field.name: {"of": "another type"}})
+        value = getattr(cls(), field.name)
+        if value is not None:
+            made = cls(**{field.name: np.array(value)[()]})
+            assert made == cls()
+            assert type(getattr(made, field.name)) is type(value)
+            json.dumps(asdict(made))
+
+
+def test_a_setting_has_one_value() -> None:
+    """A line break in a value does not begin another setting."""
+    with pytest.raises(InputError, match=r"^train\.lr = '0\.1\\nvalue2 = 3': must be float$"):
+        build(TrainConfig, apply_settings({}, ["train.lr=0.1\nvalue2 = 3"])["train"], "train")
+    (text,) = apply_settings({}, [f"train.seed={'9' * 5000}"])["train"].values()
+    assert text == "9" * 5000, "more digits than an int can be read from"
 
 
 def test_near_names_the_nearest_or_all() -> None:
@@ -97,9 +200,10 @@ def test_read_toml(tmp_path: Path) -> None:
     path.write_text("[train\n")
     with pytest.raises(InputError, match=r"a\.toml: not valid TOML"):
         read_toml(path)
-    path.write_bytes(b'a = "\xff"\n')
-    with pytest.raises(InputError, match="not valid TOML"):
-        read_toml(path)
+    for content in (b'a = "\xff"\n', b"a = " + b"9" * 5000, b"a = " + b"[" * 5000):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="not valid TOML"):
+            read_toml(path)
     for missing in (tmp_path / "b.toml", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             read_toml(missing)

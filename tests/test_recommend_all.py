@@ -18,6 +18,7 @@ from recblr.errors import InputError
 from recblr.files import exclusive_lock
 from recblr.recommender import Recommender, load
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* of 150 users (or histories )?get no item")
 BLOCK, PART = 7, 20  # users; 150 of them are 22 blocks in 11 parts of two
 
 
@@ -264,7 +265,7 @@ def test_all_users_on_the_command_line(run: Run, tiny: Tiny, tmp_path: Path) -> 
         ("--all -o out.parquet --user ada", "exactly one of"),
         ("--all -o no/out.parquet", "the folder no does not exist"),
         ("--all -o out.parquet -k 0", "k must be at least 1"),
-        ("--all -o out.parquet --allow x", "leave no item"),
+        ("--all -o out.parquet --allow x", "allow: item 'x' is not in the log of the model"),
     ],
 )
 def test_a_mistake_with_all_is_one_line_and_leaves_no_files(

@@ -10,6 +10,7 @@ import recblr
 from conftest import TINY_TRAINING, Tiny
 from helpers import history_of, scores_of
 from recblr.errors import InputError
+from recblr.evaluation.ranking import Population
 from recblr.models.fpmc import FPMCConfig
 from recblr.recommender import Recommender
 
@@ -64,6 +65,7 @@ def test_another_log_is_evaluated_with_the_items_of_the_model(tiny: Tiny) -> Non
         "unknown before": [a, b, c, "?", d],  # also as the validation event
         "unknown target": [a, b, c, "!"],
         "only unknown": ["?", "?", "?", d],  # nothing to predict from
+        "short": [a, b],  # no event to predict
     }
     rows = [(user, item) for user, items in histories.items() for item in items]
     log = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
@@ -74,12 +76,40 @@ def test_another_log_is_evaluated_with_the_items_of_the_model(tiny: Tiny) -> Non
     scores = scores_of(tiny.recommender, [a, b, c])
     rank = sum(score >= scores[d] for score in scores.values())
     ranks = {"plain": rank, "unknown inside": rank, "unknown before": rank}
-    ranks["unknown target"] = len(scores) + 1
+    ranks["unknown target"] = ranks["only unknown"] = len(scores) + 1
     measured = dict(zip([list(histories)[u] for u in unmasked.users], unmasked.ranks, strict=True))
     assert measured == ranks
     unseen = [scores[item] >= scores[d] for item in scores if item not in (a, b, c)]
-    assert masked.ranks.tolist() == [sum(unseen)] * 3 + [len(scores) + 1]
+    assert masked.ranks.tolist() == [sum(unseen)] * 3 + [len(scores) + 1] * 2
+    assert unmasked.population == masked.population == Population(5, 1, 1, 1, 0)
+    assert str(unmasked.population) == (
+        "1 missed (no item of the history is known), 1 missed (the target is not known), "
+        "1 left out (no event to predict)"
+    )
     assert unmasked.protocol.data != tiny.recommender.data.fingerprint
+
+
+def test_users_of_unknown_items_count_as_missed(tiny: Tiny) -> None:
+    """Half of the users of another log have only new items: the figures are half as high."""
+    ours = tiny.recommender.evaluate()
+    news = tiny.frame.with_columns(
+        user_id=pl.format("new {}", "user_id"), item_id=pl.format("new {}", "item_id")
+    )
+    with pytest.warns(UserWarning, match="does not know 24 of the 48 items"):
+        theirs = tiny.recommender.evaluate(pl.concat([tiny.frame, news]))
+    users = tiny.frame["user_id"].n_unique()
+    for own, other in zip(ours, theirs, strict=True):
+        assert other.protocol.users == other.population.users == 2 * users
+        assert other.population.unknown_history == users
+        for name, value in own.metrics.items():
+            assert other.metrics[name] == pytest.approx(value / 2, rel=1e-12)
+        assert other.to_json()["population"]["unknown_history"] == users
+        assert str(own.population) == ""
+
+
+def test_an_unknown_part_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(InputError, match="part = 'tets': choose one of validation, test"):
+        tiny.recommender.evaluate(part="tets")  # type: ignore[arg-type]
 
 
 def test_a_log_of_unknown_items_is_refused(tiny: Tiny) -> None:

@@ -72,10 +72,11 @@ class Artifact:
 
 
 def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
-    """Write the folder, completely or not at all.
+    """Write the folder, completely or not at all; it is loaded once before it is put in place.
 
     Raises:
-        InputError: the folder exists, unless it is an artifact and ``overwrite`` is true.
+        InputError: the folder exists, unless it is an artifact and ``overwrite`` is true; or it would
+            not load, for example because a weight is not finite.
     """
     data = artifact.data
     starts = data.offsets[:-1]
@@ -128,6 +129,11 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
         }  # fmt: skip
         manifest["digest"] = _digest(manifest)
         (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        try:
+            load(new)
+        except InputError as error:
+            problem = str(error).replace(str(new), str(folder))
+            raise InputError(f"the model was not saved, as it would not load: {problem}") from error
 
 
 def load(folder: Path) -> Artifact:

@@ -1,9 +1,17 @@
-"""How text becomes configuration. The dataclasses themselves stand beside what they configure."""
+"""Read and check settings. Their dataclasses are beside the code that they configure.
+
+Every dataclass of settings calls :func:`check` where it is made, so that Python, TOML, the command line
+and saved files have the same rule.
+"""
 
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -12,6 +20,7 @@ from recblr.errors import InputError
 from recblr.renamed import current_settings
 
 T = TypeVar("T")
+LARGEST = 2**31 - 1  # of a size
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -20,52 +29,64 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML, UTF-8, an int of 4,300 digits
         raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
 def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """``table`` with settings such as ``train.lr=0.003`` put in, later ones over earlier ones."""
-    for section, values in table.items():
-        if not isinstance(values, Mapping):
-            raise InputError(
-                f"{section} = {values!r}: settings stand in a section, such as lr in [train]"
-            )
     result = {section: current_settings(section, values) for section, values in table.items()}
     for setting in settings:
         name, equals, text = setting.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot and key):
             raise InputError(f"--set {setting}: write section.key=value, such as train.lr=0.003")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
         result.setdefault(section, {})
-        result[section] |= current_settings(section, {key: value})
+        result[section] |= current_settings(section, {key: _read_value(text)})
     return result
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A configuration dataclass from plain values; a name or a type it does not know is an error.
+def _read_value(text: str) -> Any:
+    """A value of TOML, such as a number; other text as it is."""
+    try:
+        values = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return values["value"] if len(values) == 1 else text
 
-    ``where`` says in messages what the values belong to, such as "train".
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A configuration dataclass from plain values, which it checks; an unknown name is an error.
+
+    ``where`` names the values in messages, for example "train".
     """
-    hints = get_type_hints(cls)
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    checked = {}
-    for name, value in current_settings(where, values).items():
+    current = current_settings(where, values)
+    for name in current:
         if name not in names:
             raise InputError(f"{where}.{name}: no such setting{did_you_mean(name, names)}")
-        checked[name] = _check(value, hints[name], f"{where}.{name}")
-    return cls(**checked)
+    return cls(**current)
+
+
+def check(config: object, where: str) -> None:
+    """InputError unless every setting has its type; ``where`` as in :func:`build`.
+
+    A number of any numeric type, such as a NumPy scalar, becomes the Python number of the declared
+    type. A whole number may be written as a float: 2e3 is 2000.
+    """
+    cls: Any = type(config)
+    for name, kind in _kinds(cls).items():
+        value = _check(getattr(config, name), kind, f"{where}.{name}")
+        object.__setattr__(config, name, value)  # the dataclasses are frozen
 
 
 def expect_sizes(config: object, where: str, *names: str) -> None:
-    """InputError unless each of these settings is at least 1; ``where`` as in :func:`build`."""
+    """InputError unless each of these settings is in 1 .. 2**31 - 1; ``where`` as in :func:`build`."""
     for name in names:
         if getattr(config, name) < 1:
             raise InputError(f"{where}.{name} = {getattr(config, name)}: must be at least 1")
+        if getattr(config, name) > LARGEST:
+            raise InputError(f"{where}.{name} = {getattr(config, name)}: must be below 2**31")
 
 
 def expect_dropouts(config: object, where: str, *names: str) -> None:
@@ -84,17 +105,45 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
 
 
+@cache
+def _kinds(cls: Any) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
 def _check(value: Any, kind: Any, where: str) -> Any:
+    """The value of a setting as its declared type."""
     if isinstance(kind, UnionType):  # of a type and None
         if value is None:
             return None
         (kind,) = (each for each in get_args(kind) if each is not NoneType)
+    plain = _plain(value)
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise InputError(f"{where} = {value!r}: choose one of {', '.join(get_args(kind))}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{where} = {value!r}: must be {kind.__name__}")
-    return value
+        if isinstance(plain, str) and plain in get_args(kind):
+            return str(plain)
+        raise InputError(f"{where} = {_shown(value)}: choose one of {', '.join(get_args(kind))}")
+    if kind in (int, float) and isinstance(plain, int | float | Decimal | Fraction):
+        with suppress(ValueError, OverflowError):  # not finite, or too large for a float
+            number = kind(plain)
+            exact = kind is float or (number == plain and abs(number) < 2**63)
+            if exact and not isinstance(plain, bool):
+                return number
+    elif isinstance(plain, kind):
+        return kind(plain)
+    raise InputError(f"{where} = {_shown(value)}: must be {kind.__name__}")
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy, PyTorch or Arrow as a Python value; any other value as it is."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value.as_py() if hasattr(value, "as_py") else value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message of one line."""
+    try:
+        text = " ".join(repr(value).splitlines())
+    except ValueError:  # an int of more than 4,300 digits
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -35,7 +35,10 @@ def run_demo(console: Console) -> dict[str, Any]:
         f"A simulated shop: {kept['users']:,} customers made {kept['interactions']:,} purchases of "
         f"{kept['items']:,} items. Their interests drift, and one purchase leads to another."
     )
-    config = TrainConfig(epochs=14, batch_size=1024, lr=6e-3, warmup_steps=50, ema_decay=0.95)
+    config = TrainConfig(
+        epochs=14, batch_size=1024, lr=6e-3, warmup_steps=50, ema_decay=0.95,
+        selection_protocol="unmasked",
+    )  # fmt: skip
     recommender = Recommender("recblr", RecBLRConfig(dropout=0.2), config).fit(data)
     console.print(
         f"RecBLR trained for {recommender.trained.seconds:.0f} s. Metrics on the last purchases:\n"

@@ -31,7 +31,7 @@ def examine() -> dict[str, Any]:
         "gpu_recurrence_error": gpu_error,
         "data_folder": os.environ.get("RECBLR_DATA"),
         "cache_folder": str(cache_folder()),
-        "healthy": max(error, gpu_error or 0.0) < 1e-5,
+        "healthy": error < 1e-5 and (gpu_error is None or gpu_error < 1e-5),  # false for NaN
     }
 
 

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class NotFittedError(InputError, AttributeError):
+    """A recommender is used before it is fitted or loaded. An AttributeError, for ``hasattr``."""
+
+
 class DivergedError(ArithmeticError):
     """A loss, a weight or a score is not finite; nothing is ranked by it."""
 

@@ -1,7 +1,8 @@
-"""Write folders atomically, lock them, hash files."""
+"""Write files and folders, lock folders, hash files."""
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,34 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from recblr.errors import InputError
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system inside the block into an InputError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: cannot be written ({reason}); choose another path") from error
+
+
+def check_writable(path: Path) -> None:
+    """Check before long work that a file can be written.
+
+    Raises:
+        InputError: it is a folder, or it cannot be created or changed.
+    """
+    with write_errors(path):
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give a file")
+        if not path.parent.is_dir():
+            raise InputError(f"the folder {path.parent} does not exist; create it first")
+        if not path.exists():
+            path.touch(exist_ok=False)
+            path.unlink()
+        elif path.is_file():  # a pipe would wait for its reader
+            path.open("ab").close()
 
 
 def check_absent(path: Path, overwrite: bool, marker: str) -> None:
@@ -20,23 +49,25 @@ def check_absent(path: Path, overwrite: bool, marker: str) -> None:
         marker: the file that identifies this kind of folder.
 
     Raises:
-        InputError: the folder exists and may not be replaced, or its parent does not exist.
+        InputError: the folder exists and may not be replaced, or it cannot be created.
     """
     if not path.name:
         raise InputError(f"{path} cannot be created as a new folder; give a folder name")
-    if path.exists() and not overwrite:
-        raise InputError(
-            f"{path} exists already; choose another folder or pass --overwrite "
-            "(in Python overwrite=True)"
-        )
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; choose another folder")
-    if path.exists() and not (path / marker).exists():
-        raise InputError(
-            f"{path} holds something else, as it has no {marker}; choose another folder"
-        )
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist; create it first")
+    with write_errors(path):
+        if path.exists() and not overwrite:
+            raise InputError(
+                f"{path} exists already; choose another folder or pass --overwrite "
+                "(in Python overwrite=True)"
+            )
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; choose another folder")
+        if path.exists() and not (path / marker).exists():
+            raise InputError(
+                f"{path} holds something else, as it has no {marker}; choose another folder"
+            )
+        if not path.parent.is_dir():
+            raise InputError(f"the folder {path.parent} does not exist; create it first")
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.writing", dir=path.parent).cleanup()
 
 
 @contextmanager
@@ -48,17 +79,18 @@ def new_folder(path: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     check_absent(path, overwrite, marker)
     temporary = path.with_name(f".{path.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        if path.exists():
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)  # left by a crash
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+        with write_errors(path):
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                old = path.with_name(f".{path.name}.old")
+                shutil.rmtree(old, ignore_errors=True)  # left by a crash
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -23,7 +23,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from recblr.config import expect_sizes
+from recblr.config import check, expect_sizes
 from recblr.data.batches import PackedBatch, ranges
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
@@ -51,6 +51,7 @@ class MemoryConfig:
     repeat: float | None = None  # r
 
     def __post_init__(self) -> None:
+        check(self, "memory")
         expect_sizes(self, "memory", "reach", "pairs")
         for name in (
             "lag_power", "backward", "row_power", "column_power", "decay", "weight", "scale"

@@ -1,12 +1,22 @@
-"""Progress bars on standard error, if it is a terminal."""
+"""Progress of long work on standard error: bars on a terminal, lines elsewhere.
 
+Lines go through logging, to the logger "recblr" at level INFO. Where a program does not configure
+logging, they are printed to standard error; ``logging.getLogger("recblr").setLevel("WARNING")`` turns
+them off.
+"""
+
+import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+_LOGGER = logging.getLogger("recblr")
+_INTERVAL = 30.0  # seconds between the lines of one piece of work
 
 
 class Advance(Protocol):
@@ -17,9 +27,12 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, total: float | None) -> Iterator[Advance]:
-    """Show a progress bar; yield ``advance(amount, note="")``. ``total`` is None if it is unknown."""
+    """Show a progress bar, or report a line every 30 seconds where standard error is no terminal.
+
+    Yields ``advance(amount, note="")``. ``total`` is None if it is unknown.
+    """
     if not sys.stderr.isatty():
-        yield lambda amount, note="": None
+        yield _lines(description, total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -37,3 +50,25 @@ def progress(description: str, total: float | None) -> Iterator[Advance]:
                 bar.update(task, note=note)
 
         yield advance
+
+
+def report(line: str) -> None:
+    """Log a line at level INFO; print it if logging is not configured and there is no terminal."""
+    if _LOGGER.hasHandlers() or _LOGGER.level > logging.INFO:
+        _LOGGER.info(line)
+    elif not sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _lines(description: str, total: float | None) -> Advance:
+    done, last = 0.0, time.monotonic()
+
+    def advance(amount: float, note: str = "") -> None:
+        nonlocal done, last
+        done += amount
+        if (now := time.monotonic()) - last >= _INTERVAL:
+            last = now
+            share = f"{done / total:.0%}" if total else f"{done:,.0f}"
+            report(f"{description}: {share}{', ' * bool(note)}{note}")
+
+    return advance

@@ -49,6 +49,6 @@ def _commit() -> str | None:
     try:
         commit = git("rev-parse", "--short", "HEAD").stdout.strip()
         dirty = commit and git("diff", "--quiet", "HEAD", "--", ".").returncode
-    except FileNotFoundError:  # git is not installed
+    except OSError:  # git is not installed
         return None
     return f"{commit}-dirty" if dirty else commit or None

@@ -2,14 +2,13 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from recblr import artifact, memory_search
@@ -18,18 +17,18 @@ from recblr.config import build, did_you_mean
 from recblr.data import open_log, open_with_items
 from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Part, Sequences, index_in
-from recblr.data.vocabulary import Id, Vocabulary
+from recblr.data.vocabulary import Id, Vocabulary, as_ids
 from recblr.device import find_device
-from recblr.errors import InputError
+from recblr.errors import InputError, NotFittedError
 from recblr.evaluation.ranking import Evaluation, evaluate
-from recblr.files import check_absent, exclusive_lock
+from recblr.files import check_absent, exclusive_lock, write_errors
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice
 from recblr.models import create_model, find_model
 from recblr.models.model import Model
 from recblr.ops import cpu
 from recblr.progress import progress
-from recblr.recommending import BatchRecommender, Selection, content_key
+from recblr.recommending import Audience, BatchRecommender, Selection, Unknown, content_key
 from recblr.renamed import current_settings
 from recblr.sizing import by_size
 from recblr.training.checkpoint import Trained
@@ -76,7 +75,7 @@ class Recommender:
         config: Any = None,
         training: TrainConfig | None = None,
         memory_config: MemoryConfig | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
     ) -> None:
         self.model = model
         cls, kind = find_model(model)
@@ -155,8 +154,8 @@ class Recommender:
             with tempfile.TemporaryDirectory() as temporary:
                 return self._fit(open_log(log, core, split, columns), Path(temporary), False)
         out = Path(out)
-        work = out.with_name(f"{out.name}.training")
         check_absent(out, overwrite or resume, artifact.MARKER)
+        work = out.with_name(f"{out.name}.training")
         unfinished = (work / "checkpoint.safetensors").exists()
         if resume and not unfinished:
             raise InputError(f"nothing to resume: {work} holds no checkpoint; leave out --resume")
@@ -166,7 +165,8 @@ class Recommender:
             )
         data = open_log(log, core, split, columns)
         data.expect_targets("validation", "test")
-        work.mkdir(exist_ok=True)
+        with write_errors(work):
+            work.mkdir(exist_ok=True)
         with exclusive_lock(work):
             if not resume:
                 for name in ("checkpoint.safetensors", "run.jsonl"):
@@ -258,54 +258,54 @@ class Recommender:
         return measured
 
     def recommend(
-        self, users: Iterable[Id] | None = None, histories: Sequence[Sequence[Id]] | None = None,
-        k: int = 10, *, allow: Iterable[Id] | None = None, deny: Iterable[Id] | None = None,
-        hide_seen: bool = True,
+        self, users: Any = None, histories: Any = None, k: Any = 10, *, allow: Any = None,
+        deny: Any = None, hide_seen: bool = True, unknown: Unknown = "error",
     ) -> "pl.DataFrame":  # fmt: skip
         """Recommend the best ``k`` items to users of the log, or for other histories.
 
+        Lists of ids may be lists, tuples, generators, arrays or series of any library; sets, too, where
+        the order does not matter.
+
         Args:
             users: the ids of users of the log.
-            histories: lists of item ids, oldest first; unknown items are ignored. As in evaluation, the
-                model reads the last ``training.max_length`` events.
+            histories: lists of item ids, oldest first; unknown items are ignored, with a warning. As in
+                evaluation, the model reads the last ``training.max_length`` events.
             k: the number of items; a user gets fewer if fewer are allowed.
-            allow: recommend only these items. deny: never these. Unknown ids are ignored.
+            allow: recommend only these items. deny: never these.
             hide_seen: do not recommend items of the history.
+            unknown: what to do about unknown users, histories without a known item, and unknown items
+                of ``allow`` and ``deny``. "error" refuses the call. "skip" leaves them out, with a
+                warning. "popular" is "skip", but such users and histories get the most popular
+                items, with the number of training events as their score.
 
         Returns:
             A frame ``user_id, item_id, score, rank``, rank from 1. For histories, ``user_id`` is the
             number of the history, from 0.
 
         Raises:
-            InputError: a user is unknown, a history has no known item, or no known item is allowed.
+            InputError: an id is unknown and ``unknown`` is "error", an argument has the wrong type, or
+                no known item is allowed.
             DivergedError: a score is not finite.
         """
         import polars as pl
 
         if (users is None) == (histories is None):
             raise InputError("give either users or histories")
-        for given in (users, allow, deny, *(histories or ())):
-            if isinstance(given, str):  # a string is an iterable of its letters
-                raise InputError(f"{given!r} is a string, not a list of ids; write [{given!r}]")
-        selection = Selection.from_ids(self._items, k, allow, deny, hide_seen)
+        selection = Selection.from_ids(self._items, k, allow, deny, hide_seen, unknown)
         if users is not None:
-            users = list(users)
-            rows = np.array([self._user_row(name) for name in users], np.int64)
-            ids, offsets = pa.array(users, self.data.user_ids.type), self.data.offsets
-            items = [self.data.items[offsets[row] : offsets[row + 1]] for row in rows]
+            audience = Audience.of_users(self.data, self._users, users, unknown)
         else:
-            assert histories is not None
-            items = [self._known_items(number, names) for number, names in enumerate(histories)]
-            rows = np.full(len(items), -1)
-            ids = pa.array(range(len(items)), pa.int64())
-        with progress("recommending", len(items)) as advance:
-            frame = pl.from_arrow(self._batches.table(ids, rows, items, selection, advance))
+            audience = Audience.of_histories(self._items, histories, unknown)
+        with progress("recommending", len(audience.ids)) as advance:
+            table = self._batches.table(audience, selection, advance)
+        audience.warn_if_unserved(table)
+        frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         return frame
 
     def recommend_all(
-        self, out: str | Path, k: int = 10, *, allow: Iterable[Id] | None = None,
-        deny: Iterable[Id] | None = None, hide_seen: bool = True,
+        self, out: str | Path, k: Any = 10, *, allow: Any = None, deny: Any = None,
+        hide_seen: bool = True, unknown: Unknown = "error",
     ) -> None:  # fmt: skip
         """Write the rows of :meth:`recommend` for every user of the log to a Parquet file.
 
@@ -315,8 +315,10 @@ class Recommender:
         Raises:
             InputError: as in :meth:`recommend`, or ``out`` cannot be written.
         """
-        selection = Selection.from_ids(self._items, k, allow, deny, hide_seen)
-        settings = (self.model, self.settings, self.data.fingerprint, k, hide_seen)
+        selection = Selection.from_ids(self._items, k, allow, deny, hide_seen, unknown)
+        settings = (
+            self.model, self.settings, self.data.fingerprint, selection.k, selection.hide_seen
+        )  # fmt: skip
         weights = [tensor.cpu().numpy() for tensor in self.network.state_dict().values()]
         arrays = [selection.excluded, *weights]
         if (memory := self.memory) is not None:
@@ -336,49 +338,45 @@ class Recommender:
         )  # fmt: skip
         artifact.save(contents, Path(folder), overwrite)
 
-    def user_ids(self, texts: Iterable[str]) -> list[Id]:
-        """Convert user ids given as text, such as on a command line, to the type of the log's ids."""
-        return self._users.parse(texts)
+    def user_ids(self, texts: Any) -> list[Id]:
+        """The ids of users that texts stand for, such as on a command line.
 
-    def item_ids(self, texts: Iterable[str]) -> list[Id]:
-        """Convert item ids given as text to the type of the log's ids."""
-        return self._items.parse(texts)
+        If the log's ids are whole numbers, "7" becomes 7; other texts, such as "07", stay unknown ids.
+        """
+        return [self._users.from_text(str(text)) for text in as_ids(texts, "texts")]
+
+    def item_ids(self, texts: Any) -> list[Id]:
+        """The ids of items that texts stand for, as for :meth:`user_ids`."""
+        return [self._items.from_text(str(text)) for text in as_ids(texts, "texts")]
+
+    def __repr__(self) -> str:
+        if "trained" not in self.__dict__:
+            return f"Recommender({self.model!r}, not fitted, {self.device})"
+        return (
+            f"Recommender({self.model!r}, {self.data.users:,} users, {len(self.data.item_ids):,} "
+            f"items, epoch {self.trained.best_epoch}, {self.device})"
+        )
 
     @property
     def _batches(self) -> BatchRecommender:
         return BatchRecommender(self.score, self.data, self.training.max_length, self.device)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("data", "network", "trained"):
-            raise InputError("this recommender is not fitted; call fit, or load a saved one")
+        # A property that reads one of the three attributes leads here, too.
+        if name in ("data", "network", "trained") or hasattr(type(self), name):
+            raise NotFittedError("this recommender is not fitted; call fit, or load a saved one")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @cached_property
     def _users(self) -> Vocabulary:
-        return Vocabulary(self.data.user_ids)
+        return Vocabulary(self.data.user_ids, "user")
 
     @cached_property
     def _items(self) -> Vocabulary:
-        return Vocabulary(self.data.item_ids)
-
-    def _user_row(self, name: Id) -> int:
-        row = self._users.row(name)
-        if row is None:
-            raise InputError(
-                f"user {name!r} is not in the log of the model; give a history instead"
-            )
-        return row
-
-    def _known_items(self, number: int, names: Sequence[Id]) -> np.ndarray:
-        items = self._items.known_rows(names)
-        if not len(items):
-            raise InputError(
-                f"history {number} has no item that the model knows: {list(names)[:5]}"
-            )
-        return items
+        return Vocabulary(self.data.item_ids, "item")
 
 
-def load(folder: str | Path, device: str = "auto") -> Recommender:
+def load(folder: str | Path, device: str | torch.device = "auto") -> Recommender:
     """Load an artifact; ``device`` as in :class:`Recommender`.
 
     Raises:

@@ -6,23 +6,33 @@ Axes: B histories, V items.
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from recblr.data.batches import PackedBatch, pack_latest
 from recblr.data.sequences import Sequences
-from recblr.data.vocabulary import Id, Vocabulary
+from recblr.data.vocabulary import Vocabulary, as_ids, as_list, as_whole_number
 from recblr.errors import InputError
 from recblr.evaluation.ranking import Scorer, block_size, expect_finite, mask_seen
-from recblr.files import exclusive_lock
+from recblr.files import check_writable, exclusive_lock, write_errors
 from recblr.parts import Parts
 from recblr.progress import Advance, progress
 
+Unknown = Literal["error", "skip", "popular"]
+"""What to do about ids that the model does not know: see :meth:`Recommender.recommend`."""
+
+SKIP = "pass unknown='skip' (command line: --unknown skip)"
+SKIP_OR_POPULAR = "pass unknown='skip' or 'popular' (command line: --unknown)"
+NONE_LEFT = "allow, deny and hide_seen leave none"
 _PART_USERS = 4096  # about, in a part of the file; a killed call loses at most one part
 
 
@@ -42,25 +52,115 @@ class Selection:
 
     @staticmethod
     def from_ids(
-        items: Vocabulary, k: int, allow: Iterable[Id] | None, deny: Iterable[Id] | None,
-        hide_seen: bool,
-    ) -> "Selection":  # fmt: skip
+        items: Vocabulary, k: Any, allow: Any, deny: Any, hide_seen: Any, unknown: Unknown
+    ) -> "Selection":
         """Allow only the items ``allow``, if given, and none of the items ``deny``.
 
         Raises:
-            InputError: ``k`` is below 1, or no known item is allowed.
+            InputError: a value has the wrong type, ``k`` is below 1, an item is unknown and ``unknown``
+                is "error", or no known item is allowed.
         """
-        if k < 1:
-            raise InputError(f"k must be at least 1, found {k}")
+        if unknown not in ("error", "skip", "popular"):
+            raise InputError(f"unknown must be error, skip or popular, not {unknown!r}")
+        if not isinstance(hide_seen, bool | np.bool_):
+            raise InputError(f"hide_seen must be True or False, found {hide_seen!r}")
+        if (number := as_whole_number(k, "k")) < 1:
+            raise InputError(f"k must be at least 1, found {number}")
         excluded = np.zeros(len(items.ids), bool)
-        if allow is not None:
-            excluded[:] = True
-            excluded[items.known_rows(allow)] = False
-        if deny is not None:
-            excluded[items.known_rows(deny)] = True
+        for name, values in (("allow", allow), ("deny", deny)):
+            if values is None:
+                continue
+            ids = as_ids(values, name)
+            rows = items.rows(ids)
+            if missing := [item for item, row in zip(ids, rows, strict=True) if row < 0]:
+                message = f"{name}: {items.describe_unknown(missing)}"
+                if unknown == "error":
+                    raise InputError(f"{message}; correct it, or {SKIP}")
+                warnings.warn(message, stacklevel=3)
+            if name == "allow":
+                excluded[:] = True
+            excluded[rows[rows >= 0]] = name == "deny"
         if excluded.all():
             raise InputError("allow and deny leave no item that the model knows")
-        return Selection(k, excluded, hide_seen)
+        return Selection(number, excluded, bool(hide_seen))
+
+
+@dataclass(frozen=True, eq=False)
+class Audience:
+    """B histories to recommend for.
+
+    Attributes:
+        ids: (B,) the user_id of each in the result.
+        users: (B,) the row of each user in the log; -1 for others.
+        histories: item rows, oldest first. An empty history gets the most popular items.
+    """
+
+    ids: pa.Array
+    users: np.ndarray
+    histories: list[np.ndarray]
+
+    @staticmethod
+    def of_users(data: Sequences, known: Vocabulary, users: Any, unknown: Unknown) -> "Audience":
+        """Users of the log by their ids; arguments as for :meth:`Recommender.recommend`."""
+        names = as_ids(users, "users")
+        rows = known.rows(names)
+        missing = [name for name, row in zip(names, rows, strict=True) if row < 0]
+        message = known.describe_unknown(missing) if missing else ""
+        if unknown == "skip":
+            names, rows = [names[place] for place in np.flatnonzero(rows >= 0)], rows[rows >= 0]
+        elif unknown == "error" and missing:
+            raise InputError(f"{message}; give histories, or {SKIP_OR_POPULAR}")
+        try:
+            ids = pa.array(names, data.user_ids.type)
+        except (pa.ArrowException, TypeError, OverflowError):
+            raise InputError(f"{message}; a user in the result needs an id of that type") from None
+        if missing:
+            warnings.warn(message, stacklevel=3)
+        offsets = data.offsets
+        histories = [
+            data.items[offsets[row] : offsets[row + 1]] if row >= 0 else data.items[:0]
+            for row in rows
+        ]
+        return Audience(ids, rows, histories)
+
+    @staticmethod
+    def of_histories(known: Vocabulary, histories: Any, unknown: Unknown) -> "Audience":
+        """Histories of item ids; arguments as for :meth:`Recommender.recommend`."""
+        named = [
+            as_ids(history, f"histories[{number}]", ordered=True)
+            for number, history in enumerate(as_list(histories, "histories", ordered=True))
+        ]
+        rows = [known.rows(names) for names in named]
+        kept = [history[history >= 0] for history in rows]
+        numbers = np.arange(len(kept))
+        if nothing := [number for number in numbers if not len(kept[number])]:
+            first = named[nothing[0]]
+            others = f" ({len(nothing):,} of {len(kept):,} histories)" * (len(nothing) > 1)
+            reason = known.describe_unknown(first) if first else "it is empty"
+            message = f"history {nothing[0]} has no item that the model knows{others}: {reason}"
+            if unknown == "error":
+                raise InputError(f"{message}; correct it, or {SKIP_OR_POPULAR}")
+            warnings.warn(message, stacklevel=3)
+            if unknown == "skip":
+                numbers = np.array([number for number in numbers if len(kept[number])], np.int64)
+        if missing := [
+            name
+            for number in numbers if len(kept[number]) < len(named[number])
+            for name, row in zip(named[number], rows[number], strict=True) if row < 0
+        ]:  # fmt: skip
+            warnings.warn(f"ignored in histories: {known.describe_unknown(missing)}", stacklevel=3)
+        users = np.full(len(numbers), -1)
+        return Audience(pa.array(numbers), users, [kept[number] for number in numbers])
+
+    def warn_if_unserved(self, table: pa.Table) -> None:
+        """Warn of users or histories that have no row in the result."""
+        unserved = self.ids.filter(pc.invert(pc.is_in(self.ids, table["user_id"])))
+        if len(unserved):
+            warnings.warn(
+                f"{len(unserved):,} of {len(self.ids):,} users or histories get no item, such as "
+                f"{unserved[0].as_py()!r}: {NONE_LEFT}",
+                stacklevel=3,
+            )
 
 
 @dataclass(frozen=True)
@@ -84,16 +184,11 @@ class BatchRecommender:
         """The number of users to score at a time."""
         return block_size(len(self.data.item_ids), self.max_length)
 
-    def table(
-        self, ids: pa.Array, users: np.ndarray, histories: list[np.ndarray], selection: Selection,
-        advance: Advance,
-    ) -> pa.Table:  # fmt: skip
-        """Recommend to B histories of at least one event each.
+    def table(self, audience: Audience, selection: Selection, advance: Advance) -> pa.Table:
+        """Recommend to B histories.
 
         Args:
-            ids: (B,) the user_id of each history in the result.
-            users: (B,) the row of each user in the log, -1 for an unknown user.
-            histories: the items of each history.
+            audience: the histories.
             selection: which items to recommend.
             advance: called with the number of histories done.
 
@@ -106,10 +201,17 @@ class BatchRecommender:
         excluded = torch.from_numpy(selection.excluded).to(self.device)
         k = min(selection.k, len(excluded))
         # Preallocated, as many small arrays would fragment the heap.
-        best, items = np.empty((len(ids), k), np.float32), np.empty((len(ids), k), np.int64)
-        for first in range(0, len(ids), self.block):
-            block = slice(first, first + self.block)
-            batch = self._batch(histories[block], users[block])
+        shape = len(audience.ids), k
+        best, items = np.empty(shape, np.float32), np.empty(shape, np.int64)
+        lengths = np.array([len(history) for history in audience.histories], np.int64)
+        with_items, without = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
+        if len(without):
+            best[without], items[without] = self._most_popular(selection, k)
+            advance(len(without))
+        for first in range(0, len(with_items), self.block):
+            block = with_items[first : first + self.block]
+            histories = [audience.histories[row] for row in block]
+            batch = self._batch(histories, audience.users[block])
             scores = self.score(batch)
             expect_finite(scores.isfinite())
             scores.masked_fill_(excluded, -torch.inf)
@@ -121,7 +223,7 @@ class BatchRecommender:
         row, column = np.nonzero(best > -np.inf)
         return pa.table(
             {
-                "user_id": ids.take(pa.array(row)),
+                "user_id": audience.ids.take(pa.array(row)),
                 "item_id": self.data.item_ids.take(pa.array(items[row, column])),
                 "score": pa.array(best[row, column]),
                 "rank": pa.array(column + 1),
@@ -142,11 +244,13 @@ class BatchRecommender:
         Raises:
             InputError: the file cannot be written, or another process is writing it.
         """
+        check_writable(out)
         parts = Parts(out, f"{key}:{self.block}")
         offsets, users = self.data.offsets, self.data.users
         size = max(1, _PART_USERS // self.block) * self.block
         firsts = range(0, users, size)
-        with exclusive_lock(parts.folder), progress("recommending", users) as advance:
+        locked = exclusive_lock(parts.folder)
+        with write_errors(out), locked, progress("recommending", users) as advance:
             for number, first in enumerate(firsts):
                 rows = np.arange(first, min(first + size, users))
                 if number in parts:
@@ -154,9 +258,23 @@ class BatchRecommender:
                     continue
                 histories = [self.data.items[offsets[row] : offsets[row + 1]] for row in rows]
                 ids = self.data.user_ids.slice(first, size)
-                parts.add(number, self.table(ids, rows, histories, selection, advance))
+                audience = Audience(ids, rows, histories)
+                parts.add(number, self.table(audience, selection, advance))
             parts.join(len(firsts))
         shutil.rmtree(parts.folder)
+        with pq.ParquetFile(out) as file:
+            ranks = (batch["rank"].to_numpy() for batch in file.iter_batches(columns=["rank"]))
+            served = sum(int((rank == 1).sum()) for rank in ranks)
+        if served < users:
+            warnings.warn(
+                f"{users - served:,} of {users:,} users get no item: {NONE_LEFT}", stacklevel=3
+            )
+
+    def _most_popular(self, selection: Selection, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The training counts and the rows of the most frequent items."""
+        counts = np.where(selection.excluded, -np.inf, self.data.item_counts).astype(np.float32)
+        order = np.argsort(-counts, kind="stable")[:k]
+        return counts[order], order
 
     def _batch(self, histories: list[np.ndarray], users: np.ndarray) -> PackedBatch:
         stops = np.cumsum([len(items) for items in histories])

@@ -18,8 +18,12 @@ def current_settings(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the settings of a section to their current names.
 
     Raises:
-        InputError: a setting is given under both its old and its new name.
+        InputError: ``values`` is no mapping, or a setting is given under both its old and its new name.
     """
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"{section} = {values!r}: settings stand in a section, such as lr in [train]"
+        )
     current: dict[str, Any] = {}
     for key, value in values.items():
         name = SETTINGS.get((section, key), key)

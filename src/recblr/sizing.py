@@ -5,7 +5,6 @@ events per item the model is wider; and if no user has an item twice, the loss l
 serving does.
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +14,8 @@ import numpy as np
 from recblr.data.sequences import Sequences
 from recblr.models import find_model
 from recblr.presets import for_model
+from recblr.progress import report
 
-_LOGGER = logging.getLogger(__name__)
 SPARSE, DENSE = 20, 200  # training events per item
 DROPOUT = (0.5, 0.25)  # of a sparse and a dense log, with logarithmic interpolation
 
@@ -68,5 +67,5 @@ def by_size(
         for name, value in sized[section].items()
         if name not in given[section]
     )
-    _LOGGER.info("settings by the size of the log: %s", chosen)
+    report(f"settings by the size of the log: {chosen}")
     return {section: {**values, **given.get(section, {})} for section, values in sized.items()}

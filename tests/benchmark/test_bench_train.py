@@ -1,4 +1,4 @@
-"""The training benchmark: an epoch, its products, and where the rest goes."""
+"""The training benchmark: an epoch, its matrix products, and the parts of a step."""
 
 from types import SimpleNamespace
 
@@ -41,10 +41,10 @@ def test_both_kinds_of_examples(sequences: Sequences, monkeypatch: pytest.Monkey
     assert result["prefixes"]["parts"].keys() == PARTS
 
 
-def test_some_batches_stand_for_the_epoch(
+def test_an_epoch_is_estimated_from_some_batches(
     sequences: Sequences, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a clock that counts the events trained on, an estimate must be exact."""
+    """With a clock that counts the trained events, the estimate must be exact."""
     clock = 0
 
     step = Trainer.step
@@ -65,7 +65,7 @@ def test_some_batches_stand_for_the_epoch(
         assert result["epoch_seconds"] == pytest.approx(events)
 
 
-def test_without_data_a_shop_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_log_without_data_is_a_simulated_shop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECBLR_DATA", "/nowhere")
     simulated = default_log()
     assert (simulated.users, len(simulated.item_ids)) == (6040, 3416)

@@ -1,4 +1,4 @@
-"""The length benchmark: that its attention is attention, its rows, its picture."""
+"""The length benchmark: its attention layer, its rows, its plot."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def test_attention_is_causal_and_steps_agree_with_one_pass() -> None:
+def test_attention_is_causal_and_steps_equal_one_pass() -> None:
     torch.manual_seed(0)
     layer = AttentionLayer(RecBLRConfig(dim=12, dropout=0.0)).double()
     h = torch.randn(3, 7, 12, dtype=torch.float64)
@@ -27,7 +27,7 @@ def test_attention_is_causal_and_steps_agree_with_one_pass() -> None:
     assert layer(later)[:, :4].equal(out[:, :4])
 
 
-def test_attention_against_the_sum_written_out() -> None:
+def test_attention_against_a_sum() -> None:
     torch.manual_seed(0)
     layer = AttentionLayer(RecBLRConfig(dim=4, dropout=0.0), heads=1).double()
     h = torch.randn(1, 5, 4, dtype=torch.float64)
@@ -67,7 +67,7 @@ def result_of(*keys: str) -> dict[str, object]:
     }
 
 
-def test_the_picture_shows_what_was_measured(tmp_path: Path) -> None:
+def test_the_plot_has_a_panel_for_each_measurement(tmp_path: Path) -> None:
     from matplotlib.image import imread
 
     widths = []
@@ -79,7 +79,7 @@ def test_the_picture_shows_what_was_measured(tmp_path: Path) -> None:
     assert widths[0] < widths[1]
 
 
-def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_plot_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no/a\.png: the picture cannot be written"):
         draw(result_of("event_ns"), tmp_path / "no/a.png")
     with pytest.raises(InputError, match=r"a\.nonsense: the picture cannot be written"):

@@ -1,4 +1,4 @@
-"""The recurrence's benchmark: its peers compute the recurrence, its gate lets nothing wrong through."""
+"""The benchmark of the recurrence: its peers are correct, and its check finds wrong results."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from recblr.benchmark.peers import BdLru, peers
 from recblr.ops import reference
 
 CPU = torch.device("cpu")
-HERE = [name for name in peers("cpu") if not name.startswith("accelerated")]
+INSTALLED = [name for name in peers("cpu") if not name.startswith("accelerated")]
 
 
 def off(*arguments: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,29 +40,29 @@ def absent(*_: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def broken(*_: Tensor) -> tuple[Tensor, Tensor]:
-    raise ValueError("not on a Tuesday\nnor at night")
+    raise ValueError("first line\nsecond line")
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, in torch scan
+@pytest.mark.filterwarnings("ignore")  # of torch, in torch scan
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 37])
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_a_peer_computes_the_recurrence(name: str, length: int) -> None:
-    job = bench._draw(peers("cpu")[name], (3, length, 5), torch.float64, CPU)
+    job = bench._make_job(peers("cpu")[name], (3, length, 5), torch.float64, CPU)
     truth = job._replace(bd_lru=reference.bd_lru).both()
-    for ours, right in zip(job.both(), truth, strict=True):
-        torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-10)
+    for ours, exact in zip(job.both(), truth, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-10)
 
 
 @pytest.fixture
-def contenders(monkeypatch: pytest.MonkeyPatch) -> dict[str, BdLru]:
-    """What stands in for the peers."""
-    found: dict[str, BdLru] = {}
-    monkeypatch.setattr(bench, "peers", lambda device: found)
-    return found
+def fake_peers(monkeypatch: pytest.MonkeyPatch) -> dict[str, BdLru]:
+    """The implementations to compare with; empty at first."""
+    fakes: dict[str, BdLru] = {}
+    monkeypatch.setattr(bench, "peers", lambda device: fakes)
+    return fakes
 
 
-def test_only_what_is_right_is_timed(contenders: dict[str, BdLru]) -> None:
-    contenders |= {
+def test_only_correct_implementations_are_timed(fake_peers: dict[str, BdLru]) -> None:
+    fake_peers |= {
         "right": reference.bd_lru, "off": off, "no gradient": no_gradient_of_alpha, "nan": nan,
         "absent": absent, "broken": broken,
     }  # fmt: skip
@@ -74,7 +74,7 @@ def test_only_what_is_right_is_timed(contenders: dict[str, BdLru]) -> None:
     assert {name: row["gate"] for name, row in rows.items()} == {
         "fused": "ok", "fused, bfloat16": "ok", "two trees": "ok", "serial": "ok", "right": "ok",
         "off": "y is off by 1e-02", "no gradient": "dr is off by 2e-01", "nan": "last is off by nan",
-        "absent": "not installed", "broken": "ValueError: not on a Tuesday",
+        "absent": "not installed", "broken": "ValueError: first line",
     }  # fmt: skip
     for row in rows.values():
         figures = [row["forward_ns"], row["both_ns"], row["times_slower"]]
@@ -85,8 +85,8 @@ def test_only_what_is_right_is_timed(contenders: dict[str, BdLru]) -> None:
             assert figures == [None] * 3
 
 
-def test_wrong_kernels_have_no_speed(
-    contenders: dict[str, BdLru], monkeypatch: pytest.MonkeyPatch
+def test_wrong_kernels_are_an_error(
+    fake_peers: dict[str, BdLru], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recblr.ops.bd_lru", no_gradient_of_alpha)
     threads = torch.get_num_threads()
@@ -95,24 +95,24 @@ def test_wrong_kernels_have_no_speed(
     assert torch.get_num_threads() == threads
 
 
-def test_time_is_shared_out_evenly_and_each_runs_three_times() -> None:
+def test_time_is_divided_evenly_and_each_function_runs_three_times() -> None:
     calls = {"fast": 0, "slow": 0}
 
-    def nap(name: str, seconds: float) -> None:
+    def sleep(name: str, seconds: float) -> None:
         calls[name] += 1
         time.sleep(seconds)
 
-    works = {"fast": partial(nap, "fast", 0.001), "slow": partial(nap, "slow", 0.03)}
-    times = bench._medians(works, CPU, budget=0.0)
+    functions = {"fast": partial(sleep, "fast", 0.001), "slow": partial(sleep, "slow", 0.03)}
+    times = bench._medians(functions, CPU, budget=0.0)
     assert calls == {"fast": 3, "slow": 3}
     assert 0.001 <= times["fast"] < 0.03 <= times["slow"]
-    bench._medians(works, CPU, budget=0.3)
+    bench._medians(functions, CPU, budget=0.3)
     assert calls["fast"] > 10 * calls["slow"] / 3
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(contenders: dict[str, BdLru]) -> None:
-    contenders["loop"] = peers("cuda")["loop"]
+def test_on_a_gpu(fake_peers: dict[str, BdLru]) -> None:
+    fake_peers["loop"] = peers("cuda")["loop"]
     result = bench.time_ops("cuda", (512, 200, 64), budget=2.0)
     assert result["dtype"] == "bfloat16"
     assert [row["gate"] for row in result["rows"]] == ["ok"] * 4

@@ -148,7 +148,7 @@ def test_speed(tables: Any, tmp_path: Path) -> None:
         " events/s), 2.1 times its bare matrix products; 1 thread | `recblr bench train` |" in found
     )
     assert "| 2,944 s (estimated), 2.1 times" in found
-    assert "| 26 s, 165 s: 6.4 times faster; 2 threads |  | `python benchmarks/epoch.py` |" in found
+    assert "| 26 s, 165 s: 6.4 times faster; 2 threads |  | `recblr bench padded` |" in found
     assert "| 52 s, 3.6 GiB at its peak; 2 threads |" in found
     assert "A step on the GPU: matrix products 51%, other 49%." in tables["parts"]()
     about = "Epochs of ml-1m.tsv.gz; CPU: 2026-11-21, AMD, torch 2.13.0; commit abc; GPU: "

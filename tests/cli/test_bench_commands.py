@@ -67,3 +67,28 @@ def test_bench_train(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
     text = run("bench", "train", tiny.log, "--device", "cpu").out
     assert re.search(r"seconds per epoch +\d+\.\d\d +\d+\.\d\d *\n", text)
     assert re.search(r"  matrix products +\d+% +\d+% *\n", text)
+
+
+def test_bench_padded(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = {
+        "epoch_seconds": {"packed": 2.0, "padded twin": 14.0},
+        "times_faster_than": {"padded twin": 7.0},
+    }
+    monkeypatch.setattr("recblr.benchmark.padded.time_padded", lambda log: measured)
+    printed = answer(run("bench", "padded", tiny.log, "--json"))
+    assert {key: printed[key] for key in measured} == measured
+    assert printed["command"] == f"recblr bench padded {tiny.log} --json"
+    text = run("bench", "padded", tiny.log).out
+    assert text == "seconds per epoch: 2.00 packed, 14.00 padded\npacked is 7.0 times faster\n"
+
+
+def test_bench_prepare(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = {"seconds": 5.1, "peak_gib": 0.5}
+    monkeypatch.setattr(
+        "recblr.benchmark.prepare.time_prepare", lambda events: {"events": events, **measured}
+    )
+    printed = answer(run("bench", "prepare", "--events", "20000", "--json"))
+    assert {key: printed[key] for key in measured} == measured
+    assert printed["command"] == "recblr bench prepare --events 20000 --json"
+    text = run("bench", "prepare").out
+    assert text == "50,000,000 events: 5.1 s, peak 0.5 GiB\n"

@@ -30,7 +30,7 @@ from data.log_examples import (
     write,
     zstd,
 )
-from recblr.data import log, text
+from recblr.data import sources, text
 from recblr.data.log import Interactions, read_log
 from recblr.errors import InputError
 
@@ -88,11 +88,11 @@ def test_read_log_reads_text_files(
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())], ids=str
 )
-@pytest.mark.parametrize("batch", [2, log.BATCH_ROWS])
+@pytest.mark.parametrize("batch", [2, sources.BATCH_ROWS])
 def test_read_log_reads_parquet_files(
     ending: str, kind: pa.DataType, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "BATCH_ROWS", batch)
+    monkeypatch.setattr(sources, "BATCH_ROWS", batch)
     pq.write_table(TABLE.set_column(0, "user_id", TABLE["user_id"].cast(kind)), f"a.{ending}")
     assert rows(read_log(Path(f"a.{ending}"))) == EVENTS
 
@@ -109,9 +109,9 @@ def test_read_log_reads_parquet_files(
         PANDAS.astype({"user_id": "category", "item_id": object}),
     ],
 )
-@pytest.mark.parametrize("batch", [2, log.BATCH_ROWS])
+@pytest.mark.parametrize("batch", [2, sources.BATCH_ROWS])
 def test_read_log_reads_frames(frame: object, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "BATCH_ROWS", batch)
+    monkeypatch.setattr(sources, "BATCH_ROWS", batch)
     read = read_log(frame)
     assert rows(read) == EVENTS
     assert read.user_ids.to_pylist() == ["u2", "u1", "ü🎬"]

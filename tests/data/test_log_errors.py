@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.log_examples import CSV, DAT, FRAME, HEAD, PANDAS, TABLE, TSV, write, zstd
-from recblr.data import log, text
+from recblr.data import sources, text
 from recblr.data.log import read_log
 from recblr.errors import InputError
 
@@ -217,11 +217,11 @@ def test_read_log_refuses_bad_columns(
         ({"timestamp": [dt.timedelta(1)] * 2}, "row 1, column 'timestamp': times of type duration[us]; cast to int64, float64 or datetime"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("batch", [1, log.BATCH_ROWS])
+@pytest.mark.parametrize("batch", [1, sources.BATCH_ROWS])
 def test_read_log_refuses_bad_typed_values(
     values: dict[str, object], expected: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "BATCH_ROWS", batch)
+    monkeypatch.setattr(sources, "BATCH_ROWS", batch)
     frame = pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2]} | values)
     assert error_message(frame) == f"<frame>: {expected}"
     frame.write_parquet("a.parquet", use_pyarrow=False)

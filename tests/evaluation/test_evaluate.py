@@ -133,6 +133,22 @@ def test_json_is_valid_and_complete(make: Callable[[], list[Evaluation]]) -> Non
         assert plain["protocol"]["users"] == len(evaluation.ranks)
         assert plain["baselines"] == evaluation.baselines
         assert plain["slices"] == evaluation.slices
+        assert plain["population"]["users"] == evaluation.population.users == len(evaluation.ranks)
         for name, mean in evaluation.metrics.items():
             low, high = plain["intervals"][name]
             assert low - 1e-12 <= mean <= high + 1e-12
+
+
+def test_representations_are_short(measured: list[Evaluation]) -> None:
+    for evaluation in measured:
+        hit_rate, ndcg = (f"{name} {evaluation.metrics[name]:.4f}" for name in ("HR@10", "NDCG@10"))
+        assert repr(evaluation) == (
+            f"Evaluation({evaluation.protocol.seen}: {hit_rate}, {ndcg}; {evaluation.protocol})"
+        )
+        assert len(repr(evaluation)) < 250
+        html = evaluation._repr_html_()
+        assert html.count("<tr>") == 1 + len(evaluation.metrics)
+        for baseline in evaluation.baselines.values():
+            assert f"<td>{baseline['MRR@20']:.4f}</td>" in html
+        assert str(evaluation.protocol) in html
+        assert "left out (no event to predict)" in html

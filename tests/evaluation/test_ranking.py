@@ -152,12 +152,14 @@ def test_unknown_items_are_ignored_in_histories(part: Part) -> None:
     for user, items in enumerate(lists):
         row = len(items) - (2 if part == "validation" else 1)
         history, target = [item for item in items[:row] if item != 3], items[row]
-        if history:
-            scores = [*scores_of(history, 3).tolist(), -float("inf")]
-            better = sum(scores[item] >= scores[target] for item in range(4) if item != target)
-            histories.append(history)
-            truth["users"].append(user)
-            truth["unmasked"].append(1 + better if target < 3 else 4)
+        truth["users"].append(user)
+        if not history or target == 3:
+            truth["unmasked"].append(4)
+        else:
+            scores = scores_of(history, 3).tolist()
+            better = sum(scores[item] >= scores[target] for item in range(3) if item != target)
+            truth["unmasked"].append(1 + better)
+        histories += [history] * bool(history)
     assert shown == histories
     assert ranks["users"].tolist() == truth["users"]
     assert ranks["unmasked"].tolist() == truth["unmasked"]

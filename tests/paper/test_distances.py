@@ -1,4 +1,4 @@
-"""Who finds an event far back: counted by hand, and kept and shown."""
+"""Who learns an event far back: counted by hand, and kept and shown."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,14 @@ from torch import Tensor
 from recblr.data.associative_recall import AssociativeRecall, simulate_recall
 from recblr.data.batches import PackedBatch
 from recblr.models.model import Model
-from recblr.paper.distances import LOG, Distances, answers_right
+from recblr.paper.distances import DistanceRun, Distances, answers_right
+from recblr.paper.logs import open_dataset, recall
+from recblr.paper.report import Report
 from recblr.paper.studies import STUDIES
 
 RECALL = AssociativeRecall(distances=(3, 9, 9), brands=4, others=5, users=(20, 4, 30))
+SMALL = STUDIES["lengths"].small()
+assert isinstance(SMALL, Distances)
 
 
 class Remembering(Model):
@@ -25,17 +29,21 @@ class Remembering(Model):
         self.reach = reach
 
     @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
     def item_embeddings(self) -> Tensor:
         return torch.eye(10)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        found = torch.zeros(len(batch.positions), 10)
-        for row, position in zip(found, batch.positions.tolist(), strict=True):
+        hidden = torch.zeros(len(batch.positions), 10)
+        for row, position in zip(hidden, batch.positions.tolist(), strict=True):
             history = batch.items[: position + 1].tolist()
             for item in history[-self.reach :]:
                 if item < 4:
                     row[item] = 1
-        return found
+        return hidden
 
 
 @pytest.mark.parametrize(
@@ -50,70 +58,61 @@ def test_equal_scores_are_not_right() -> None:
     assert answers_right(Remembering(1), RECALL) == {3: 0, 9: 0}  # sees the question alone
 
 
-def smoke() -> Distances:
-    study = STUDIES["lengths"]
-    assert isinstance(study, Distances)
-    return study.smoke()
-
-
-def test_a_run_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = smoke()
-    (cell,) = [cell for cell in study.cells((0,), "cpu") if cell.row == "RecBLR"]
-    assert cell.find(tmp_path) is None
-    record = cell.make(tmp_path, "a command", "cpu")
-    assert cell.find(tmp_path) == record
+def test_a_run_is_kept_and_found_again(tmp_path: Path) -> None:
+    (run,) = (it for it in SMALL.measurements((0,), "cpu") if it.row == "RecBLR")
+    assert run.find(tmp_path) is None
+    record = run.make(tmp_path, "a command", "cpu")
+    assert run.find(tmp_path) == record
     assert list(record["right"]) == ["4", "8", "80"]
     assert all(0 <= share <= 1 for share in record["right"].values())
-    other = replace(study, recall=replace(study.recall, brands=3))
-    assert [cell.find(tmp_path) for cell in other.cells((0,), "cpu")] == [None] * 4
+    assert replace(run, farther=[90]).find(tmp_path) is None
 
 
-def test_a_model_without_a_state_is_not_asked_beyond_its_length(tmp_path: Path) -> None:
-    (cell,) = [cell for cell in smoke().cells((0,), "cpu") if cell.row == "SASRec"]
-    assert list(cell.make(tmp_path, "a command", "cpu")["right"]) == ["4", "8"]
+def test_a_model_without_a_state_is_not_tested_beyond_its_length(tmp_path: Path) -> None:
+    (run,) = (it for it in SMALL.measurements((0,), "cpu") if it.row == "SASRec")
+    assert list(run.make(tmp_path, "a command", "cpu")["right"]) == ["4", "8"]
 
 
-def record(right: dict[str, float]) -> dict[str, Any]:
-    return {"right": right, "seconds": 2.0}
+def report(
+    monkeypatch: pytest.MonkeyPatch, records: dict[tuple[str, int], dict[str, float]],
+    missing: Any = None,
+) -> Report:  # fmt: skip
+    def find(run: DistanceRun, folder: Path) -> Any:
+        right = records.get((run.row, run.seed))
+        return right and {"right": right, "seconds": 2.0}
+
+    monkeypatch.setattr(DistanceRun, "find", find)
+    return SMALL.report(Path(), (0, 1), missing or {})
 
 
-def test_the_page_says_how_far_each_one_finds_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = smoke()
-    found = {
-        "recblr": record({"4": 1.0, "8": 0.95, "80": 0.9}),
-        "lrurec": record({"4": 1.0, "8": 0.5, "80": 1.0}),
-        "sasrec": record({"4": 0.2, "8": 0.1}),
+def test_the_page_says_how_far_back_each_model_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = {
+        ("RecBLR", 0): {"4": 1.0, "8": 0.95, "80": 0.9},
+        ("LRURec", 0): {"4": 1.0, "8": 0.5, "80": 1.0},
+        ("SASRec", 0): {"4": 0.2, "8": 0.1},
     }
-    monkeypatch.setattr(Distances, "_find", lambda self, model, seed, folder: found.get(model))
-    report = study.report(tmp_path, (0,), {(LOG, "GRU4Rec"): "no run"})
-    assert report.headline == (
-        "SASRec does not find it; LRURec finds it 4 events back; RecBLR finds it 80 events back"
+    found = report(monkeypatch, records, {("recall-small", "GRU4Rec"): "not run"})
+    assert found.headline == (
+        "events back with nine of ten answers right: SASRec 0, LRURec 4, RecBLR 80"
     )
-    assert "| SASRec" in report.summary
-    assert "cannot" in report.summary
-    assert "GRU4Rec" in report.summary
-    assert "not measured: no run" in report.summary
-    assert report.data["rows"]["SASRec"]["right"] == [0.2, 0.1, None]
-    assert "- GRU4Rec: not measured: no run" in report.summary
-    assert study.report(tmp_path, (), {(LOG, "RecBLR"): "why"}).summary == (
-        "- RecBLR: not measured: why"
-    )
+    assert found.sentences == [f"recall-small: {found.headline}."]
+    cells = [[*map(str.strip, line.split("|"))][1:-1] for line in found.table.splitlines()]
+    assert cells[0] == ["model", "4", "8", "80", "seconds", "seeds", "note"]
+    assert cells[2:4] == [
+        ["GRU4Rec", "", "", "", "", "", "not measured: not run"],
+        ["SASRec", "20.0%", "10.0%", "cannot", "2.00", "1", ""],
+    ]
+    assert found.data["right"]["SASRec"] == {4: 0.2, 8: 0.1}
 
 
-def test_shares_of_several_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = {0: 0.9, 1: 1.0}
-    monkeypatch.setattr(
-        Distances, "_find",
-        lambda self, model, seed, folder: record({"4": 1.0, "8": shares[seed]})
-        if model == "sasrec" else None,
-    )  # fmt: skip
-    report = smoke().report(tmp_path, (0, 1), {})
-    assert "| SASRec        | 100.0%        | 95.0% ± 7.1%  | cannot " in report.summary
-    assert report.headline == "SASRec finds it 8 events back"
+def test_shares_of_several_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = {("SASRec", seed): {"4": 1.0, "8": share} for seed, share in enumerate((0.9, 1.0))}
+    missing = dict.fromkeys((("recall-small", row) for row in SMALL.rows), "not run")
+    found = report(monkeypatch, records, missing)
+    assert "| SASRec  | 100.0% ± 0.0% | 95.0% ± 7.1% | cannot | 2.00    | 2 " in found.table
+    assert found.headline.endswith("right: SASRec 8")
 
 
-def test_the_log_is_the_one_that_is_trained_on() -> None:
-    study = smoke()
-    assert study.open(LOG).fingerprint == simulate_recall(study.recall)[0].fingerprint
+def test_the_data_set_is_that_of_the_simulation() -> None:
+    data = open_dataset("recall-small")
+    assert data.fingerprint == simulate_recall(recall("recall-small"))[0].fingerprint

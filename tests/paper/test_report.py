@@ -1,14 +1,10 @@
-"""Pages: tables that are aligned, provenance in a line, the size of the data sets."""
+"""Tables that are aligned, numbers, provenance in a line, and the index."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from recblr.paper import counts
-from recblr.paper.counts import Counts
-from recblr.paper.report import measured_on, number, p_value, reason, table, write_index
+from recblr.paper.report import measured_on, table, write_index
 
 ABOUT: dict[str, Any] = {
     "date": "2026-11-21T01:02+00:00", "commit": "abc", "hardware": "AMD", "threads": 1,
@@ -16,22 +12,28 @@ ABOUT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_table_is_aligned() -> None:
-    assert table(["a", "long"], [["word", "1"], ["", "22"]]) == (
-        "| a    | long |\n| ---- | ---- |\n| word | 1    |\n|      | 22   |"
+def test_a_table_is_aligned_and_leaves_out_empty_columns() -> None:
+    lines = [{"a": "word", "best_one": 1}, {"best_one": 22, "gone": ""}]
+    assert table(["a", "gone", "best_one"], lines) == (
+        "| a    | best one |\n| ---- | -------- |\n| word | 1        |\n|      | 22       |"
     )
-    assert table(["a"], []) == "| a   |\n| --- |"
+    assert table({"a": "first", "gone": "last"}, [{"a": "x"}]) == "| first |\n| ----- |\n| x     |"
+    assert table(["a"], []) == ""
 
 
-def test_numbers() -> None:
-    assert [number(it) for it in (None, 0.01234, 1.0, 99.95, 100.4, 12345.6)] == [
-        "", "0.0123", "1", "100", "100", "12,346",
+def test_values_as_text() -> None:
+    def text(value: Any, key: str = "") -> str:
+        return table([key], [{key: value}]).splitlines()[-1].strip("| ")
+
+    numbers = [0.01234, 0.5, 1.0, 99.94, 100.44, 12345.6, 12345, 0]
+    assert [text(it) for it in numbers] == [
+        "0.0123", "0.5000", "1.00", "99.9", "100.4", "12,346", "12,345", "0",
     ]  # fmt: skip
-    assert [p_value(p) for p in (0.0009, 0.01, 1.0)] == ["p < 0.001", "p = 0.010", "p = 1.000"]
-    assert reason(ValueError("one\ntwo")) == "one"
-    assert reason(ValueError()) == "ValueError"
-    error = ValueError("no download from a.org (<urlopen error [Errno -2]>); try again")
-    assert reason(error) == "no download from a.org"
+    assert text([0.1, -0.25]) == "0.1000 to -0.2500"
+    assert text({"weight": 1.5, "scale": 10.0}) == "weight 1.5, scale 10"
+    assert [text(12.34, "percent"), text(-0.00012, "ahead")] == ["+12.3", "-0.0001"]
+    assert [text(it, "p") for it in (1.0, 0.0123, 1.2e-20)] == ["1", "0.012", "1.2e-20"]
+    assert table(["x"], [{"x": None}]) == ""
 
 
 def test_when_and_on_what() -> None:
@@ -45,42 +47,13 @@ def test_when_and_on_what() -> None:
 
 
 def test_the_index(tmp_path: Path) -> None:
-    content = {"command": "recblr reproduce b", "headline": "0.5", "verdict": "Good.",
-               "measured": "today", "title": "Table B"}  # fmt: skip
+    content = {"command": "recblr reproduce b", "headline": "0.5", "title": "Table B"}
     results = tmp_path / "results"
     results.mkdir()
     (results / "b.json").write_text(json.dumps(content))
     write_index(["a", "b"], results, tmp_path / "README.md")
     lines = (tmp_path / "README.md").read_text().splitlines()
-    assert lines[-2:] == [
-        "| `recblr reproduce a` |  | not run yet |  |  |",
-        "| `recblr reproduce b` | 0.5 | Good. | today | [Table B](results/b.md) |",
+    assert [[*map(str.strip, line.split("|"))][1:-1] for line in lines[4:6]] == [
+        ["", "`recblr reproduce a`", "not run"],
+        ["[Table B](results/b.md)", "`recblr reproduce b`", "0.5"],
     ]
-
-
-def test_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Log:
-        summary = {"kept": {"users": 10, "items": 7, "interactions": 85}}  # noqa: RUF012
-
-    monkeypatch.setattr(counts, "open_dataset", lambda name: Log)
-    study = Counts(
-        "Sizes",
-        ("same", "other", "more", "gone"),
-        {"same": (10, 7, 85, 8.5), "other": (10, 7, 85, 8.6), "gone": (1, 2, 3, 4.0)},
-        {"other": "a remark"},
-    )
-    for cell in study.cells((0, 1), "cpu")[:3]:
-        assert cell.find(tmp_path) is None
-        assert cell.make(tmp_path, "recblr", "cpu") == cell.find(tmp_path)
-    found = study.report(tmp_path, (0,), {("gone", "gone"): "no data"})
-    assert found.verdict == "Of 3 data sets of the paper: 1 equal, 1 unlike, 1 not measured."
-    cells = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in found.summary.splitlines()
-    ]
-    assert cells[2:] == [
-        ["same", "10 / 10", "7 / 7", "85 / 85", "8.5 / 8.5", "equal"],
-        ["other", "10 / 10", "7 / 7", "85 / 85", "8.5 / 8.6", "unlike; a remark"],
-        ["more", "10", "7", "85", "8.5", ""],
-        ["gone", "- / 1", "- / 2", "- / 3", "- / 4.0", "not measured: no data"],
-    ]
-    assert found.headline == "same equal, other unlike"

@@ -94,7 +94,7 @@ async def send_until_killed(
         try:
             while True:
                 events = [make_event() for _ in range(20)]
-                assert await client.ask("/v1/events", {"events": events}) == 200
+                assert await client.status("/v1/events", {"events": events}) == 200
                 acknowledged.extend(events)
         except (OSError, EOFError):
             client.writer.close()
@@ -116,7 +116,7 @@ async def closed_loop(
         event = first_event + number
         while True:
             body = event_body(event, f"u{number}", "1")
-            statuses[await connections[number].ask("/v1/events", body)] += 1
+            statuses[await connections[number].status("/v1/events", body)] += 1
             event += clients
             if time.perf_counter() > end:
                 break
@@ -136,7 +136,7 @@ async def steady_rate(port: int, key: str, first_event: int, seconds: float) -> 
     client, latencies, number = await connect(port, key), [], first_event
     end = time.perf_counter() + seconds
     while (begin := time.perf_counter()) < end or not latencies:
-        await client.do("/v1/events", event_body(number, "u", "1"))
+        await client.post("/v1/events", event_body(number, "u", "1"))
         latencies.append(time.perf_counter() - begin)
         number += 1
         await asyncio.sleep(0.02)

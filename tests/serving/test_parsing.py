@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recblr.serving.parsing import MAX_DEPTH, InvalidError, parse_event, parse_id, parse_json
+from recblr.errors import InputError
+from recblr.serving.parsing import MAX_DEPTH, InvalidError, parse_event, parse_json
 from recblr.serving.storage import Event
 
 BODY = {"event_id": "e1", "user_id": "u", "item_id": "i", "timestamp": 1.5}
@@ -15,6 +16,8 @@ def test_an_event():
     assert parse_event({**BODY, "user_id": 7, "timestamp": 3}) == Event("e1", "7", "i", 3.0)
     assert parse_event({**BODY, "item_id": "007"}).item_id == "007"
     assert str(parse_event({**BODY, "timestamp": -0.0}).timestamp) == "0.0"
+    assert parse_event({**BODY, "timestamp": "2024-05-01T00:00:00.5Z"}).timestamp == 1714521600.5
+    assert parse_event({**BODY, "timestamp": 1714521600500}).timestamp == 1714521600.5
 
 
 @pytest.mark.parametrize(
@@ -24,18 +27,22 @@ def test_an_event():
         ({"user_id": "é" * 129}, "user_id: must have 1 to 256 bytes, found 258"),
         ({"item_id": "a\0b"}, "item_id: contains a NUL"),
         ({"event_id": "\ud800"}, "event_id: contains an unpaired surrogate"),
-        ({"timestamp": 2e15}, "timestamp: must be within ±1e\\+15, found 2000000000000000.0"),
-        ({"timestamp": "1"}, "Expected `float`, got `str` - at `\\$.timestamp`"),
-        ({"timestamp": 10**400}, "timestamp"),
-        ({"timestamp": True}, "Expected `float`, got `bool`"),
+        ({"timestamp": 2e13}, "timestamp: found the time 2e\\+13, which is not in seconds, milli"),
+        ({"timestamp": "now"}, "timestamp: found 'now'; write every time as a whole number"),
+        ({"timestamp": 10**400}, "timestamp: found "),
+        ({"timestamp": float("inf")}, "timestamp: found 'inf'"),
+        ({"timestamp": True}, "got `bool` - at `\\$.timestamp`"),
+        ({"timestamp": None}, "got `null` - at `\\$.timestamp`"),
+        ({"timestamp": [1]}, "got `array` - at `\\$.timestamp`"),
         ({"user_id": True}, "user_id"),
         ({"user_id": None}, "user_id"),
         ({"more": 1}, "Object contains unknown field `more`"),
     ],
 )
 def test_an_invalid_event(change, message):
-    with pytest.raises(InvalidError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         parse_event(BODY | change)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("body", [None, 1, "x", [], [BODY], {}, {"event_id": "e"}])
@@ -82,13 +89,3 @@ def test_json_of_the_maximum_depth():
 def test_values_are_those_of_the_standard_library(value):
     text = json.dumps(value).encode()
     assert parse_json(text) == json.loads(text)
-
-
-@given(st.text() | st.integers())
-def test_an_id_is_text_or_refused(value):
-    try:
-        text = parse_id(value, "id")
-    except InvalidError:
-        return
-    assert text == str(value)
-    assert 0 < len(text.encode()) <= 256

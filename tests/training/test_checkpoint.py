@@ -1,4 +1,4 @@
-"""Checkpoints: an interruption changes nothing."""
+"""Checkpoints: a resumed run equals an uninterrupted one."""
 
 import json
 import math
@@ -22,17 +22,17 @@ from training.tools import LOSS, VALIDATE, at_call, folder, fresh, interrupt, li
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-def test_a_resumed_run_is_the_uninterrupted_one(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     examples: Any, precision: Any, sequences: Sequences, steps: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = replace(TINY_TRAINING, epochs=4, examples=examples, precision=precision)
     one, other = folder(tmp_path, "one"), folder(tmp_path, "other")
     whole = fresh(sequences)
-    told = train(whole, sequences, config, one)
+    result = train(whole, sequences, config, one)
 
     with monkeypatch.context() as patch:
-        # In the middle of epoch 3; prefixes fill one batch more.
+        # In the middle of epoch 3; prefixes have one more batch.
         patch.setattr(LOSS, at_call(2 * (steps + 1) + 2, interrupt))
         stopped = train(fresh(sequences), sequences, config, other)
     assert (stopped.epoch, stopped.ended) == (2, "interrupted")
@@ -40,7 +40,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     resumed = train(model, sequences, config, other, resume=True)
 
     assert_same_tensors(model.state_dict(), whole.state_dict())
-    assert replace(resumed, seconds=0.0) == replace(told, seconds=0.0)
+    assert replace(resumed, seconds=0.0) == replace(result, seconds=0.0)
     kept = [{**line, "time": 0, "seconds": 0} for line in lines(other) if line["event"] == "epoch"]
     truth = [{**line, "time": 0, "seconds": 0} for line in lines(one) if line["event"] == "epoch"]
     assert kept == truth
@@ -49,11 +49,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     ).read_bytes()[-1000:]
 
 
-def test_a_run_that_was_done_resumes_to_its_end(sequences: Sequences, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_returns_its_result(sequences: Sequences, tmp_path: Path) -> None:
     first, second = fresh(sequences), fresh(sequences, seed=1)
-    told = train(first, sequences, TINY_TRAINING, tmp_path)
+    result = train(first, sequences, TINY_TRAINING, tmp_path)
     again = train(second, sequences, TINY_TRAINING, tmp_path, resume=True)
-    assert replace(again, seconds=told.seconds) == told
+    assert replace(again, seconds=result.seconds) == result
     assert_same_tensors(second.state_dict(), first.state_dict())
 
 
@@ -71,7 +71,7 @@ def test_ctrl_c_keeps_the_best_model(
     assert not model.training
 
 
-def test_ctrl_c_before_the_first_epoch_is_done_is_raised(
+def test_ctrl_c_in_the_first_epoch_is_raised(
     sequences: Sequences, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LOSS, at_call(steps, interrupt))
@@ -100,22 +100,22 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(
     assert train(fresh(sequences), sequences, config, tmp_path, resume=True).epoch == 3
 
 
-def test_weights_that_are_not_finite_are_no_checkpoint(
+def test_weights_that_are_not_finite_are_not_saved(
     sequences: Sequences, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the last step of an epoch spoils them, no loss tells, but validation does."""
+    """After the last step of an epoch no loss shows them, but validation does."""
 
-    def spoil(loss: Tensor) -> Tensor:
+    def set_nan_gradients(loss: Tensor) -> Tensor:
         loss.register_hook(lambda gradient: gradient * math.nan)
         return loss
 
-    monkeypatch.setattr(LOSS, at_call(steps, spoil))
+    monkeypatch.setattr(LOSS, at_call(steps, set_nan_gradients))
     with pytest.raises(DivergedError, match="not finite"):
         train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_resuming_something_else_is_refused(
+def test_resuming_another_run_is_refused(
     sequences: Sequences, interactions: Interactions, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="nothing to resume"):
@@ -125,7 +125,7 @@ def test_resuming_something_else_is_refused(
     filtered = prepare(interactions, core=9)
     by_time = prepare(interactions, split="time")
     longer = replace(TINY_TRAINING, epochs=3)
-    for data, model, config, what in (
+    for data, model, config, difference in (
         (sequences, TINY_MODEL, longer, "train.epochs = 2, not 3"),
         (sequences, TINY_MODEL, replace(TINY_TRAINING, lr=0.011), "train.lr = 0.01, not 0.011"),
         (
@@ -138,13 +138,13 @@ def test_resuming_something_else_is_refused(
         (filtered, TINY_MODEL, TINY_TRAINING, "another log"),
         (by_time, TINY_MODEL, TINY_TRAINING, "another log"),
     ):
-        with pytest.raises(InputError, match=rf"to another run \({what}\);"):
+        with pytest.raises(InputError, match=rf"to another run \({difference}\);"):
             train(fresh(data, model), data, config, tmp_path, resume=True)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
-def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
-    """Change what a checkpoint says of itself, and its tensors."""
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    """Change the metadata and the tensors of a checkpoint."""
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["about"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -152,14 +152,14 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], 
     save_file(tensors, path, {"about": json.dumps(about)})
 
 
-def test_a_checkpoint_from_before_a_setting_was_added_continues(
+def test_a_checkpoint_without_a_new_setting_can_be_resumed(
     sequences: Sequences, tmp_path: Path
 ) -> None:
     train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
     path = tmp_path / "checkpoint.safetensors"
-    rewritten(path, lambda about, _: about["config"].pop("weight_decay"))
+    rewrite(path, lambda about, _: about["config"].pop("weight_decay"))
     assert train(fresh(sequences), sequences, TINY_TRAINING, tmp_path, resume=True).epoch == 2
-    rewritten(path, lambda about, _: about["config"].update(lr=0.5))
+    rewrite(path, lambda about, _: about["config"].update(lr=0.5))
     with pytest.raises(OtherRunError, match=r"to another run \(train.lr = 0.5, not 0.01\); resume"):
         train(fresh(sequences), sequences, TINY_TRAINING, tmp_path, resume=True)
 
@@ -173,11 +173,11 @@ def test_a_checkpoint_from_before_a_setting_was_added_continues(
         lambda about, tensors: tensors.pop("exp_avg/embedding.weight"),
     ],
 )
-def test_a_checkpoint_that_lacks_something_is_damaged(
+def test_an_incomplete_checkpoint_is_damaged(
     sequences: Sequences, tmp_path: Path, change: Any
 ) -> None:
     train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
-    rewritten(tmp_path / "checkpoint.safetensors", change)
+    rewrite(tmp_path / "checkpoint.safetensors", change)
     with pytest.raises(InputError, match="is damaged") as error:
         train(fresh(sequences), sequences, TINY_TRAINING, tmp_path, resume=True)
     assert "\n" not in str(error.value)

@@ -21,21 +21,21 @@ from training.tools import (
     fresh,
     gradients,
     lines,
+    perturbed,
     recorded,
-    standing_still,
-    stirred,
     train,
     training_batches,
+    zero_rate_step,
 )
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-def test_both_kinds_of_examples_predict_every_event_but_the_first(
+def test_examples_predict_every_event_except_the_first(
     examples: Any, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(LOSS, recorded(calls))
-    # Windows of 5 cut most histories: every position has to come up all the same, once an epoch.
+    # Windows of 5 cut most histories; every position must still occur once per epoch.
     config = replace(TINY_TRAINING, examples=examples, max_length=5)
     train(fresh(sequences), sequences, config, tmp_path)
     expected = np.sort(
@@ -56,7 +56,7 @@ def test_both_kinds_of_examples_predict_every_event_but_the_first(
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-def test_hide_seen_leaves_the_histories_items_out_of_the_softmax(
+def test_mask_seen_in_loss_excludes_the_history_from_the_softmax(
     examples: Any, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
@@ -66,26 +66,26 @@ def test_hide_seen_leaves_the_histories_items_out_of_the_softmax(
         fresh(sequences), sequences, replace(config, mask_seen_in_loss=True), folder(tmp_path, "on")
     )
     train(fresh(sequences), sequences, config, folder(tmp_path, "off"))
-    hiding, plain = calls
+    masking, plain = calls
     assert plain["seen"] is None
-    # What each target hides, whatever the order of the targets.
-    hidden: list[list[int]] = [[] for _ in hiding["targets"]]
-    for row, item in hiding["seen"].t().tolist():
-        hidden[row].append(item)
-    found = sorted(
+    # The excluded items of each target, in any order of the targets.
+    excluded: list[list[int]] = [[] for _ in masking["targets"]]
+    for row, item in masking["seen"].t().tolist():
+        excluded[row].append(item)
+    result = sorted(
         (target, sorted(set(items)))
-        for target, items in zip(hiding["targets"].tolist(), hidden, strict=True)
+        for target, items in zip(masking["targets"].tolist(), excluded, strict=True)
     )
     expected = []
     for begin, end in zip(sequences.offsets[:-1], sequences.split.train_end, strict=True):
         history = sequences.items[begin:end].tolist()
         for t in range(1, len(history)):
             expected.append((history[t], sorted(set(history[:t]))))  # noqa: PERF401
-    assert found == sorted(expected)
-    assert hiding["loss"] < plain["loss"] - 0.1
+    assert result == sorted(expected)
+    assert masking["loss"] < plain["loss"] - 0.1
 
 
-def test_a_sample_never_continues_from_another(sequences: Sequences) -> None:
+def test_a_prefix_sample_never_continues_another(sequences: Sequences) -> None:
     spans = [(np.array([0]), np.array([5])), (np.array([5]), np.array([9]))]
     for examples, expected in (("all-positions", [False, True]), ("prefixes", [False, False])):
         config = replace(TINY_TRAINING, examples=examples)  # type: ignore[arg-type]
@@ -94,45 +94,43 @@ def test_a_sample_never_continues_from_another(sequences: Sequences) -> None:
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-def test_batches_out_of_a_tensor_have_shapes_that_recur_and_train_the_same(
-    examples: Any, sequences: Sequences
-) -> None:
-    """A tensor is how a GPU holds the log."""
+def test_batches_of_fixed_shapes_train_the_same(examples: Any, sequences: Sequences) -> None:
+    """The log is a tensor on a GPU, and an array on a CPU."""
     size = 300 if examples == "prefixes" else 100
     config = replace(TINY_TRAINING, examples=examples, batch_size=size)
-    model = stirred(sequences)
-    step, total = standing_still(model, config)
-    nothing, log = model.initial_state(1), torch.tensor(sequences.items)
-    found: list[list[Any]] = [[], []]
+    model = perturbed(sequences)
+    step, total = zero_rate_step(model, config)
+    zero_state, log = model.initial_state(1), torch.tensor(sequences.items)
+    results: list[list[Any]] = [[], []]
     shapes = set()
     for epoch in range(2):
         spans = epoch_spans(sequences, config, epoch)
-        for results, items in zip(found, (sequences.items, log), strict=True):
-            state = nothing
+        for rows, items in zip(results, (sequences.items, log), strict=True):
+            state = zero_state
             for batch, continues in training_batches(items, spans, config):
                 total.zero_()
-                state = step(batch, state if continues else nothing)
+                state = step(batch, state if continues else zero_state)
                 count = torch.tensor(len(batch.targets))
-                results.append([continues, state, total.clone(), count, *gradients(model)])
+                rows.append([continues, state, total.clone(), count, *gradients(model)])
                 if items is log:
                     shapes.add((len(batch.items), len(batch.offsets), len(batch.targets)))
-    for theirs, ours in zip(*found, strict=True):
+    for theirs, ours in zip(*results, strict=True):
         assert ours[0] == theirs[0]
-        # Of prefixes nothing goes on, and the state after the last row is that of a pad.
+        # Prefix samples do not continue, and the state after the last row is that of a pad.
         first = 2 if examples == "prefixes" else 1
         torch.testing.assert_close(ours[first:], theirs[first:], rtol=1e-4, atol=1e-6)
-    assert len(found[0]) >= 10 > 2 * len(shapes)
+    assert len(results[0]) >= 10 > 2 * len(shapes)
     if examples == "prefixes":
         assert {rows % 16384 for rows, _, _ in shapes} == {0}
 
 
-def test_an_epoch_of_hidden_items_is_five_passes(sequences: Sequences) -> None:
+def test_a_cloze_epoch_is_five_passes(sequences: Sequences) -> None:
     config = replace(TINY_TRAINING, window=20)
     cloze = replace(config, examples="cloze")
 
     def rows(spans: list[Spans]) -> list[int]:
         each = [zip(starts, stops, strict=True) for starts, stops in spans]
-        return sorted(row for some in each for a, b in some for row in range(a, b))
+        return sorted(row for batch in each for a, b in batch for row in range(a, b))
 
     once, every = rows(epoch_spans(sequences, config, 0)), epoch_spans(sequences, cloze, 1)
     assert rows(every) == sorted(5 * once)
@@ -141,10 +139,10 @@ def test_an_epoch_of_hidden_items_is_five_passes(sequences: Sequences) -> None:
     ]
     assert all(rows(one) == once for one in passes)
     begins = [frozenset(start for starts, _ in one for start in starts) for one in passes]
-    assert len(set(begins)) == 5, "each is shuffled, and every other one cut elsewhere"
+    assert len(set(begins)) == 5, "each pass is shuffled, and every other one has other windows"
 
 
-def test_samples_are_filled_up_by_short_histories(sequences: Sequences) -> None:
+def test_short_histories_fill_a_bucket_of_samples(sequences: Sequences) -> None:
     config = replace(TINY_TRAINING, examples="prefixes", batch_size=64, max_length=12)
     log = torch.tensor(sequences.items)
     spans = epoch_spans(sequences, config, 0)
@@ -162,14 +160,16 @@ def test_samples_are_filled_up_by_short_histories(sequences: Sequences) -> None:
         assert more.tolist() == 2 * sequences.items[:12].tolist()
 
 
-def test_a_long_history_trains_in_pieces(tmp_path: Path) -> None:
-    """200,000 events in one window, a batch at a time: three in four events follow from the last."""
+def test_a_long_history_trains_in_several_batches(tmp_path: Path) -> None:
+    """200,000 events in one window; three in four events follow from the previous one."""
     rng, items, length = np.random.default_rng(0), 20, 200_000
     steps = np.where(rng.random(length) < 0.75, 1, rng.integers(items, size=length))
     walk = np.cumsum(steps) % items
     user = np.zeros(length, np.int64)
     data = prepare(read_log(pl.DataFrame({"user_id": user, "item_id": walk})))
-    config = replace(TINY_TRAINING, epochs=1, window=length, batch_size=2048)
+    config = replace(
+        TINY_TRAINING, epochs=1, window=length, batch_size=2048, selection_protocol="unmasked"
+    )
     assert all(len(starts) == 1 for starts, _ in epoch_spans(data, config, 0))
     train(fresh(data), data, config, tmp_path)
     chance = 0.75 + 0.25 / items

@@ -1,4 +1,4 @@
-"""A training step: its loss, its state, its gradient, its scan."""
+"""A training step: loss, state, gradient and scan."""
 
 import math
 from copy import deepcopy
@@ -29,15 +29,15 @@ from training.tools import (
     fresh,
     gradients,
     lines,
+    perturbed,
     recorded,
-    standing_still,
-    stirred,
     train,
     training_batches,
+    zero_rate_step,
 )
 
 
-def test_pieces_of_a_history_have_the_vectors_of_one_pass(
+def test_a_history_in_several_batches_has_the_vectors_of_one_pass(
     sequences: Sequences, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden: list[Tensor] = []
@@ -47,49 +47,49 @@ def test_pieces_of_a_history_have_the_vectors_of_one_pass(
         return cross_entropy(vectors, *arguments)
 
     monkeypatch.setattr(LOSS, loss)
-    model = stirred(sequences)
-    nothing = model.initial_state(1)
-    for batch_size in (4, 25, 10**6):  # smaller than most histories, larger, all in one
+    model = perturbed(sequences)
+    zero_state = model.initial_state(1)
+    for batch_size in (4, 25, 10**6):  # smaller than most histories, larger, one batch
         config = replace(TINY_TRAINING, batch_size=batch_size, window=30)
-        step, _ = standing_still(model, config)
+        step, _ = zero_rate_step(model, config)
         for epoch in (0, 1):
             hidden.clear()
-            found: dict[int, Tensor] = {}
-            spans, state, severed = epoch_spans(sequences, config, epoch), nothing, 0
+            vectors_of: dict[int, Tensor] = {}
+            spans, state, continued = epoch_spans(sequences, config, epoch), zero_state, 0
             for batch, continues in training_batches(sequences.items, spans, config):
-                state = step(batch, state if continues else nothing)
-                severed += continues
+                state = step(batch, state if continues else zero_state)
+                continued += continues
             for (starts, stops), vectors in zip(spans, hidden, strict=True):
                 rows = [row for a, b in zip(starts, stops, strict=True) for row in range(a, b)]
-                found |= dict(zip(rows, vectors, strict=True))
-            assert severed > 0 or len(spans) == 1
+                vectors_of |= dict(zip(rows, vectors, strict=True))
+            assert continued > 0 or len(spans) == 1
             begins, ends = sequences.offsets[:-1], sequences.split.train_end
             whole = windows(begins, ends, 30, 15 * epoch)
             batch = pack(sequences.items, *whole, "none")
             with torch.no_grad():
                 truth, _ = model(batch.items, batch.offsets)
             order = [row for a, b in zip(*whole, strict=True) for row in range(a, b)]
-            assert sorted(order) == sorted(found)
-            ours = torch.stack([found[row] for row in order])
+            assert sorted(order) == sorted(vectors_of)
+            ours = torch.stack([vectors_of[row] for row in order])
             torch.testing.assert_close(ours, truth, rtol=0, atol=1e-5)
 
 
 def test_cuts_between_batches_do_not_change_the_loss(sequences: Sequences, tmp_path: Path) -> None:
-    """Of weights that hardly move."""
+    """At a learning rate near 0."""
     config = replace(TINY_TRAINING, lr=1e-9, epochs=1, window=200)
     for batch_size in (10, 10**6):
         work = folder(tmp_path, str(batch_size))
-        train(stirred(sequences), sequences, replace(config, batch_size=batch_size), work)
-    cut, whole = (lines(tmp_path / name)[1]["loss"] for name in ("10", "1000000"))
-    assert cut == pytest.approx(whole, rel=1e-5)
+        train(perturbed(sequences), sequences, replace(config, batch_size=batch_size), work)
+    several, one = (lines(tmp_path / name)[1]["loss"] for name in ("10", "1000000"))
+    assert several == pytest.approx(one, rel=1e-5)
 
 
-def test_the_gradient_stops_at_the_seam(sequences: Sequences) -> None:
-    model = stirred(sequences)
-    step, _ = standing_still(model, TINY_TRAINING)
+def test_the_gradient_stops_between_batches(sequences: Sequences) -> None:
+    model = perturbed(sequences)
+    step, _ = zero_rate_step(model, TINY_TRAINING)
     items = sequences.items
     spans = [(np.array([50, 0]), np.array([53, 20])), (np.array([20]), np.array([29]))]
-    first, second = (pack(items, *some, "all") for some in spans)
+    first, second = (pack(items, *batch, "all") for batch in spans)
     after = step(first, model.initial_state(1))
     with torch.no_grad():
         _, states = model(first.items, first.offsets)
@@ -105,14 +105,14 @@ def test_the_gradient_stops_at_the_seam(sequences: Sequences) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-def test_nothing_in_a_step_looks_at_a_value(
+def test_a_step_reads_no_value_of_a_tensor(
     examples: Any, masked: bool, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tensor without values is enough: a GPU is not waited for, and a CUDA graph can hold it."""
+    """It runs on fake tensors, so it does not wait for a GPU and a CUDA graph can capture it."""
     config = replace(TINY_TRAINING, examples=examples, mask_seen_in_loss=masked)
     log, spans = torch.tensor(sequences.items), epoch_spans(sequences, config, 0)
     batches = list(training_batches(log, spans, config))
-    model, mode = stirred(sequences), FakeTensorMode()
+    model, mode = perturbed(sequences), FakeTensorMode()
     with FakeCopyMode(mode):
         model, average, batches = deepcopy((model, deepcopy(model), batches))
     # On a CPU the optimiser reads its learning rate, unless it is a number.
@@ -137,30 +137,30 @@ SCANS: tuple[Any, ...] = ("packed", "serial", "embedding-padding", "sequence-pad
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-def test_every_way_to_scan_trains_the_same_model(examples: Any, sequences: Sequences) -> None:
+def test_every_scan_trains_the_same_model(examples: Any, sequences: Sequences) -> None:
     config = replace(TINY_TRAINING, examples=examples, batch_size=60, mask_seen_in_loss=True)
-    model = stirred(sequences)
+    model = perturbed(sequences)
     (batch, _) = next(training_batches(sequences.items, epoch_spans(sequences, config, 0), config))
     assert len(set(batch.offsets.diff().tolist())) > 2
-    found = []
+    results = []
     for scan in SCANS:
-        step, total = standing_still(model, replace(config, scan=scan))
+        step, total = zero_rate_step(model, replace(config, scan=scan))
         step(batch, model.initial_state(1))
-        found.append([total, *gradients(model)])
-    for theirs in found[1:]:
-        torch.testing.assert_close(theirs, found[0], rtol=1e-4, atol=1e-6)
+        results.append([total, *gradients(model)])
+    for theirs in results[1:]:
+        torch.testing.assert_close(theirs, results[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("scan", SCANS[1:])
-def test_the_scan_is_the_one_asked_for(
+def test_the_scan_setting_selects_the_implementation(
     scan: Any, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in the gradient: the fused kernels are never called, and pads are where they belong."""
+    """Forward and backward: the fused kernels are not called, and only sequence padding adds pads."""
     shapes: list[tuple[int, bool]] = []
-    model = stirred(sequences)
+    model = perturbed(sequences)
     forward = model.forward
 
-    def noted(items: Tensor, offsets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def recorded_forward(items: Tensor, offsets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         lengths = offsets.diff()
         shapes.append((len(items), bool((lengths == lengths.max()).all())))
         return forward(items, offsets, state)
@@ -168,20 +168,20 @@ def test_the_scan_is_the_one_asked_for(
     def refuse(*_: Any) -> None:
         raise AssertionError("the fused kernel was called")
 
-    monkeypatch.setattr(model, "forward", noted)
+    monkeypatch.setattr(model, "forward", recorded_forward)
     for name in ("bd_lru", "bd_lru_backward"):
         monkeypatch.setattr(f"recblr.ops.cpu.{name}", refuse)
     batch = pack(sequences.items, np.array([0, 30]), np.array([9, 33]), "all")
-    step, _ = standing_still(model, replace(TINY_TRAINING, scan=scan))
+    step, _ = zero_rate_step(model, replace(TINY_TRAINING, scan=scan))
     after = step(batch, torch.ones_like(model.initial_state(1)))
     if scan == "sequence-padding":
         assert shapes == [(32, True)]
-        assert not after.any(), "a state after pads is none to go on from"
+        assert not after.any(), "the state after pads is not usable"
     else:
         assert shapes == [(12, False)]
         assert after.any()
     with pytest.raises(AssertionError, match="fused"):
-        standing_still(model, TINY_TRAINING)[0](batch, model.initial_state(1))
+        zero_rate_step(model, TINY_TRAINING)[0](batch, model.initial_state(1))
 
 
 @pytest.mark.parametrize("scan", SCANS)
@@ -192,19 +192,19 @@ def test_a_run_with_each_scan(scan: Any, sequences: Sequences, tmp_path: Path) -
     assert second < first < math.log(len(sequences.item_ids)) + 0.1
 
 
-def test_the_average_of_the_weights_is_what_is_kept(
+def test_training_keeps_the_average_of_the_weights(
     sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against the moving average written out, over the updates of one epoch."""
+    """Against the moving average over the updates of one epoch."""
     model, decay = fresh(sequences), 0.9
     history = [[parameter.detach().clone() for parameter in model.parameters()]]
     update = torch.optim.Adam.step
 
-    def watched(self: torch.optim.Adam) -> None:
+    def recorded_update(self: torch.optim.Adam) -> None:
         update(self)
         history.append([parameter.detach().clone() for parameter in model.parameters()])
 
-    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded_update)
     config = replace(TINY_TRAINING, epochs=1, ema_decay=decay)
     train(model, sequences, config, folder(tmp_path, "run"))
     assert len(history) > 3
@@ -218,34 +218,34 @@ def test_the_average_of_the_weights_is_what_is_kept(
 
 def test_the_learning_rate_rises_and_falls() -> None:
     config = TrainConfig(lr=0.5, epochs=10, warmup_steps=30)
-    places = [(epoch, number) for epoch in range(10) for number in range(20)]
-    rates = [learning_rate(config, *place, 20) for place in places]
-    flat = [learning_rate(replace(config, schedule="constant"), *place, 20) for place in places]
-    # Thirty equal steps up to the highest, by the thirtieth update, and there it stays.
+    updates = [(epoch, number) for epoch in range(10) for number in range(20)]
+    rates = [learning_rate(config, *update, 20) for update in updates]
+    flat = [learning_rate(replace(config, schedule="constant"), *update, 20) for update in updates]
+    # Thirty equal steps up to the peak at the thirtieth update, then constant.
     np.testing.assert_allclose(flat[:30], 0.5 * np.arange(1, 31) / 30)
     assert flat[30:] == [0.5] * 170
-    # The cosine: half-way down at the middle, close to 0 in the last update.
+    # The cosine: half of the peak in the middle, close to 0 at the last update.
     falls = 0.5 * (1 + np.cos(np.pi * np.arange(200) / 200))
     np.testing.assert_allclose(rates, np.array(flat) * falls)
     assert rates[100] == pytest.approx(0.25)
     assert 0 < rates[-1] < 1e-4
     assert learning_rate(replace(config, warmup_steps=0), 0, 0, 20) == 0.5
-    # It rises over a fifth of all updates at most: a small log has few.
+    # The warm-up takes at most a fifth of all updates: a small log has few.
     assert learning_rate(replace(config, schedule="constant"), 0, 9, 5) == 0.5
     assert learning_rate(replace(config, schedule="constant"), 0, 4, 5) == 0.25
 
 
-def test_the_optimiser_is_given_the_learning_rate(
+def test_the_optimiser_uses_the_learning_rate(
     sequences: Sequences, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[float] = []
     step = torch.optim.Adam.step
 
-    def noted(self: torch.optim.Adam) -> Any:
+    def recorded_step(self: torch.optim.Adam) -> Any:
         used.extend(float(group["lr"]) for group in self.param_groups)
         return step(self)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded_step)
     train(fresh(sequences), sequences, replace(TINY_TRAINING, epochs=1), tmp_path)
     config = replace(TINY_TRAINING, epochs=1)
     rates = [learning_rate(config, 0, number, steps) for number in range(steps)]
@@ -262,7 +262,7 @@ def test_weight_decay_shrinks_the_weights(sequences: Sequences, tmp_path: Path) 
     assert norm(0.5) < 0.9 * norm(0.0)
 
 
-def test_one_causal_pass_has_the_loss_of_all_its_prefixes(
+def test_one_causal_pass_has_the_loss_of_all_prefixes(
     sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(TINY_TRAINING, max_length=200, batch_size=10**6, epochs=1)

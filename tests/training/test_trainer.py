@@ -1,17 +1,20 @@
-"""The training loop: when it stops, what it keeps, what it logs."""
+"""The training loop: early stopping, the best weights, the run log."""
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import TINY_TRAINING, assert_same_tensors
-from recblr.data.sequences import Sequences
+from recblr.data.log import read_log
+from recblr.data.sequences import Sequences, prepare
 from recblr.errors import InputError
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets
@@ -22,11 +25,11 @@ from recblr.training.config import TrainConfig, resolve
 from training.tools import LOSS, VALIDATE, folder, fresh, lines, scripted, train
 
 
-def test_it_stops_without_progress_and_returns_to_its_best(
+def test_early_stopping_restores_the_best_weights(
     sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[dict[str, Tensor]] = []
-    # Equal to the best is no better: epoch 4 does not count as progress.
+    # Epoch 4 equals the best epoch, which is not an improvement.
     monkeypatch.setattr(VALIDATE, scripted([0.1, 0.3, 0.2, 0.3, 0.1, 0.9], kept))
     model = fresh(sequences)
     trained = train(model, sequences, replace(TINY_TRAINING, epochs=9, patience=3), tmp_path)
@@ -37,7 +40,9 @@ def test_it_stops_without_progress_and_returns_to_its_best(
     assert not model.training
 
 
-def test_the_run_log_is_a_line_of_json_for_each_epoch(sequences: Sequences, tmp_path: Path) -> None:
+def test_the_run_log_has_a_line_of_json_for_each_epoch(
+    sequences: Sequences, tmp_path: Path
+) -> None:
     trained = train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
     start, *epochs, end = lines(tmp_path)
     assert [line["event"] for line in (start, *epochs, end)] == ["start", "epoch", "epoch", "end"]
@@ -46,12 +51,14 @@ def test_the_run_log_is_a_line_of_json_for_each_epoch(sequences: Sequences, tmp_
     assert start["data"] == sequences.fingerprint
     for number, line in enumerate(epochs, 1):
         assert line.keys() == {
-            "event", "time", "epoch", "loss", "targets", "seconds", "validation",
+            "event", "time", "epoch", "loss", "targets", "seconds", "validation", "unmasked", "masked",
         }  # fmt: skip
         assert line["epoch"] == number
-        assert line["validation"].keys() == {
-            f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (10, 20)
-        }
+        assert line["validation"] == line["masked"] != line["unmasked"]
+        for protocol in ("unmasked", "masked"):
+            assert line[protocol].keys() == {
+                f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (10, 20)
+            }
     del end["event"], end["time"]
     assert Trained(**end) == trained
     assert trained.validation == epochs[trained.best_epoch - 1]["validation"]
@@ -59,31 +66,61 @@ def test_the_run_log_is_a_line_of_json_for_each_epoch(sequences: Sequences, tmp_
     assert 0 < epochs[0]["seconds"] < epochs[1]["seconds"]
 
 
-@pytest.mark.parametrize("select", ["unmasked", "masked"])
-def test_the_best_epoch_is_chosen_by_the_protocol_asked_for(
-    select: Any, sequences: Sequences, tmp_path: Path
+@pytest.mark.parametrize("protocol", ["unmasked", "masked"])
+def test_the_selection_protocol_chooses_the_best_epoch(
+    protocol: Any, sequences: Sequences, tmp_path: Path
 ) -> None:
     model = fresh(sequences)
-    config = replace(TINY_TRAINING, selection_protocol=select)
+    config = replace(TINY_TRAINING, selection_protocol=protocol)
     trained = train(model, sequences, config, tmp_path)
     ranks = rank_targets(model.score, sequences, "validation", config.max_length)
-    assert trained.validation == metrics.means(ranks[select])
-    assert metrics.means(ranks["masked"]) != metrics.means(ranks["unmasked"])
+    assert trained.validation == metrics.means(ranks[protocol])
+    best = lines(tmp_path)[trained.best_epoch]
+    for name in ("unmasked", "masked"):
+        assert best[name] == metrics.means(ranks[name])
+    assert best["masked"] != best["unmasked"]
+
+
+def test_masked_validation_needs_a_target_that_is_new_to_its_user(tmp_path: Path) -> None:
+    """Users who hear the same songs again: masked, every epoch would have an NDCG of 0."""
+    songs = {"user_id": np.repeat(range(20), 12), "item_id": np.tile(range(3), 80)}
+    data = prepare(read_log(pl.DataFrame(songs)))
+    config = replace(TINY_TRAINING, selection_protocol="masked")
+    with pytest.warns(UserWarning, match=r"repeats an item.*selection_protocol=unmasked"):
+        trained = train(fresh(data), data, config, tmp_path)
+    assert trained.validation is not None
+    assert trained.validation["NDCG@10"] > 0
+
+
+def test_training_reports_a_line_an_epoch(
+    sequences: Sequences, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "recblr")
+    train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
+    assert [record.name for record in caplog.records] == ["recblr"] * 2
+    for number, (line, epoch) in enumerate(
+        zip(caplog.messages, lines(tmp_path)[1:-1], strict=True)
+    ):
+        assert line.startswith(
+            f"epoch {number + 1}/2: loss {epoch['loss']:.4f}, validation NDCG@10"
+        )
+        for protocol in ("unmasked", "masked"):
+            assert f"{epoch[protocol]['NDCG@10']:.4f} {protocol}" in line
 
 
 def test_the_seed_decides_the_weights(sequences: Sequences, tmp_path: Path) -> None:
     models = []
     for number, seed in enumerate((0, 0, 1)):
-        model = fresh(sequences)  # all begin alike
+        model = fresh(sequences)  # the same initial weights
         config = replace(TINY_TRAINING, seed=seed, epochs=1)
-        torch.rand(number)  # what was drawn before does not matter
+        torch.rand(number)  # earlier random numbers do not matter
         train(model, sequences, config, folder(tmp_path, str(number)))
         models.append(model.state_dict())
     assert_same_tensors(models[0], models[1])
     assert not models[0]["embedding.weight"].equal(models[2]["embedding.weight"])
 
 
-def test_every_epoch_has_an_order_and_a_dropout_of_its_own(
+def test_every_epoch_has_its_own_order_and_dropout(
     sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[tuple[int, ...]] = []
@@ -97,7 +134,7 @@ def test_every_epoch_has_an_order_and_a_dropout_of_its_own(
         return cross_entropy(hidden, weight, targets, seen, smoothing)
 
     monkeypatch.setattr(LOSS, loss)
-    # One batch an epoch, whole histories: only their order can differ.
+    # One batch of whole histories per epoch: only their order can differ.
     config = replace(TINY_TRAINING, batch_size=10**6, max_length=200, epochs=2)
     for seed in (0, 1):
         other = replace(config, seed=seed)
@@ -106,10 +143,10 @@ def test_every_epoch_has_an_order_and_a_dropout_of_its_own(
     assert len({tuple(sorted(order)) for order in orders}) == 1
 
 
-def test_a_model_without_a_state_trains_on_as_much_as_it_looks_at() -> None:
+def test_the_window_of_a_model_without_a_state_is_max_length() -> None:
     model = SASRec(5, SASRecConfig(dim=4, heads=1), max_length=2000)
     assert resolve(TrainConfig(max_length=2000, window=1000), model).window == 2000
-    with pytest.raises(InputError, match="this model has no recurrence to scan"):
+    with pytest.raises(InputError, match="this model has no recurrence"):
         resolve(TrainConfig(scan="serial"), model)
 
 
@@ -119,7 +156,7 @@ def test_a_model_without_a_state_trains_on_as_much_as_it_looks_at() -> None:
      {"seed": -1}, {"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}],
     ids=str,
 )  # fmt: skip
-def test_impossible_settings_are_refused(values: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(values: dict[str, Any]) -> None:
     (name,) = values
     with pytest.raises(InputError, match=rf"^train\.{name} = .*: must be "):
         TrainConfig(**values)

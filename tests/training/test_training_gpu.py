@@ -1,4 +1,4 @@
-"""Training on a GPU: the CPU's results, without waiting for the device, replayed as CUDA graphs."""
+"""Training on a GPU: the results of the CPU, no waiting for the device, replayed CUDA graphs."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -31,13 +31,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
 ]
 CUDA = torch.device("cuda")
-STILL = replace(TINY_MODEL, dropout=0.0)  # two devices do not draw the same numbers
+STILL = replace(TINY_MODEL, dropout=0.0)  # two devices draw different random numbers
 Update = Callable[..., Tensor]
 
 
 @contextmanager
 def never_waiting() -> Iterator[None]:
-    """Inside, whatever makes the host wait for the GPU is an error."""
+    """Inside the block, an operation that waits for the GPU is an error."""
     torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")
@@ -68,7 +68,7 @@ def folder(parent: Path, name: str) -> Path:
 # ---- Graphed -------------------------------------------------------------------------------------
 
 
-def test_a_graph_replays_the_work_on_what_it_is_given() -> None:
+def test_a_graph_replays_the_function_on_new_inputs() -> None:
     weight, total, calls = torch.ones(3, device=CUDA), torch.zeros(3, device=CUDA), 0
 
     def work(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,16 +82,16 @@ def test_a_graph_replays_the_work_on_what_it_is_given() -> None:
     for number in range(6):
         for rows in (2, 5):
             x, y = torch.randn(rows, 3), torch.randn(3)
-            weight.fill_(number)  # what it reads besides
+            weight.fill_(number)  # read by the function
             product, summed = graphed(x.to(CUDA), y.to(CUDA))
             expected += x.sum(0)
             torch.testing.assert_close(product.cpu(), x * number + y)
             torch.testing.assert_close(summed.cpu(), x.sum())
-    torch.testing.assert_close(total.cpu(), expected)  # once a call, also where it was recorded
-    assert calls == 4, "two shapes, each run once and recorded once"
+    torch.testing.assert_close(total.cpu(), expected)  # once per call, also for the captured one
+    assert calls == 4, "two shapes, each run once and captured once"
 
 
-def test_only_so_many_graphs_are_kept() -> None:
+def test_the_number_of_graphs_is_limited() -> None:
     calls: list[int] = []
 
     def work(x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def test_only_so_many_graphs_are_kept() -> None:
     assert [calls.count(rows) for rows in (1, 2, 3)] == [2, 2, 4]
 
 
-def test_every_replay_draws_its_own_numbers() -> None:
+def test_every_replay_draws_new_random_numbers() -> None:
     graphed = Graphed(lambda x: torch.nn.functional.dropout(x, 0.5))
     x = torch.ones(1000, device=CUDA)
 
@@ -120,7 +120,7 @@ def test_every_replay_draws_its_own_numbers() -> None:
 
 
 @torch.no_grad()
-def test_the_step_of_a_server_is_captured() -> None:
+def test_the_step_of_a_model_is_captured() -> None:
     torch.manual_seed(0)
     model = RecBLR(50, RecBLRConfig(dim=16)).to(CUDA).eval()
     graphed = Graphed(model.step)
@@ -144,7 +144,7 @@ def test_the_step_of_a_server_is_captured() -> None:
 def run_epochs(
     data: Sequences, device: torch.device, config: TrainConfig, epochs: int = 3
 ) -> tuple[RecBLR, RecBLR, float]:
-    """The model, its average and the sum of the losses after some epochs of plain steps."""
+    """The model, its average and the sum of the losses after ``epochs`` epochs."""
     model = fresh(data, device).train()
     ours = Trainer(model, data, config)
     for epoch in range(epochs):
@@ -154,7 +154,7 @@ def run_epochs(
 
 
 def assert_same_run(ours: Any, theirs: Any, data: Sequences) -> None:
-    """To a thousandth of the way the weights have gone, as Adam enlarges what is but rounding."""
+    """Within a thousandth of the change of the weights, as Adam amplifies rounding errors."""
     assert ours[2] == pytest.approx(theirs[2], rel=1e-5)
     start, *runs = (
         torch.cat([weight.detach().cpu().flatten() for weight in model.parameters()])
@@ -165,7 +165,7 @@ def assert_same_run(ours: Any, theirs: Any, data: Sequences) -> None:
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-def test_the_gpu_trains_as_the_cpu_does(
+def test_the_gpu_trains_like_the_cpu(
     examples: Any, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(TINY_TRAINING, examples=examples, ema_decay=0.9)
@@ -176,22 +176,22 @@ def test_the_gpu_trains_as_the_cpu_does(
 
 
 @pytest.mark.parametrize("scan", ["serial", "embedding-padding", "sequence-padding"])
-def test_every_way_to_scan_trains_the_same_on_a_gpu(scan: Any, sequences: Sequences) -> None:
-    config = replace(TINY_TRAINING, batch_size=10**6)  # nothing severed
+def test_every_scan_trains_the_same_on_a_gpu(scan: Any, sequences: Sequences) -> None:
+    config = replace(TINY_TRAINING, batch_size=10**6)  # no history continues in another batch
     packed = run_epochs(sequences, CUDA, config)
     assert_same_run(run_epochs(sequences, CUDA, replace(config, scan=scan)), packed, sequences)
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-@pytest.mark.parametrize("hide_seen", [False, True])
+@pytest.mark.parametrize("mask_seen", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_no_step_waits_for_the_gpu(
-    precision: Any, hide_seen: bool, examples: Any, sequences: Sequences
+    precision: Any, mask_seen: bool, examples: Any, sequences: Sequences
 ) -> None:
     config = replace(
         TINY_TRAINING,
         examples=examples,
-        mask_seen_in_loss=hide_seen,
+        mask_seen_in_loss=mask_seen,
         precision=precision,
         batch_size=150,
     )
@@ -208,19 +208,21 @@ def test_no_step_waits_for_the_gpu(
         ours = Trainer(model, sequences, config)
         total, spans, epochs = ours.loss.total, ours.spans(0), []
         for epoch in range(3):
-            # Recording waits; what is replayed, or too small to be, does not.
+            # A capture waits for the GPU; a replay and a plain run do not.
             before, calls = total.item(), 0
             with never_waiting() if epoch == 2 else nullcontext():
                 for batch, continues in ours.batches(spans):
                     ours.step(batch, continues, 1e-3)
             epochs.append(total.item() - before)
     assert len(spans) > 4
-    assert calls == (len(spans) if hide_seen else 0), "the third epoch is replayed"
+    assert calls == (len(spans) if mask_seen else 0), "the third epoch is replayed"
     assert 0 < epochs[2] < epochs[0]
 
 
-def test_memory_is_flat_in_the_length_of_a_history(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "Graphed", lambda function: function)  # each has a stream's buffers
+def test_memory_does_not_grow_with_the_length_of_a_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        step, "Graphed", lambda function: function
+    )  # a graph has buffers of its own
     monkeypatch.setattr("recblr.training.examples._ROWS_AT_ONCE", 1 << 14)
     peaks = []
     for length in (50_000, 100_000, 1_000_000):  # the first one warms up
@@ -230,7 +232,7 @@ def test_memory_is_flat_in_the_length_of_a_history(monkeypatch: pytest.MonkeyPat
         log = torch.randint(100, (length,), dtype=torch.int32, device=CUDA)
         bounds = np.arange(0, length - 1, 4096)
         spans = [(np.array([a]), np.array([min(a + 4096, length - 1)])) for a in bounds]
-        state = nothing = model.initial_state(1)
+        state = zero_state = model.initial_state(1)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         batches = training_batches(
@@ -238,7 +240,7 @@ def test_memory_is_flat_in_the_length_of_a_history(monkeypatch: pytest.MonkeyPat
         )
         for number, (batch, continues) in enumerate(batches):
             assert continues == (number > 0)
-            state = update(batch, state if continues else nothing)
+            state = update(batch, state if continues else zero_state)
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[2] < 1.2 * peaks[1]
 
@@ -247,21 +249,21 @@ def test_memory_is_flat_in_the_length_of_a_history(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_run_learns_as_on_the_cpu(precision: Any, sequences: Sequences, tmp_path: Path) -> None:
+def test_a_run_learns_like_on_the_cpu(precision: Any, sequences: Sequences, tmp_path: Path) -> None:
     config = replace(TINY_TRAINING, epochs=4, precision=precision)
-    found = []
+    curves = []
     for device in (torch.device("cpu"), CUDA):
         model = fresh(sequences, device, TINY_MODEL)
         trained = Trainer(model, sequences, config).train(folder(tmp_path, device.type))
         assert model.item_embeddings.device.type == device.type
         assert trained.ended == "epochs"
-        found.append(losses(tmp_path / device.type))
-    assert found[1] == sorted(found[1], reverse=True)
-    assert found[1] == pytest.approx(found[0], rel=0.03)
+        curves.append(losses(tmp_path / device.type))
+    assert curves[1] == sorted(curves[1], reverse=True)
+    assert curves[1] == pytest.approx(curves[0], rel=0.03)
 
 
 @pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
-def test_a_run_goes_on_on_another_device(
+def test_a_run_can_be_resumed_on_another_device(
     devices: tuple[str, str], sequences: Sequences, tmp_path: Path
 ) -> None:
     config, calls = replace(TINY_TRAINING, epochs=4), 0
@@ -286,7 +288,7 @@ def test_a_run_goes_on_on_another_device(
     assert losses(parts) == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
 
 
-def test_divergence_is_found_and_its_steps_are_named(sequences: Sequences, tmp_path: Path) -> None:
+def test_divergence_is_an_error_that_names_the_steps(sequences: Sequences, tmp_path: Path) -> None:
     model = fresh(sequences, CUDA)
     with torch.no_grad():
         model.norm.weight[0] = torch.inf
@@ -296,8 +298,8 @@ def test_divergence_is_found_and_its_steps_are_named(sequences: Sequences, tmp_p
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_ranks_are_counted_on_the_gpu(sequences: Sequences) -> None:
-    """Whole scores with many ties: the ranks are the same to the last."""
+def test_ranks_are_computed_on_the_gpu(sequences: Sequences) -> None:
+    """Integer scores with many ties: all ranks are equal."""
     scores = torch.randint(9, (len(sequences.item_ids), len(sequences.item_ids))).float()
 
     def scorer(device: torch.device) -> Any:
@@ -322,9 +324,9 @@ def test_a_recommender_moves_between_devices(sequences: Sequences, tmp_path: Pat
     for device in ("cuda", "cpu"):
         other = recommender.load(tmp_path / "model", device)
         assert other.network.item_embeddings.device.type == device
-        found = other.recommend(users=users, k=3)
-        np.testing.assert_allclose(found["score"], offers["score"], rtol=0, atol=1e-4)
-        same = found["item_id"] == offers["item_id"]
+        theirs = other.recommend(users=users, k=3)
+        np.testing.assert_allclose(theirs["score"], offers["score"], rtol=0, atol=1e-4)
+        same = theirs["item_id"] == offers["item_id"]
         assert same.mean() > 0.99  # two items may be within a rounding error
         for evaluation, kept in zip(other.evaluate(), ours.measured, strict=True):
             assert evaluation.metrics == pytest.approx(kept["metrics"], abs=0.02)
@@ -340,7 +342,7 @@ def test_cross_entropy_on_a_gpu(
     chunk: int, v: int, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(cross_entropy.__globals__, "_CHUNK", {"cuda": chunk})
-    monkeypatch.setitem(cross_entropy.__globals__, "_ROWS", 1)
+    monkeypatch.setitem(cross_entropy.__globals__, "_MIN_ROWS", 1)
     torch.manual_seed(v)
     hidden = torch.randn(70, 16, device=CUDA, requires_grad=True)
     weight = torch.randn(v, 16, device=CUDA, requires_grad=True)
@@ -349,10 +351,10 @@ def test_cross_entropy_on_a_gpu(
 
     logits = hidden.double() @ weight.double().t()
     if seen is not None:
-        hide = torch.zeros(70, v, dtype=torch.bool, device=CUDA)
-        hide[seen[0], seen[1]] = True
-        hide[torch.arange(70), targets] = False
-        logits = logits.masked_fill(hide, -torch.inf)
+        mask = torch.zeros(70, v, dtype=torch.bool, device=CUDA)
+        mask[seen[0], seen[1]] = True
+        mask[torch.arange(70), targets] = False
+        logits = logits.masked_fill(mask, -torch.inf)
     expected = torch.nn.functional.cross_entropy(logits, targets)
     theirs = torch.autograd.grad(expected, (hidden, weight))
     loss = cross_entropy(hidden, weight, targets, seen)
@@ -361,7 +363,7 @@ def test_cross_entropy_on_a_gpu(
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_cross_entropy_of_a_large_catalogue_never_holds_all_logits() -> None:
+def test_cross_entropy_of_a_large_catalogue_does_not_hold_all_logits() -> None:
     m, v, d = 8192, 330_000, 64
     hidden = torch.randn(m, d, device=CUDA, requires_grad=True)
     weight = torch.randn(v, d, device=CUDA, requires_grad=True)

@@ -1,4 +1,4 @@
-"""What the tests of training share."""
+"""Helpers and a fixture for the tests of training."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def folder(parent: Path, name: str) -> Path:
 
 
 def at_call(number: int, act: Callable[[Tensor], Tensor]) -> Loss:
-    """The loss, but its call ``number`` (from 1) goes through ``act``."""
+    """The loss; ``act`` changes the result of call ``number``, counted from 1."""
     calls = 0
 
     def loss(
@@ -63,7 +63,7 @@ def interrupt(value: Tensor) -> Tensor:
 
 
 def recorded(calls: list[dict[str, Any]]) -> Loss:
-    """The loss, which also notes what it is asked for."""
+    """The loss, which also records its calls."""
 
     def loss(
         hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float
@@ -77,21 +77,21 @@ def recorded(calls: list[dict[str, Any]]) -> Loss:
 
 @pytest.fixture(scope="module")
 def steps(sequences: Sequences) -> int:
-    """Updates of an epoch of the tiny training, several."""
+    """The updates of an epoch of the tiny training, at least 3."""
     events = int((sequences.split.train_end - sequences.offsets[:-1] - 1).sum())
     steps = round(events / TINY_TRAINING.batch_size)
     assert steps >= 3
     return steps
 
 
-def standing_still(model: RecBLR, config: TrainConfig) -> tuple[TrainingStep, Tensor]:
-    """A step at a learning rate of 0 and the sum of its losses; it leaves its gradients behind."""
+def zero_rate_step(model: RecBLR, config: TrainConfig) -> tuple[TrainingStep, Tensor]:
+    """A training step with a learning rate of 0, and the sum of its losses. It keeps its gradients."""
     step = TrainingStep(model, deepcopy(model), config)
     return step, step.loss.total
 
 
-def stirred(data: Sequences) -> RecBLR:
-    """Without dropout, and with weights large enough that what came before matters."""
+def perturbed(data: Sequences) -> RecBLR:
+    """A model without dropout, with weights large enough that earlier events affect the result."""
     model = fresh(data, replace(TINY_MODEL, dropout=0.0)).train()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -100,9 +100,9 @@ def stirred(data: Sequences) -> RecBLR:
 
 
 def gradients(model: RecBLR) -> list[Tensor]:
-    found = [parameter.grad for parameter in model.parameters()]
-    assert all(gradient is not None for gradient in found)
-    return [gradient.clone() for gradient in found if gradient is not None]
+    grads = [parameter.grad for parameter in model.parameters()]
+    assert all(grad is not None for grad in grads)
+    return [grad.clone() for grad in grads if grad is not None]
 
 
 def train(
@@ -120,16 +120,21 @@ def epoch_spans(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]
 def training_batches(
     items: Any, spans: list[Spans], config: TrainConfig
 ) -> Iterator[tuple[PackedBatch, bool]]:
-    """Of fixed shapes out of a tensor, which is how a GPU holds the log."""
+    """Batches of fixed shapes if the log is a tensor, as on a GPU."""
     fixed = isinstance(items, Tensor) and not config.mask_seen_in_loss
     return batches(items, spans, config, fixed_shapes=fixed)
 
 
-def scripted(values: list[float], kept: list[dict[str, Tensor]]) -> Callable[..., dict[str, float]]:
-    """A validation that finds ``values`` in turn and keeps the weights it was shown."""
+def scripted(
+    values: list[float], kept: list[dict[str, Tensor]]
+) -> Callable[..., dict[str, dict[str, float]]]:
+    """A validation that returns ``values`` in turn as masked NDCG@10, and records the weights."""
 
-    def validate(model: RecBLR, data: Sequences, config: TrainConfig) -> dict[str, float]:
+    def validate(
+        model: RecBLR, data: Sequences, config: TrainConfig
+    ) -> dict[str, dict[str, float]]:
         kept.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return {"NDCG@10": values[len(kept) - 1]}
+        masked = values[len(kept) - 1]
+        return {"unmasked": {"NDCG@10": 1 - masked}, "masked": {"NDCG@10": masked}}
 
     return validate

@@ -1,1 +1,1 @@
-"""Speed, as figures a program can read: one module a question."""
+"""The measurements of ``recblr bench`` and of the paper's studies."""

@@ -1,4 +1,4 @@
-"""How cost grows with the length of a history: a RecBLR layer beside a causal attention layer.
+"""The cost of a RecBLR layer and of a causal attention layer by the length of the history.
 
 Axes: N events of B histories, T events each, D the width of the layers, H heads.
 """
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recblr.benchmark.step import served_step
 from recblr.errors import InputError
+from recblr.models.fused_step import FusedStep
 from recblr.models.recblr import PFFN, BehaviorLayer, RecBLR, RecBLRConfig
 from recblr.progress import progress
 from recblr.timing import medians, peak_bytes
@@ -20,13 +20,13 @@ from recblr.training.cuda_graph import Graphed
 from recblr.training.step import autocast
 
 LENGTHS = tuple(64 << n for n in range(10))  # 64 .. 32,768
-EVENTS = {"cpu": 1 << 15, "cuda": 1 << 20}  # of a call
+EVENTS = {"cpu": 1 << 15, "cuda": 1 << 20}  # per call
 
 
 class AttentionLayer(nn.Module):
-    """Causal attention in place of the recurrence, the rest as in :class:`BehaviorLayer`.
+    """:class:`BehaviorLayer` with causal attention instead of the recurrence.
 
-    This is the layer of SASRec (arXiv 1808.09781), with its norms where RecBLR has them.
+    This is the layer of SASRec (arXiv 1808.09781) with the norms in the positions of RecBLR.
     """
 
     def __init__(self, config: RecBLRConfig, heads: int = 2) -> None:
@@ -41,20 +41,20 @@ class AttentionLayer(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h (B, T, D) → (B, T, D)."""
         q, k, v = self._qkv(h)
-        return self._rest(h, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return self._output(h, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
     def step(self, h: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """One more event of each user: h (B, 1, D) → (B, 1, D).
 
-        ``keys`` and ``values`` (B, H, T, D / H) hold the history; their last row is filled here.
+        ``keys`` and ``values`` (B, H, T, D / H) hold the history; the step writes their last row.
         """
         q, keys[:, :, -1:], values[:, :, -1:] = self._qkv(h)
-        return self._rest(h, F.scaled_dot_product_attention(q, keys, values))
+        return self._output(h, F.scaled_dot_product_attention(q, keys, values))
 
     def _qkv(self, h: Tensor) -> tuple[Tensor, ...]:
         return self.to_qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _rest(self, h: Tensor, attended: Tensor) -> Tensor:
+    def _output(self, h: Tensor, attended: Tensor) -> Tensor:
         h = self.attention_norm(self.out(attended.transpose(1, 2).flatten(2)) + h)
         return self.pffn_norm(self.pffn(h) + h)
 
@@ -66,30 +66,31 @@ def time_lengths(
     repeats: int = 5,
     limit: float = 5.0,
 ) -> dict[str, Any]:
-    """Cost of training on an event, and of one more event, by the length of the history.
+    """Time training and one more event of a user, by the length of the history.
 
     Args:
-        device: where to run.
-        lengths: T, rising, each a divisor of ``events``.
+        device: the device to measure.
+        lengths: T, ascending, each a divisor of ``events``.
         events: N of a call; by default enough to keep the device busy.
-        repeats: calls a length; the median counts.
-        limit: seconds of a call; attention that takes longer is not tried at greater lengths.
+        repeats: the calls for each length, of which the result is the median.
+        limit: in seconds; if a call of the attention layer takes longer, greater lengths are skipped.
 
     Returns:
-        ``events``, ``width`` and ``rows``. A row has its ``length`` and for ``recblr`` and
-        ``attention`` each ``event_ns`` of an event forward and backward (None where not tried),
-        ``step_us`` of one user's next event, and on CUDA ``peak_mib`` of forward and backward.
+        ``events``, ``width`` and ``rows``. A row has the ``length``, and for ``recblr`` and
+        ``attention`` each: ``event_ns``, nanoseconds per event of forward and backward (None if
+        skipped); ``step_us``, microseconds of the next event of one user; on CUDA ``peak_mib`` of
+        forward and backward.
     """
     events = EVENTS[device.type] if events is None else events
     config = RecBLRConfig(dropout=0.0)
     recblr, attention = BehaviorLayer(config).to(device), AttentionLayer(config).to(device)
     h = torch.randn(events, config.dim, device=device, requires_grad=True)
     rows: list[dict[str, Any]] = []
-    tried = True
+    skipped = False
     with progress("lengths", len(lengths)) as advance:
         for length in lengths:
             passes = _passes(recblr, attention, h, length)
-            if not tried:
+            if skipped:
                 del passes["attention"]
             times = medians(passes, device, repeats)
             steps = _time_steps(attention, length, 40 * repeats)
@@ -104,7 +105,7 @@ def time_lengths(
                         peak_bytes(passes[name]) / 2**20 if name in passes else None
                     )
             rows.append(row)
-            tried = tried and times["attention"] <= limit
+            skipped = skipped or times["attention"] > limit
             advance(1, f"{length:,} events")
     return {"events": events, "width": config.dim, "rows": rows}
 
@@ -135,7 +136,7 @@ def _passes(
 def _time_steps(attention: AttentionLayer, length: int, repeats: int) -> dict[str, float]:
     """Seconds of one more event of one user with ``length`` events of history.
 
-    The step of RecBLR is that of a whole model of one layer, as it is served.
+    For RecBLR this is the served step of a whole model with one layer.
     """
     config = RecBLRConfig(layers=1)
     device = attention.out.weight.device
@@ -143,16 +144,17 @@ def _time_steps(attention: AttentionLayer, length: int, repeats: int) -> dict[st
     item, state = torch.zeros(1, dtype=torch.int64, device=device), model.initial_state(1)
     h = torch.randn(1, 1, config.dim, device=device)
     keys, values = h.new_zeros(2, 1, attention.heads, length + 1, config.dim // attention.heads)
-    step, attend = served_step(model), Graphed(lambda h: attention.step(h, keys, values))
+    step = Graphed(FusedStep(model).step)
+    attend = Graphed(lambda h: attention.step(h, keys, values))
     steps = {"recblr": lambda: step(item, state), "attention": lambda: attend(h)}
     return medians(steps, device, repeats)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The picture of what :func:`time_lengths` found.
+    """Plot the result of :func:`time_lengths`.
 
     Raises:
-        InputError: matplotlib cannot write this file.
+        InputError: matplotlib cannot write the file.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -164,7 +166,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         "step_us": "Serving: time of one more event, µs",
     }
     panels = {key: title for key, title in panels.items() if key in rows[0]["recblr"]}
-    # Blue and vermilion of Okabe and Ito: the colour-blind tell them apart.
+    # Blue and vermilion of the colour-blind safe palette of Okabe and Ito.
     lines = {"recblr": ("RecBLR layer", "#0072B2", "o"), "attention": ("attention", "#D55E00", "s")}
     figure = Figure(figsize=(4.4 * len(panels), 3.3), layout="constrained")
     plain = FuncFormatter(lambda value, _: f"{value:,g}")

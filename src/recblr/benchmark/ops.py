@@ -1,4 +1,4 @@
-"""Speed of the recurrence: the fused kernels against every other form.
+"""The speed of the recurrence: the fused kernels against other implementations.
 
 Axes: B sequences of T events each, C channels, N = B T. An element is one channel of one event.
 """
@@ -21,13 +21,13 @@ from recblr.timing import peak_bytes, seconds
 
 SHAPES = {"cpu": (64, 200, 128), "cuda": (2048, 200, 128)}  # (B, T, C)
 LENGTHS = (200, 257, 700, 1_000, 10_000, 100_000)
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # of the largest value
-# What fused must move for an element in bfloat16: x, r, i, z, y; then x, r, i, z, dy, four gradients.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # relative to the largest value
+# Memory traffic of fused per element in bfloat16: x, r, i, z, y; then x, r, i, z, dy, four gradients.
 FORWARD_BYTES, BACKWARD_BYTES = 10, 18
 
 
 class Job(NamedTuple):
-    """A contender and what it works on; ``leaves`` are x, r, i, z (N, C) and decay (C,)."""
+    """An implementation and its inputs; ``leaves`` are x, r, i, z (N, C) and decay (C,)."""
 
     bd_lru: BdLru
     leaves: tuple[Tensor, ...]
@@ -47,27 +47,27 @@ class Job(NamedTuple):
 def time_ops(
     device: str, shape: tuple[int, int, int] | None = None, budget: float = 60.0
 ) -> dict[str, Any]:
-    """Time of the recurrence with its gates in all its forms, forward and with the gradients.
+    """Time every implementation of the recurrence with its gates, forward and with gradients.
 
-    A contender first passes a gate: on the inputs it will be timed on, its values and gradients must be
-    those of the float64 loop. One that fails is not timed. A CPU does it all with one thread.
+    Each implementation must first pass a check: its values and gradients on the inputs of the timing
+    must equal those of the float64 loop. One that fails is not timed. A CPU runs one thread.
 
     Args:
         device: ``cpu`` or ``cuda``.
         shape: (B, T, C).
-        budget: seconds of timing, shared out evenly.
+        budget: seconds of timing, divided evenly.
 
     Returns:
-        ``shape``, ``dtype`` and ``rows``. A row has a contender's ``name``; ``gate``, "ok" or what is
-        wrong; ``forward_ns`` and ``both_ns``, medians in ns an element; ``times_slower`` than fused,
-        both ways. What was not timed is None.
+        ``shape``, ``dtype`` and ``rows``. A row has the ``name`` of an implementation; ``gate``, "ok"
+        or the reason of the failure; ``forward_ns`` and ``both_ns``, medians in ns per element;
+        ``times_slower`` than fused, forward and backward. Values that were not timed are None.
 
-        On CUDA a row also has ``peak_bytes`` an element, memory beyond that of the inputs, and there
-        are ``copy_gb_per_s``, read and written; ``forward_share`` and ``backward_share``, how much of
-        that fused reaches; ``lengths``, figures of fused by ``length`` T at the same N.
+        On CUDA a row also has ``peak_bytes`` per element, without the inputs. The result has
+        ``copy_gb_per_s``, read and written; ``forward_share`` and ``backward_share``, the fraction of
+        that rate which fused reaches; ``lengths``, the figures of fused by ``length`` T at the same N.
 
     Raises:
-        RuntimeError: the fused kernels are wrong.
+        RuntimeError: the fused kernels fail the check.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -81,27 +81,25 @@ def time_ops(
 def _time_ops(device: torch.device, shape: tuple[int, int, int], budget: float) -> dict[str, Any]:
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
-    contenders = {"fused": _draw(ops.bd_lru, shape, dtype, device)}
+    jobs = {"fused": _make_job(ops.bd_lru, shape, dtype, device)}
     if not cuda:
-        contenders["fused, bfloat16"] = _draw(ops.bd_lru, shape, torch.bfloat16, device)
-    ours: dict[str, BdLru] = {
+        jobs["fused, bfloat16"] = _make_job(ops.bd_lru, shape, torch.bfloat16, device)
+    plain: dict[str, BdLru] = {
         "two trees": partial(ops.bd_lru, implementation="tree"),
         "serial": partial(ops.bd_lru, implementation="serial"),
     }
     eager = peers(device.type)
-    for name, bd_lru in (ours | eager | compiled(eager)).items():
-        contenders[name] = contenders["fused"]._replace(bd_lru=bd_lru)
-    gates = _judge(contenders, _draw(reference.bd_lru, shape, torch.float64, device).both())
+    for name, bd_lru in (plain | eager | compiled(eager)).items():
+        jobs[name] = jobs["fused"]._replace(bd_lru=bd_lru)
+    gates = _check(jobs, _make_job(reference.bd_lru, shape, torch.float64, device).both())
     if gates["fused"] != "ok":
         raise RuntimeError(f"the fused kernels are wrong: {gates['fused']}")
-    jobs: dict[Hashable, Job] = {
-        name: job for name, job in contenders.items() if gates[name] == "ok"
-    }
+    passed: dict[Hashable, Job] = {name: job for name, job in jobs.items() if gates[name] == "ok"}
     if cuda:
         for length in LENGTHS:
-            like = (max(1, round(shape[0] * shape[1] / length)), length, shape[2])
-            jobs[length] = _draw(ops.bd_lru, like, dtype, device)
-    figures = _measure(jobs, device, budget)
+            same_size = (max(1, round(shape[0] * shape[1] / length)), length, shape[2])
+            passed[length] = _make_job(ops.bd_lru, same_size, dtype, device)
+    figures = _measure(passed, device, budget)
     fused = figures["fused"]
     for figure in figures.values():
         figure["times_slower"] = figure["both_ns"] / fused["both_ns"]
@@ -114,7 +112,7 @@ def _time_ops(device: torch.device, shape: tuple[int, int, int], budget: float) 
         ],
     }
     if cuda:
-        speed = _copy_gb_per_s(device)  # which is bytes a ns
+        speed = _copy_gb_per_s(device)  # equals bytes per ns
         result |= {
             "copy_gb_per_s": speed,
             "forward_share": FORWARD_BYTES / fused["forward_ns"] / speed,
@@ -124,34 +122,34 @@ def _time_ops(device: torch.device, shape: tuple[int, int, int], budget: float) 
     return result
 
 
-def _draw(
+def _make_job(
     bd_lru: BdLru, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 ) -> Job:
-    """The same numbers in every dtype, and the decay that training starts from."""
+    """A job with the same random inputs in every dtype and the initial decay of training."""
     sequences, length, channels = shape
     torch.manual_seed(0)
     rows = [
         torch.randn(sequences * length, channels, device=device).bfloat16().to(dtype)
         for _ in range(5)
     ]
-    wide = torch.promote_types(dtype, torch.float32)
-    decay = -torch.linspace(0.9, 0.999, channels, device=device).log().to(wide)
+    state_dtype = torch.promote_types(dtype, torch.float32)
+    decay = -torch.linspace(0.9, 0.999, channels, device=device).log().to(state_dtype)
     offsets = torch.arange(0, sequences * length + 1, length, device=device)
-    start = torch.zeros(sequences, channels, dtype=wide, device=device)
+    start = torch.zeros(sequences, channels, dtype=state_dtype, device=device)
     leaves = tuple(t.requires_grad_() for t in (*rows[:4], decay))
     return Job(bd_lru, leaves, offsets, start, rows[4])
 
 
-def _judge(contenders: Mapping[str, Job], truth: tuple[Tensor, ...]) -> dict[str, str]:
-    """For each contender "ok", or in what it differs from the truth, or why it does not run."""
+def _check(jobs: Mapping[str, Job], truth: tuple[Tensor, ...]) -> dict[str, str]:
+    """For each job "ok", its difference from the truth, or its error."""
     gates = {}
-    with progress("gates", len(contenders)) as advance:
-        for name, job in contenders.items():
+    with progress("checks", len(jobs)) as advance:
+        for name, job in jobs.items():
             try:
                 gates[name] = _difference(job, truth)
             except ImportError:
                 gates[name] = "not installed"
-            except Exception as error:  # whatever a peer runs into is its result
+            except Exception as error:  # any error of a peer is its result
                 gates[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             advance(1, name)
     return gates
@@ -160,9 +158,9 @@ def _judge(contenders: Mapping[str, Job], truth: tuple[Tensor, ...]) -> dict[str
 def _difference(job: Job, truth: tuple[Tensor, ...]) -> str:
     names = ("y", "last", "dx", "dr", "di", "dz", "ddecay")
     tolerance = TOLERANCE[job.leaves[0].dtype]
-    for name, ours, right in zip(names, job.both(), truth, strict=True):
-        error = ((ours - right).abs().max() / right.abs().max()).item()
-        if not error <= tolerance:  # NaN is not
+    for name, ours, exact in zip(names, job.both(), truth, strict=True):
+        error = ((ours - exact).abs().max() / exact.abs().max()).item()
+        if not error <= tolerance:  # also true for NaN
             return f"{name} is off by {error:.0e}"
     return "ok"
 
@@ -170,10 +168,10 @@ def _difference(job: Job, truth: tuple[Tensor, ...]) -> str:
 def _measure(
     jobs: Mapping[Hashable, Job], device: torch.device, budget: float
 ) -> dict[Hashable, dict[str, float]]:
-    works: dict[Hashable, Callable[[], object]] = {}
+    functions: dict[Hashable, Callable[[], object]] = {}
     for key, job in jobs.items():
-        works[key, "forward_ns"], works[key, "both_ns"] = job.forward, job.both
-    times = _medians(works, device, budget)
+        functions[key, "forward_ns"], functions[key, "both_ns"] = job.forward, job.both
+    times = _medians(functions, device, budget)
     figures: dict[Hashable, dict[str, float]] = {}
     for key, job in jobs.items():
         elements = job.dy.numel()
@@ -185,27 +183,30 @@ def _measure(
 
 
 def _medians(
-    works: Mapping[Hashable, Callable[[], object]], device: torch.device, budget: float
+    functions: Mapping[Hashable, Callable[[], object]], device: torch.device, budget: float
 ) -> dict[Hashable, float]:
-    """Median seconds of each. Always the one with the least time so far is next, so that a machine that
-    slows down slows all of them; each runs at least three times."""
-    times: dict[Hashable, list[float]] = {key: [] for key in works}
-    spent = dict.fromkeys(works, 0.0)
+    """Median seconds of each function, after at least three calls.
+
+    The next function is always the one with the least time so far, so that a slow phase of the machine
+    affects all of them.
+    """
+    times: dict[Hashable, list[float]] = {key: [] for key in functions}
+    spent = dict.fromkeys(functions, 0.0)
     with progress("timing", budget) as advance:
         while sum(spent.values()) < budget or min(map(len, times.values())) < 3:
-            key = min(works, key=lambda key: (len(times[key]) >= 3, spent[key]))
+            key = min(functions, key=lambda key: (len(times[key]) >= 3, spent[key]))
             begin = time.perf_counter()
-            times[key].append(_seconds(works[key], device))
-            took = time.perf_counter() - begin
-            spent[key] += took
-            advance(took)
+            times[key].append(_seconds(functions[key], device))
+            elapsed = time.perf_counter() - begin
+            spent[key] += elapsed
+            advance(elapsed)
     return {key: median(ts) for key, ts in times.items()}
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long ``work`` takes; on a GPU its kernels alone, as in a CUDA graph.
+    """The seconds that ``work`` takes; on a GPU only its kernels, as in a CUDA graph.
 
-    The GPU waits a while first, in which the host launches what comes after.
+    The GPU first waits, while the host launches the kernels.
     """
     if device.type != "cuda":
         return seconds(work, device)
@@ -220,7 +221,9 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _copy_gb_per_s(device: torch.device) -> float:
-    source = torch.ones(1 << 29, dtype=torch.bfloat16, device=device)  # 1 GiB, far beyond the cache
+    source = torch.ones(
+        1 << 29, dtype=torch.bfloat16, device=device
+    )  # 1 GiB, far larger than the cache
     target = torch.empty_like(source)
     times = [_seconds(partial(target.copy_, source), device) for _ in range(20)]
     return 2 * source.nbytes / median(times) / 1e9

@@ -1,6 +1,6 @@
-"""The recurrence as others scan it: what the fused kernels are measured against.
+"""Other implementations of the recurrence, to compare the fused kernels with.
 
-All share the plain gates of :mod:`recblr.ops.reference` and differ in the scan. As in training, they
+All use the plain gates of :mod:`recblr.ops.reference` and differ in the scan. As in training, they
 start from state zero. Axes: B sequences of T events each, C channels.
 """
 
@@ -23,7 +23,7 @@ Scan = Callable[[Tensor, Tensor], Tensor]
 
 
 def peers(device: str) -> dict[str, BdLru]:
-    """The contenders by name; one that is not installed raises ImportError when it is called."""
+    """The implementations by name; one that is not installed raises ImportError when called."""
     scans: dict[str, Scan] = {
         "loop": loop,
         "loop, gradient by hand": loop_by_hand,
@@ -45,20 +45,20 @@ def peers(device: str) -> dict[str, BdLru]:
 
 
 def compiled(eager: Mapping[str, BdLru]) -> dict[str, BdLru]:
-    """Those of the peers that gain by torch.compile, compiled."""
-    gain = (
+    """The peers that are faster with torch.compile, compiled."""
+    faster = (
         "loop, gradient by hand", "doubling", "torch associative_scan", "accelerated-scan scalar",
         "accelerated-scan warp", "fla HGRN recurrent", "fla HGRN chunk",
     )  # fmt: skip
     return {
         f"{name}, compiled": torch.compile(eager[name], dynamic=False)
-        for name in gain
+        for name in faster
         if name in eager
     }
 
 
 def _packed(scan: Scan) -> reference.Scan:
-    """``scan`` for sequences of one length, laid end to end."""
+    """``scan`` for packed sequences of equal length."""
 
     def packed(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         shape = (len(start), -1, alpha.shape[1])
@@ -69,7 +69,7 @@ def _packed(scan: Scan) -> reference.Scan:
 
 
 def loop(alpha: Tensor, u: Tensor) -> Tensor:
-    """The recurrence as one writes it down."""
+    """A loop over events."""
     state, states = torch.zeros_like(u[:, 0]), []
     for t in range(u.shape[1]):
         state = alpha[:, t] * state + u[:, t]
@@ -97,15 +97,15 @@ class _LoopByHand(torch.autograd.Function):
         return F.pad(du[:, 1:] * h[:, :-1], (0, 0, 1, 0)), du
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # T steps would compile for minutes
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # compiling T steps takes minutes
 def loop_by_hand(alpha: Tensor, u: Tensor) -> Tensor:
-    """The loop in place, one operation a step, and its gradient likewise."""
+    """A loop of one in-place operation per event, and a gradient in the same way."""
     h: Tensor = _LoopByHand.apply(alpha, u)  # type: ignore[no-untyped-call]
     return h
 
 
 def doubling(alpha: Tensor, u: Tensor) -> Tensor:
-    """log2(T) steps over all events, as LRURec scans (Hillis and Steele)."""
+    """log2(T) steps over all events, as in LRURec (Hillis and Steele)."""
     lag = 1
     while lag < u.shape[1]:
         u = torch.cat([u[:, :lag], torch.addcmul(u[:, lag:], alpha[:, lag:], u[:, :-lag])], 1)
@@ -146,8 +146,8 @@ def torch_associative_scan(alpha: Tensor, u: Tensor) -> Tensor:
 
 
 def time_last(module: str, name: str = "scan", power_of_two: bool = False) -> Scan:
-    """A scan over (B, C, T), some for powers of two only: those of accelerated-scan, and that of the
-    paper's authors, whose ``parallel_scan.py`` is to be put on PYTHONPATH by hand."""
+    """A scan over (B, C, T), of accelerated-scan or of the paper's authors, some only for powers of
+    two. The authors' ``parallel_scan.py`` must be on PYTHONPATH."""
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def scan(alpha: Tensor, u: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def time_last(module: str, name: str = "scan", power_of_two: bool = False) -> Sc
 
 
 def fla_hgrn(name: str) -> Scan:
-    """flash-linear-attention's scan, which takes the logarithm of α."""
+    """The scan of flash-linear-attention, which takes log α."""
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def scan(alpha: Tensor, u: Tensor) -> Tensor:

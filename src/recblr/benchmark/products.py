@@ -1,4 +1,4 @@
-"""The matrix products of a piece of work, to be done again without the rest of it."""
+"""Record the matrix products of a computation, to repeat them alone."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
-_PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm}  # what linear layers come down to
+_PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm}  # the operators of linear layers
 
 
 class Operand(NamedTuple):
@@ -23,7 +23,7 @@ class Operand(NamedTuple):
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every matrix product done inside its block, backward passes too."""
+    """Records every matrix product inside the block, also of backward passes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -37,13 +37,13 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.calls.append((func.overloadpacket, operands))
         return func(*args, **(kwargs or {}))
 
-    def again(self, device: torch.device) -> Callable[[], None]:
-        """A function that does the products on buffers of the same sizes, strides and types.
+    def repeat(self, device: torch.device) -> Callable[[], None]:
+        """A function that repeats the products on buffers of the same sizes, strides and dtypes.
 
-        Products whose operands are alike share them, so they are rather faster than within the work.
+        Equal operands share a buffer, so the products are somewhat faster than in the computation.
         """
-        places = {(place, it) for _, operands in self.calls for place, it in enumerate(operands)}
-        buffers = {(place, operand): operand.buffer(device) for place, operand in places}
+        keys = {key for _, operands in self.calls for key in enumerate(operands)}
+        buffers = {(index, operand): operand.buffer(device) for index, operand in keys}
         calls = [
             (operator, [buffers[key] for key in enumerate(operands)])
             for operator, operands in self.calls

@@ -1,12 +1,11 @@
-"""What a server does under load that comes from another process over HTTP.
+"""A server under load over HTTP from another process.
 
-How many requests a second it can take is asked in a closed loop: each client sends its next request
-when the last is answered. Latency is asked at a steady rate; where all clients still wait when a
-request is due, its time begins there. How long the machine itself keeps a busy loop waiting is
-measured beside it.
+Throughput is measured in a closed loop: each client sends its next request when the previous one is
+answered. Latency is measured at a steady rate; if all clients are still waiting when a request is due,
+its latency counts from then. The pauses of the machine itself are measured as well, in a busy loop.
 
-The models have a memory of transitions. Events are of the first 8,192 items, whose rows of the memory
-hold 1,024 entries: the most that a row has.
+The models have a memory of transitions. Every event has one of the first 8,192 items, whose rows of the
+memory have 1,024 entries, the maximum.
 """
 
 import asyncio
@@ -46,8 +45,8 @@ CATALOGUES = {3_416: 1000, 100_000: 1000, 1_000_000: 150}  # steady requests a s
 HISTORIES = (10, 1_000, 100_000)
 CLIENTS = 8
 USERS = 1_000
-HISTORY = 20  # events of a user before the load comes
-NAMED = 8_192  # items that events are of
+HISTORY = 20  # events of each user before the load
+EVENT_ITEMS = 8_192  # events have one of this many items
 
 
 def time_serving(
@@ -55,15 +54,20 @@ def time_serving(
     histories: tuple[int, ...] = HISTORIES,
     seconds: float = 5,
 ) -> dict[str, Any]:
-    """Requests a second and their latency, cost of an event by history, memory of a user.
+    """Measure throughput and latency, the time of an event by history length, and memory per user.
+
+    Args:
+        catalogues: the numbers of items, each with the steady rate in requests per second.
+        histories: the lengths of history.
+        seconds: the duration of each load.
 
     Returns:
-        ``catalogues``: for each size and load the rate and quantiles in ms, and ``search``, what the
-        memory costs, of :func:`time_memory`; ``histories``: median µs of a durable event after so
-        many; ``user_bytes``: of a user at hand; ``gaps``: quantiles in ms of what the machine keeps a
-        busy loop waiting.
+        ``catalogues``: for each size and load the rate and the quantiles in ms, and ``search``, the
+        result of :func:`time_memory`; ``histories``: the median µs of a durable event by history
+        length; ``user_bytes``: the memory of a cached user; ``gaps``: quantiles in ms of the pauses of
+        the machine.
     """
-    found: dict[str, Any] = {"clients": CLIENTS, "users": USERS, "gaps": _gaps(), "catalogues": []}
+    result: dict[str, Any] = {"clients": CLIENTS, "users": USERS, "gaps": _gaps(), "catalogues": []}
     total = len(catalogues) * 4 * seconds
     with tempfile.TemporaryDirectory() as folder, progress("load", total) as advance:
         for items, rate in catalogues.items():
@@ -72,45 +76,46 @@ def time_serving(
             with _serving(model, str(Path(folder) / f"{items}.sqlite")) as port:
                 rows = asyncio.run(_loads(port, items, rate, seconds, advance))
             rows["search"] = time_memory(ServedModel(model))
-            found["catalogues"].append({"items": items, "steady_per_second": rate, **rows})
+            result["catalogues"].append({"items": items, "steady_per_second": rate, **rows})
         served = ServedModel(Path(folder) / f"model{min(catalogues)}")
-        found["index"] = served.index.kind
-        found["histories"] = _by_history(served, Path(folder) / "events.sqlite", histories)
-        found["user_bytes"] = _user_bytes(served)
-    return found
+        result["index"] = served.index.kind
+        result["histories"] = _by_history(served, Path(folder) / "events.sqlite", histories)
+        result["user_bytes"] = _user_bytes(served)
+    return result
 
 
 def time_memory(model: ServedModel, repeats: int = 300) -> dict[str, float]:
-    """Median µs of one search for the best 20 items after 20 events, which are hidden, by one thread.
+    """Median µs of a search for the best 20 items after 20 events, which are excluded, on one thread.
 
     Returns:
-        ``without`` the memory of transitions; ``with`` it; ``rows``, how much of that it takes to read
-        the rows of the memory and sum them. Measured in turn.
+        ``without`` the memory of transitions; ``with`` it; ``rows``, the part of that for reading and
+        summing rows of the memory. Measured in turn.
     """
-    draw, threads = np.random.default_rng(0), torch.get_num_threads()
+    rng, threads = np.random.default_rng(0), torch.get_num_threads()
     torch.set_num_threads(1)
-    took = np.empty((repeats, 3))
+    times = np.empty((repeats, 3))
     for repeat in range(repeats):
-        history = draw.integers(min(len(model.item_ids), NAMED), size=HISTORY)
+        history = rng.integers(min(len(model.item_ids), EVENT_ITEMS), size=HISTORY)
         hidden = model.hidden(model.fold(model.start[None], [history]))
         query = torch.from_numpy(hidden)
         begin = time.perf_counter()
         model.index.search(query, 20, [history])
-        alone = time.perf_counter()
+        without_memory = time.perf_counter()
         added = model.memory_scores(history, repeats=False)
-        rows = time.perf_counter()
+        rows_read = time.perf_counter()
         model.index.search(query, 20, [history], None, [added])
-        took[repeat] = alone - begin, time.perf_counter() - alone, rows - alone
+        end = time.perf_counter()
+        times[repeat] = without_memory - begin, end - without_memory, rows_read - without_memory
     torch.set_num_threads(threads)
-    median = np.median(took, 0) * 1e6
+    median = np.median(times, 0) * 1e6
     return dict(zip(("without", "with", "rows"), median.round().tolist(), strict=True))
 
 
 def _save_untrained(folder: Path, items: int) -> None:
-    """An artifact of random weights and a random memory, as quick as a trained one."""
+    """Save an artifact of random weights and a random memory, as fast as a trained one."""
     split = Split("leave-one-out", np.array([1]), np.array([-1]), np.array([-1]))
     data = Sequences(
-        np.zeros(1, np.int32), np.array([0, 1]), pa.array(["nobody"]),
+        np.zeros(1, np.int32), np.array([0, 1]), pa.array(["user"]),
         pa.array([str(item) for item in range(items)]), split, 1, {"source": "none"},
     )  # fmt: skip
     torch.manual_seed(0)
@@ -124,20 +129,20 @@ def _save_untrained(folder: Path, items: int) -> None:
 
 
 def _random_rows(items: int, entries: int) -> sparse.csr_array:
-    """(V, V) with so many entries, or V of them, in each row of the items that events are of."""
-    draw = np.random.default_rng(0)
-    entries, rows = min(items, entries), min(items, NAMED)
-    # One of each stretch of as many items: rising, and nowhere twice.
+    """(V, V) with ``entries`` entries, at most V, in each row of an item that events have."""
+    rng = np.random.default_rng(0)
+    entries, rows = min(items, entries), min(items, EVENT_ITEMS)
+    # One column of each range of equal size, so the columns are ascending and distinct.
     begins = np.linspace(0, items, entries + 1).astype(np.int32)
-    columns = draw.integers(begins[:-1], begins[1:], (rows, entries), dtype=np.int32)
-    values = draw.lognormal(-3, 1, (rows, entries)).astype(np.float32)
+    columns = rng.integers(begins[:-1], begins[1:], (rows, entries), dtype=np.int32)
+    values = rng.lognormal(-3, 1, (rows, entries)).astype(np.float32)
     ends = entries * np.minimum(np.arange(items + 1, dtype=np.int32), rows)
     return sparse.csr_array((values.ravel(), columns.ravel(), ends), (items, items))
 
 
 @contextmanager
 def _serving(model: Path, store: str) -> Iterator[int]:
-    """The port of a server in a process of its own."""
+    """Run a server in another process; yield its port."""
     with listen("127.0.0.1", 0) as bound:
         port: int = bound.getsockname()[1]
     context = multiprocessing.get_context("spawn")
@@ -158,96 +163,98 @@ def _run(model: Path, store: str, port: int) -> None:
 async def _loads(
     port: int, items: int, rate: int, seconds: float, advance: Advance
 ) -> dict[str, Any]:
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     clients = [await connect(port) for _ in range(CLIENTS)]
     number = iter(range(1 << 60))
 
     def event(user: int | None = None) -> dict[str, Any]:
-        at = next(number)
-        user = int(draw.integers(USERS)) if user is None else user
-        item = str(draw.integers(min(items, NAMED)))
-        return {"event_id": str(at), "user_id": f"u{user}", "item_id": item, "timestamp": at}
+        n = next(number)
+        user = int(rng.integers(USERS)) if user is None else user
+        item = str(rng.integers(min(items, EVENT_ITEMS)))
+        return {"event_id": str(n), "user_id": f"u{user}", "item_id": item, "timestamp": n}
 
     for user in range(USERS):
-        await clients[0].do("/v1/events", {"events": [event(user) for _ in range(HISTORY)]})
+        await clients[0].post("/v1/events", {"events": [event(user) for _ in range(HISTORY)]})
 
     def recommend() -> tuple[str, Any]:
-        return "/v1/recommend", {"user_id": f"u{draw.integers(USERS)}", "k": 20}
+        return "/v1/recommend", {"user_id": f"u{rng.integers(USERS)}", "k": 20}
 
     def event_and_recommend() -> tuple[str, Any]:
         body = {"events": [event()], "recommend": {"k": 20}}
         return "/v1/events", body
 
-    def record() -> tuple[str, Any]:
+    def event_only() -> tuple[str, Any]:
         return "/v1/events", event()
 
     rows = {}
     for name, make in (
-        ("recommend", recommend), ("event_and_recommend", event_and_recommend), ("event", record),
+        ("recommend", recommend), ("event_and_recommend", event_and_recommend), ("event", event_only),
     ):  # fmt: skip
         end = time.perf_counter() + seconds
-        took = await asyncio.gather(*(client.load(make, end) for client in clients))
-        rows[name] = _quantiles(np.concatenate(took), seconds)
+        times = await asyncio.gather(*(client.closed_loop(make, end) for client in clients))
+        rows[name] = _quantiles(np.concatenate(times), seconds)
         advance(seconds)
     begin = time.perf_counter()
     due = iter(begin + np.arange(int(rate * seconds)) / rate)
-    took = await asyncio.gather(*(client.keep_up(event_and_recommend, due) for client in clients))
-    rows["steady"] = _quantiles(np.concatenate(took), time.perf_counter() - begin)
+    times = await asyncio.gather(
+        *(client.steady_rate(event_and_recommend, due) for client in clients)
+    )
+    rows["steady"] = _quantiles(np.concatenate(times), time.perf_counter() - begin)
     advance(seconds)
     for client in clients:
         client.writer.close()
     return rows
 
 
-def _quantiles(took: np.ndarray, seconds: float) -> dict[str, float]:
-    ms = {f"p{q}": round(float(np.percentile(took, q)) * 1e3, 2) for q in (50, 90, 99)}
-    return {"per_second": round(len(took) / seconds), **ms}
+def _quantiles(times: np.ndarray, seconds: float) -> dict[str, float]:
+    ms = {f"p{q}": round(float(np.percentile(times, q)) * 1e3, 2) for q in (50, 90, 99)}
+    return {"per_second": round(len(times) / seconds), **ms}
 
 
 class Client:
-    """One connection. A library would take longer over a request than the server does."""
+    """One connection. An HTTP library would take longer for a request than the server."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str = ""
     ) -> None:
         self._reader, self.writer, self._key = reader, writer, key
 
-    async def ask(self, path: str, body: Any) -> int:
-        """The status of a POST."""
+    async def status(self, path: str, body: Any) -> int:
+        """Send a POST; return the status of the response."""
         content = json.dumps(body).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Authorization: Bearer {self._key}\r\nContent-Length: {len(content)}\r\n\r\n"
         )
         self.writer.write(head.encode() + content)
-        answer = await self._reader.readuntil(b"\r\n\r\n")
-        length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        response = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(response.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         await self._reader.readexactly(length)
-        return int(answer[9:12])
+        return int(response[9:12])
 
-    async def do(self, path: str, body: Any) -> None:
-        """A POST that has to succeed."""
-        if (status := await self.ask(path, body)) != 200:
+    async def post(self, path: str, body: Any) -> None:
+        """Send a POST; raise RuntimeError if it fails."""
+        if (status := await self.status(path, body)) != 200:
             raise RuntimeError(f"{path}: {status}")
 
-    async def load(self, make: Any, end: float) -> np.ndarray:
-        """Seconds of each request, one after another until ``end``."""
-        took = array("d")
+    async def closed_loop(self, make: Any, end: float) -> np.ndarray:
+        """Send requests one after another until ``end``; return the seconds of each."""
+        times = array("d")
         while (begin := time.perf_counter()) < end:
-            await self.do(*make())
-            took.append(time.perf_counter() - begin)
-        return np.array(took)
+            await self.post(*make())
+            times.append(time.perf_counter() - begin)
+        return np.array(times)
 
-    async def keep_up(self, make: Any, due: Iterator[float]) -> np.ndarray:
-        """Seconds from when each request was due, taken in turn with the other clients."""
-        took = array("d")
+    async def steady_rate(self, make: Any, due: Iterator[float]) -> np.ndarray:
+        """Send requests at the times ``due``, shared with the other clients; return the seconds."""
+        times = array("d")
         for begin in due:
             if (early := begin - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
-                begin = time.perf_counter()  # it is the clock of this loop that woke up late
-            await self.do(*make())
-            took.append(time.perf_counter() - begin)
-        return np.array(took)
+                begin = time.perf_counter()  # a late wake-up of this loop does not count
+            await self.post(*make())
+            times.append(time.perf_counter() - begin)
+        return np.array(times)
 
 
 async def connect(port: int, key: str = "") -> Client:
@@ -262,12 +269,12 @@ async def connect(port: int, key: str = "") -> Client:
 def _by_history(
     model: ServedModel, path: Path, histories: tuple[int, ...], repeats: int = 300
 ) -> list[dict[str, float]]:
-    """Median µs of a durable event of users with histories of growing length, asked in turn."""
+    """Median µs of a durable event of users with histories of several lengths, in turn."""
     engine = Engine(SQLiteLog(path), LocalCache(len(histories)), model)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def events(user: int, begin: int, end: int) -> list[Event]:
-        items = draw.integers(min(len(model.item_ids), NAMED), size=end - begin).tolist()
+        items = rng.integers(min(len(model.item_ids), EVENT_ITEMS), size=end - begin).tolist()
         return [
             Event(f"{user}-{n}", f"u{user}", str(item), float(n))
             for n, item in zip(range(begin, end), items, strict=True)
@@ -276,40 +283,40 @@ def _by_history(
     for user, length in enumerate(histories):
         for start in range(0, length, 10_000):
             engine.record("t", events(user, start, min(length, start + 10_000))).result()
-    took = np.empty((repeats, len(histories)))
+    times = np.empty((repeats, len(histories)))
     for repeat in range(repeats):
         for user, length in enumerate(histories):
             (event,) = events(user, length + repeat, length + repeat + 1)
             begin = time.perf_counter()
             engine.record("t", [event]).result()
-            took[repeat, user] = time.perf_counter() - begin
+            times[repeat, user] = time.perf_counter() - begin
     engine.close()
-    median = np.median(took, 0) * 1e6
+    medians = np.median(times, 0) * 1e6
     return [
-        {"history": length, "median": float(it)}
-        for length, it in zip(histories, median, strict=True)
+        {"history": length, "median": float(median)}
+        for length, median in zip(histories, medians, strict=True)
     ]
 
 
 def _user_bytes(model: ServedModel, users: int = 1_000) -> int:
-    """Of memory that a user at hand takes, with 20 events."""
+    """The memory of a cached user with 20 events, in bytes."""
     tracemalloc.start()
     cache, before = LocalCache(users), tracemalloc.get_traced_memory()[0]
     for user in range(users):
         key = (float(user), str(user))
         state = State(model.hash, user, 20, key, model.start.copy(), array("i", range(20)))
         cache.put([(("t", str(user)), state)])
-    grown = tracemalloc.get_traced_memory()[0] - before
+    allocated = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    return round(grown / users)
+    return round(allocated / users)
 
 
 def _gaps(seconds: float = 2) -> dict[str, float]:
-    """Quantiles of the time between two looks at the clock, and the longest, in ms."""
+    """Quantiles and maximum of the time between two readings of the clock, in ms."""
     times = array("d")
     end = time.perf_counter() + seconds
     while (now := time.perf_counter()) < end:
         times.append(now)
     gaps = np.diff(np.array(times)) * 1e3
-    found = {f"p{q}": round(float(np.percentile(gaps, q)), 4) for q in (50, 99.99)}
-    return {**found, "longest": round(float(gaps.max()), 2)}
+    quantiles = {f"p{q}": round(float(np.percentile(gaps, q)), 4) for q in (50, 99.99)}
+    return {**quantiles, "longest": round(float(gaps.max()), 2)}

@@ -1,11 +1,9 @@
-"""Time of one more event of one user."""
+"""The time of one more event of a user."""
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from recblr.models.fused_step import FusedStep
 from recblr.models.recblr import RecBLR, RecBLRConfig
@@ -14,18 +12,13 @@ from recblr.timing import synchronize
 from recblr.training.cuda_graph import Graphed
 
 
-def served_step(model: RecBLR) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """``model.step`` as a server calls it. What it returns may be valid until the next call only."""
-    return Graphed(FusedStep(model).step)
-
-
 @torch.no_grad()
 def time_steps(
     device: torch.device, histories: tuple[int, ...] = (10, 1_000, 100_000), repeats: int = 500
 ) -> list[dict[str, float]]:
-    """Microseconds of one event of one user on one thread, after histories of growing length.
+    """Microseconds of one event of one user on one thread, after histories of several lengths.
 
-    The users' steps are timed in turn, so that a machine that slows down slows all of them.
+    The steps of the users are timed in turn, so that a slow phase of the machine affects all of them.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -38,25 +31,25 @@ def time_steps(
                 _, state = model(events[:length], torch.tensor([0, length], device=device))
                 states.append(state)
                 advance(length)
-        step = served_step(model)
-        warm = 2  # rounds in which a GPU records the graph
-        took = np.empty((warm + repeats, len(histories)))
-        for repeat in range(len(took)):
+        step = Graphed(FusedStep(model).step)
+        warm_up = 2  # rounds; in the second, a GPU captures the graph
+        times = np.empty((warm_up + repeats, len(histories)))
+        for repeat in range(len(times)):
             for number, length in enumerate(histories):
                 event = events[length + repeat].unsqueeze(0)
                 synchronize(device)
                 begin = time.perf_counter()
                 _, state = step(event, states[number])
                 synchronize(device)
-                took[repeat, number] = time.perf_counter() - begin
-                states[number] = state.clone()  # a graph's own is good until the next call
+                times[repeat, number] = time.perf_counter() - begin
+                states[number] = state.clone()  # that of a graph is valid until the next call
     finally:
         torch.set_num_threads(threads)
     return [
         {
             "history": length,
             **{
-                name: float(np.quantile(took[warm:, number], quantile) * 1e6)
+                name: float(np.quantile(times[warm_up:, number], quantile) * 1e6)
                 for name, quantile in (("median", 0.5), ("p10", 0.1), ("p90", 0.9))
             },
         }

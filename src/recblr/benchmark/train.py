@@ -1,4 +1,4 @@
-"""One epoch of training, beside the matrix products it cannot do without."""
+"""The time of a training epoch, and of its matrix products alone."""
 
 import os
 import time
@@ -25,12 +25,12 @@ from recblr.timing import seconds, synchronize
 from recblr.training.config import TrainConfig
 from recblr.training.trainer import Trainer
 
-_SLICE = 3  # batches of prefix samples that stand for an epoch of them on a CPU
+_SAMPLE = 3  # batches from which an epoch of prefix samples is estimated on a CPU
 _PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
     "recurrence": ("recblr::bd_lru", "recblr::linear_scan"),
     "convolution": ("recblr::conv_silu",),
-    "cross entropy": ("_CrossEntropy",),  # but for its products
+    "cross entropy": ("_CrossEntropy",),  # without its products
     "dropout": ("recblr::dropout", "aten::native_dropout"),
     "layer norm": ("aten::native_layer_norm",),
     "optimiser": ("Optimizer.step", "aten::_foreach_lerp_"),
@@ -38,7 +38,7 @@ _PARTS = {
 
 
 def default_log() -> Sequences:
-    """MovieLens-1M, or where it cannot be had a simulated shop of its size."""
+    """MovieLens-1M, or a simulated shop of its size if it is not available."""
     try:
         return open_log("ml-1m")
     except InputError:
@@ -49,11 +49,11 @@ def default_log() -> Sequences:
 
 
 def time_training(data: Sequences, device: torch.device) -> dict[str, Any]:
-    """An epoch of training without its validation, by both kinds of examples.
+    """Time an epoch of training, without validation, on both kinds of examples.
 
     Returns:
-        ``log``, its name and size, and of ``all_positions`` and ``prefixes`` what
-        :func:`time_epoch` gives. On a CPU the epoch of prefix samples is estimated from a few batches.
+        ``log``, ``users`` and ``items``, and the results of :func:`time_epoch` for ``all_positions``
+        and ``prefixes``. On a CPU the epoch of prefix samples is estimated from a few batches.
     """
     keep_freed_memory()  # as `recblr train` does
     config = TrainConfig()
@@ -64,7 +64,7 @@ def time_training(data: Sequences, device: torch.device) -> dict[str, Any]:
         "items": len(data.item_ids),
         "all_positions": time_epoch(data, config, device),
         "prefixes": time_epoch(
-            data, prefixes, device, batches=_SLICE if device.type == "cpu" else None
+            data, prefixes, device, batches=_SAMPLE if device.type == "cpu" else None
         ),
     }
 
@@ -72,57 +72,57 @@ def time_training(data: Sequences, device: torch.device) -> dict[str, Any]:
 def time_epoch(
     data: Sequences, config: TrainConfig, device: torch.device, batches: int | None = None
 ) -> dict[str, Any]:
-    """Time an epoch, and in between, every so many steps, the matrix products of a step alone.
+    """Time an epoch, and at regular intervals the matrix products of a step alone.
 
     Args:
         data: the log.
-        config: how to train; the model is RecBLR at its default size.
-        device: where to train.
-        batches: only the first so many, scaled to the epoch by their events.
+        config: the training settings; the model is RecBLR in its default configuration.
+        device: the device to train on.
+        batches: time only the first ``batches`` batches, and scale to the epoch by their events.
 
     Returns:
-        ``epoch_seconds``; ``estimated``, whether it is from some of the batches; ``batches`` of the
-        epoch; ``events_per_second``, those predicted; ``products_seconds``, the products of an epoch;
-        ``times_products``, how many times that the epoch took; ``parts``, shares of the time of a step,
-        largest first. On CUDA the shares are of the time of the GPU, in steps that are not replayed as
+        ``epoch_seconds``; ``estimated``, whether only some batches were timed; ``batches`` of the
+        epoch; ``events_per_second``, predicted events; ``products_seconds``, the products of an epoch;
+        ``times_products``, the ratio of the epoch to its products; ``parts``, shares of the time of a
+        step, largest first. On CUDA these are shares of GPU time, in steps that are not replayed as
         graphs.
     """
     torch.manual_seed(config.seed)
     model = RecBLR(len(data.item_ids), RecBLRConfig()).to(device).train()
-    lr = config.lr  # constant: it does not change the time
+    lr = config.lr  # constant, as it does not affect the time
     trainer = Trainer(model, data, config)
     spans = trainer.spans(0)
     events = [int((stops - starts).sum()) for starts, stops in spans]
 
-    # The first step of a trainer does not replay a graph, so that all of its operators are seen.
+    # The first step of a trainer does not replay a graph, so all of its operators are recorded.
     with Products() as products:
         trainer.step(*next(trainer.batches(spans)), lr)
-    again = products.again(device)
-    seconds(again, device)
-    # A GPU runs a shape the first time and records it the second; the last batch comes once an epoch.
+    repeat_products = products.repeat(device)
+    seconds(repeat_products, device)
+    # A GPU runs a shape the first time and captures it the second; the last batch has its own shape.
     for _ in range(1 if device.type == "cpu" else 2):
         for batch, continues in trainer.batches(spans[:2] if device.type == "cpu" else spans):
             trainer.step(batch, continues, lr)
 
     predicted = int((data.split.train_end - data.offsets[:-1] - 1).clip(0).sum())
     timed = len(spans) if batches is None else min(batches, len(spans))
-    every = 10 if device.type == "cpu" else 50  # steps between two looks at the products
-    passed, alone = 0.0, list[float]()
+    interval = 10 if device.type == "cpu" else 50  # steps between two timings of the products
+    elapsed, product_times = 0.0, list[float]()
     with progress(config.examples, timed) as advance:
         synchronize(device)
         begin = time.perf_counter()
         for number, (batch, continues) in enumerate(trainer.batches(spans[:timed]), 1):
             trainer.step(batch, continues, lr)
             advance(1)
-            if number % every == 0 or number == timed:
+            if number % interval == 0 or number == timed:
                 synchronize(device)
-                passed += time.perf_counter() - begin
-                alone.append(seconds(again, device))
+                elapsed += time.perf_counter() - begin
+                product_times.append(seconds(repeat_products, device))
                 begin = time.perf_counter()
 
-    epoch_seconds = passed / sum(events[:timed]) * sum(events)
-    products_seconds = median(alone) / events[0] * sum(events)
-    some = list(islice(trainer.batches(spans), 2))
+    epoch_seconds = elapsed / sum(events[:timed]) * sum(events)
+    products_seconds = median(product_times) / events[0] * sum(events)
+    first_batches = list(islice(trainer.batches(spans), 2))
     return {
         "epoch_seconds": epoch_seconds,
         "estimated": timed < len(spans),
@@ -130,15 +130,14 @@ def time_epoch(
         "events_per_second": predicted / epoch_seconds,
         "products_seconds": products_seconds,
         "times_products": epoch_seconds / products_seconds,
-        "parts": _parts(model, data, config, some),
+        "parts": _parts(model, data, config, first_batches),
     }
 
 
 def _parts(
     model: RecBLR, data: Sequences, config: TrainConfig, batches: list[tuple[PackedBatch, bool]]
 ) -> dict[str, float]:
-    """The share of each of _PARTS in the time of a first step on these batches, and of the rest
-    ("other")."""
+    """The shares of _PARTS and of the rest, "other", in the time of a first step on these batches."""
     device = model.device
     trainers = [Trainer(model, data, config) for _ in batches]
 
@@ -146,25 +145,27 @@ def _parts(
         for trainer, (batch, continues) in zip(trainers, batches, strict=True):
             trainer.step(batch, continues, config.lr)
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler writes to standard error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # keeps the profiler from writing to stderr
     on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=kinds) as profiler:
-        took = seconds(work, device)
+        elapsed = seconds(work, device)
     spent = dict.fromkeys([*_PARTS, "other"], 0.0)  # microseconds
     for event in profiler.events() or ():
-        if event.device_type.name == "CPU":  # an operator, which counts what it did on the GPU
+        if (
+            event.device_type.name == "CPU"
+        ):  # an operator; its device time is that of its GPU kernels
             time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             spent[_part(event)] += time_us
-    whole = sum(spent.values())
+    total = sum(spent.values())
     if not on_gpu:
-        spent["other"] += took * 1e6 - whole  # Python, between the operators
-        whole = took * 1e6
-    return {part: spent[part] / whole for part in sorted(spent, key=spent.__getitem__)[::-1]}
+        spent["other"] += elapsed * 1e6 - total  # Python between the operators
+        total = elapsed * 1e6
+    return {part: spent[part] / total for part in sorted(spent, key=spent.__getitem__)[::-1]}
 
 
 def _part(event: FunctionEvent | None) -> str:
-    """The part that an operator, or the nearest one that called it, belongs to."""
+    """The part of an operator, or of the innermost caller that belongs to one."""
     while event is not None:
         for part, names in _PARTS.items():
             if event.name.startswith(names):

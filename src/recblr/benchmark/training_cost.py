@@ -1,4 +1,4 @@
-"""What training a recommender costs on a data set: seconds an epoch, memory, and inference."""
+"""The cost of training a recommender on a data set: seconds per epoch, memory, and inference."""
 
 import ctypes
 import platform
@@ -17,16 +17,16 @@ from recblr.recommender import Recommender
 from recblr.timing import medians, peak_bytes, seconds
 from recblr.training.trainer import Trainer
 
-BATCHES = {"cpu": 3, "cuda": 30}  # of an epoch that are timed
+BATCHES = {"cpu": 3, "cuda": 30}  # the timed batches of an epoch
 
 
 def measure(recommender: Recommender, data: Sequences, inference: bool) -> dict[str, Any]:
-    """Measure the cost of training, and of inference.
+    """Measure the cost of training and, with ``inference``, of ranking the test events.
 
     Returns:
-        ``epoch_seconds``, scaled from ``timed`` of ``batches`` by their events; ``peak_mib``, the
-        memory that training takes beyond the data and the weights (None where the system does not
-        report it); with ``inference`` also ``inference_seconds``, to rank all users' test events.
+        ``epoch_seconds``, scaled from ``timed`` of the ``batches`` by their events; ``peak_mib``, the
+        peak memory of training without the data and the weights (None if the system does not report
+        it); with ``inference`` also ``inference_seconds``, to rank the test events of all users.
     """
     keep_freed_memory()  # as `recblr train` does
     device = recommender.device
@@ -49,7 +49,7 @@ def measure(recommender: Recommender, data: Sequences, inference: bool) -> dict[
         train(1)
         sample_seconds = seconds(train, device)
         peak = _peak_mib(lambda: train(1))
-    else:  # a GPU runs a shape the first time, records it the second, and then replays it
+    else:  # a GPU runs a shape the first time, captures it the second, and then replays it
 
         def warm_up() -> None:
             train()
@@ -74,7 +74,7 @@ def measure(recommender: Recommender, data: Sequences, inference: bool) -> dict[
 
 
 def _peak_mib(work: Callable[[], object]) -> float | None:
-    """The process's memory at the peak of ``work``, less what it used before."""
+    """The peak memory of the process during ``work`` minus its memory before."""
     status, peaks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not peaks.exists() or platform.libc_ver()[0] != "glibc":
         return None

@@ -17,6 +17,8 @@ LOADS = {
     "steady": "event and recommend, steady rate",
 }
 
+Log = Annotated[str | None, typer.Argument(help="A log. [ml-1m, or a simulated shop of its size]")]
+
 bench = typer.Typer(
     help="Measure the speed of training and serving.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -95,10 +97,7 @@ def _print_lengths(result: dict[str, Any]) -> None:
 
 @bench.command("train")
 def bench_train(
-    data: Annotated[
-        str | None,
-        typer.Argument(help="A log. [ml-1m, or a simulated shop of its size]"),
-    ] = None,
+    data: Log = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -125,6 +124,41 @@ def bench_train(
     Console().print(table)
     if both[1]["estimated"]:
         print("prefix samples: estimated from a few batches")
+
+
+@bench.command("padded")
+def bench_padded(data: Log = None, as_json: Json = False) -> None:
+    """Compare an epoch on packed and on padded histories, on a CPU."""
+    from recblr.benchmark.padded import time_padded
+    from recblr.benchmark.train import default_log
+    from recblr.data import open_log
+
+    result = time_padded(default_log() if data is None else open_log(data))
+    if as_json:
+        _print_measured("padded" if data is None else f"padded {data}", None, result)
+        return
+    seconds = result["epoch_seconds"]
+    print(
+        f"seconds per epoch: {seconds['packed']:,.2f} packed, {seconds['padded twin']:,.2f} padded"
+    )
+    print(f"packed is {result['times_faster_than']['padded twin']:.1f} times faster")
+
+
+@bench.command("prepare")
+def bench_prepare(
+    events: Annotated[
+        int, typer.Option("--events", min=10_000, help="Simulate about this many events.")
+    ] = 50_000_000,
+    as_json: Json = False,
+) -> None:
+    """Measure the time and memory of `recblr prepare`."""
+    from recblr.benchmark.prepare import time_prepare
+
+    result = time_prepare(events)
+    if as_json:
+        _print_measured(f"prepare --events {events}", None, result)
+        return
+    print(f"{result['events']:,} events: {result['seconds']} s, peak {result['peak_gib']} GiB")
 
 
 @bench.command("serve")

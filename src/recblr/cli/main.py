@@ -23,7 +23,6 @@ from recblr.cli.options import (
     Overwrite,
     Settings,
     Split,
-    check_parent,
     print_json,
     read_columns,
 )
@@ -166,15 +165,14 @@ def compare(
     """Compare the accuracy and the cost of models."""
     from recblr.compare.comparison import compare as measure
     from recblr.compare.page import page
+    from recblr.files import check_writable, write_errors
 
     if html is not None:
-        check_parent(html)
+        check_writable(html)
     comparison = measure(folders, log, read_columns(columns), device)
     if html is not None:
-        try:
+        with write_errors(html):
             html.write_text(page(comparison), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{html}: cannot be written ({error.strerror})") from error
     if as_json:
         print_json(comparison.to_json())
     else:
@@ -243,13 +241,16 @@ app.add_typer(bench, name="bench")
 
 def main() -> NoReturn:
     """Run the command line: a user's mistake prints one line and exits with code 2."""
-    warnings.showwarning = lambda message, *_: print(f"recblr: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _say(str(message))
     try:
         app(prog_name="recblr")
     except InputError as error:
         _fail(str(error), 2)
     except DivergedError as error:
         _fail(str(error), 1)
+    except OSError as error:  # of a path or a disk
+        where = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{where}{error.strerror or error}", 2)
     except SystemExit as end:
         if end.code == 130:  # typer's silent answer to Ctrl-C
             _fail("interrupted", 130)
@@ -261,6 +262,10 @@ def main() -> NoReturn:
     raise SystemExit(0)
 
 
+def _say(message: str) -> None:
+    print(f"recblr: {' '.join(message.splitlines())}", file=sys.stderr)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"recblr: {message}", file=sys.stderr)
+    _say(message)
     raise SystemExit(code)

@@ -1,6 +1,5 @@
 """Options and arguments that several commands share, and how their text is read."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,27 +61,6 @@ def read_seeds(text: str) -> tuple[int, ...]:
         return tuple(int(seed) for seed in text.split(","))
     except ValueError as error:
         raise InputError(f"--seeds {text}: write whole numbers, for example 0,1,2") from error
-
-
-def read_ids(text: str) -> list[str]:
-    """Ids from a comma-separated list, quoted as in CSV."""
-    return next(csv.reader([text], skipinitialspace=True), [])
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without the empty ones."""
-    try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not valid UTF-8 ({error})") from error
-
-
-def check_parent(path: Path) -> None:
-    """Refuse an output file whose folder does not exist, before any work is done for it."""
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist; create it first")
 
 
 def print_json(value: Any) -> None:

@@ -1,25 +1,15 @@
 """The command ``recblr recommend``."""
 
+import csv
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from recblr.cli.options import (
-    Device,
-    Json,
-    Model,
-    check_parent,
-    print_json,
-    read_ids,
-    read_lines,
-)
+from recblr.cli.options import Device, Json, Model, print_json
 from recblr.cli.tables import print_recommendations
 from recblr.errors import InputError
-
-if TYPE_CHECKING:
-    from recblr.recommender import Recommender
 
 
 def recommend(
@@ -40,6 +30,12 @@ def recommend(
     ] = None,
     deny: Annotated[str | None, typer.Option(metavar="A,B", help="Exclude these items.")] = None,
     hide_seen: Annotated[bool, typer.Option(help="Exclude items of the history.")] = True,
+    unknown: Annotated[
+        str,
+        typer.Option(
+            metavar="error|skip|popular", help="For unknown ids: refuse, skip, or popular items."
+        ),
+    ] = "error",
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="The file to write, .parquet or .csv (not with --all)."),
@@ -49,6 +45,7 @@ def recommend(
 ) -> None:
     """Recommend items for users of the log or for any history."""
     import recblr
+    from recblr.files import check_writable, write_errors
 
     if (len(user) > 0) + (history is not None) + (users is not None) + everyone != 1:
         raise InputError("give exactly one of --user, --history, --users and --all")
@@ -57,27 +54,33 @@ def recommend(
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"{out}: the file must end in .parquet or .csv")
     if out is not None:
-        check_parent(out)
-    recommender = recblr.load(folder, device)
-    items = None if history is None else _items(recommender, "history", history)
-    options: dict[str, Any] = {
-        "k": k,
-        "allow": None if allow is None else _items(recommender, "allow", allow),
-        "deny": None if deny is None else _items(recommender, "deny", deny),
-        "hide_seen": hide_seen,
+        check_writable(out)
+    lists = {
+        name: None if text is None else _read_list(name, text)
+        for name, text in (("history", history), ("allow", allow), ("deny", deny))
     }
+    names = user if users is None else _read_lines(users)
+    recommender = recblr.load(folder, device)
+    items = {
+        name: None if texts is None else recommender.item_ids(texts)
+        for name, texts in lists.items()
+    }
+    options: dict[str, Any] = {
+        "k": k, "allow": items["allow"], "deny": items["deny"], "hide_seen": hide_seen,
+        "unknown": unknown,
+    }  # fmt: skip
     if everyone:
         assert out is not None
         recommender.recommend_all(out, **options)
         print(f"recommendations for {recommender.data.users:,} users in {out}")
         return
-    if items is not None:
-        frame = recommender.recommend(histories=[items], **options)
+    if history is not None:
+        frame = recommender.recommend(histories=[items["history"]], **options)
     else:
-        ids = recommender.user_ids(user if users is None else read_lines(users))
-        frame = recommender.recommend(users=ids, **options)
+        frame = recommender.recommend(users=recommender.user_ids(names), **options)
     if out is not None:
-        frame.write_parquet(out) if out.suffix == ".parquet" else frame.write_csv(out)
+        with write_errors(out):
+            frame.write_parquet(out) if out.suffix == ".parquet" else frame.write_csv(out)
         if not as_json:
             print(f"recommendations for {frame['user_id'].n_unique():,} users in {out}")
     if as_json:
@@ -86,19 +89,28 @@ def recommend(
         print_recommendations(frame)
 
 
-def _items(recommender: "Recommender", option: str, text: str) -> list[str | int]:
-    """The item ids of an option, with a warning if the model knows only some of them."""
-    import pyarrow as pa
+def _read_list(option: str, text: str) -> list[str]:
+    """Ids from a comma-separated list, quoted as in CSV."""
+    try:
+        return next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        reason = str(error)
+        if "end of data" in reason:
+            reason = "a quote is not closed"
+        elif "new-line" in reason:
+            reason = "a line break is not in quotes; separate ids by commas"
+        raise InputError(f"--{option} {text!r}: {reason}") from None
 
-    from recblr.data.sequences import index_in
 
-    ids = recommender.item_ids(read_ids(text))
-    catalogue = recommender.data.item_ids
-    unknown = index_in(pa.array(ids, catalogue.type), catalogue) < 0
-    if unknown.any() and not unknown.all():
-        warnings.warn(
-            f"--{option}: ignored {unknown.sum()} of {len(ids)} items, which the model does not "
-            f"know, such as {ids[unknown.argmax()]!r}",
-            stacklevel=2,
-        )
-    return ids
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file without the empty ones."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not valid UTF-8 ({error})") from error
+    names = [line.removesuffix("\r") for line in lines if line.strip("\r")]
+    if not names:
+        warnings.warn(f"{path} has no user ids, so that nothing is recommended", stacklevel=2)
+    return names

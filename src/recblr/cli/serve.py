@@ -1,5 +1,8 @@
 """The commands that serve a model and manage its event log."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +10,15 @@ import typer
 
 from recblr.cli.options import Columns, Json, Model, print_json, read_columns
 from recblr.errors import InputError, from_extra
+
+
+def _read_cache(url: str | None) -> str | None:
+    if url is None and "://" in os.environ.get("RECBLR_CACHE", ""):
+        raise InputError(
+            "RECBLR_CACHE is the folder of downloads; put the URL of Redis into RECBLR_STATE_CACHE"
+        )
+    return url
+
 
 Store = Annotated[
     str,
@@ -18,7 +30,8 @@ Store = Annotated[
 Cache = Annotated[
     str | None,
     typer.Option(
-        "--cache", metavar="URL", envvar="RECBLR_CACHE",
+        "--cache", metavar="URL", envvar="RECBLR_STATE_CACHE",
+        callback=_read_cache,
         help="redis://… to share user states between the servers of a PostgreSQL log.",
     ),
 ]  # fmt: skip
@@ -52,9 +65,10 @@ def serve(
             f"--host {host} accepts connections from other machines; create API keys with "
             "recblr key and pass them with --keys"
         )
-    with from_extra("serve"):
+    with _serving():
         from recblr.serving.server import run
-    run(model, store, host, port, keys, titles, cache)
+
+        run(model, store, host, port, keys, titles, cache)
 
 
 def key(
@@ -67,9 +81,10 @@ def key(
 
     The key is printed once and not stored.
     """
-    from recblr.serving.keys import add_key
+    with _serving():
+        from recblr.serving.keys import add_key
 
-    print(add_key(keys, tenant))
+        print(add_key(keys, tenant))
 
 
 def replay(
@@ -84,20 +99,26 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Rebuild the states of all users from the event log."""
-    with from_extra("serve"):
+    with _serving():
         from recblr.serving.replay import replay as run
-    result = run(model, store, log, cache, read_columns(columns))
+
+        result = run(model, store, log, cache, read_columns(columns))
     if as_json:
         print_json(result)
-    else:
-        print(f"{result['users']:,} users, {result['events']:,} events, {result['seconds']:.1f} s")
+        return
+    from_log = f" ({result['added']:,} added, {result['present']:,} already there)"
+    print(
+        f"{result['users']:,} users, {result['events']:,} events{from_log * (log is not None)}, "
+        f"{result['seconds']:.1f} s"
+    )
 
 
 def verify(model: Model, store: Store = STORE, cache: Cache = None, as_json: Json = False) -> None:
     """Compare the states of all users with offline scoring."""
-    with from_extra("serve"):
+    with _serving():
         from recblr.serving.replay import verify as run
-    result = run(model, store, cache)
+
+        result = run(model, store, cache)
     if as_json:
         print_json(result)
     else:
@@ -108,3 +129,17 @@ def verify(model: Model, store: Store = STORE, cache: Cache = None, as_json: Jso
         )
     if not result["equal"]:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _serving() -> Iterator[None]:
+    """Turn a missing dependency or a failure of the storage into an InputError."""
+    with from_extra("serve"):
+        from recblr.serving.storage import StorageError
+
+        try:
+            yield
+        except StorageError as error:
+            raise InputError(
+                f"{error}; restore it from a backup, or choose another --store"
+            ) from None

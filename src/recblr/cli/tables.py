@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 COMPARED = ("HR@10", "NDCG@10")
 
 
+def show(table: Table) -> None:
+    """Print a table without cutting a cell; a terminal that is too narrow wraps its lines."""
+    Console(width=1_000_000).print(table)
+
+
 def print_summary(summary: dict[str, Any], core: int, split: str) -> None:
     """What a log held, what the filter kept of it, and how it is split."""
     table = Table("", "users", "items", "interactions", box=None)
     for name, row in (("read", summary["read"]), (f"kept ({core}-core)", summary["kept"])):
         table.add_row(name, *(f"{row[key]:,}" for key in ("users", "items", "interactions")))
-    Console().print(table)
+    show(table)
     print(
         f"{split}: {summary['training_interactions']:,} training events, "
         f"{summary['validation_users']:,} validation users, {summary['test_users']:,} test users"
@@ -49,7 +54,7 @@ def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
                 evaluation["protocol"]["seen"], metric, f"{value:.4f}", f"{low:.4f}-{high:.4f}",
                 *(f"{evaluation['baselines'][name][metric]:.4f}" for name in baselines),
             )  # fmt: skip
-    Console().print(table)
+    show(table)
     for evaluation in evaluations:
         for name, metrics in evaluation["baselines"].items():
             if metrics["NDCG@10"] > evaluation["metrics"]["NDCG@10"]:
@@ -66,7 +71,7 @@ def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     slices = Table("slice (masked)", "users", "HR@10", "NDCG@10", box=None)
     for name, row in evaluations[1]["slices"].items():
         slices.add_row(name, f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
-    Console().print(slices)
+    show(slices)
 
 
 def print_memory(choice: "Choice") -> None:
@@ -83,8 +88,8 @@ def print_comparison(comparison: "Comparison") -> None:
     """The ranking under each protocol, what each model costs, and how it was measured."""
     print(comparison.headline)
     for seen in comparison.protocols:
-        Console().print(_ranking(comparison, seen))
-    Console().print(_costs(comparison))
+        show(_ranking(comparison, seen))
+    show(_costs(comparison))
     protocol = comparison.contenders[0].evaluations["unmasked"].protocol
     print(
         f"protocol: {protocol.split} {protocol.part}, {protocol.core}-core, full ranking of "
@@ -108,7 +113,7 @@ def _ranking(comparison: "Comparison", seen: str) -> Table:
         else:
             cells.append(_estimate(difference.mean, difference.interval, " to "))
             cells.append(f"{verdict}\np = {difference.p:.4f}")
-        table.add_row(escape(contender.label), *cells)
+        table.add_row(Text(contender.label), *cells)
     for name, metrics in comparison.baselines[seen].items():
         table.add_row(f"({name})", *(f"{metrics[metric]:.4f}" for metric in COMPARED))
     return table
@@ -122,7 +127,7 @@ def _costs(comparison: "Comparison") -> Table:
     for contender in comparison.contenders:
         cost = contender.cost
         table.add_row(
-            escape(contender.label), contender.model, f"{cost.max_length:,}",
+            Text(contender.label), contender.model, f"{cost.max_length:,}",
             f"{cost.parameters:,}", f"{cost.training_seconds:,.1f}", f"{cost.recommend_ms:.2f}",
             "" if cost.step_us is None else f"{cost.step_us:,.0f}", f"{cost.user_bytes:,}",
         )  # fmt: skip
@@ -138,9 +143,9 @@ def print_recommendations(frame: "pl.DataFrame") -> None:
     """Recommended items, one a row."""
     table = Table("user_id", "rank", "item_id", "score", box=None)
     for row in frame.iter_rows(named=True):
-        user, item = escape(str(row["user_id"])), escape(str(row["item_id"]))
+        user, item = Text(str(row["user_id"])), Text(str(row["item_id"]))
         table.add_row(user, str(row["rank"]), item, f"{row['score']:.3f}")
-    Console().print(table)
+    show(table)
 
 
 def print_findings(findings: dict[str, Any]) -> None:
@@ -149,4 +154,4 @@ def print_findings(findings: dict[str, Any]) -> None:
     for name, value in findings.items():
         shown = "none" if value is None else f"{value:.1e}" if isinstance(value, float) else value
         table.add_row(name.replace("_", " "), str(shown))
-    Console().print(table)
+    show(table)

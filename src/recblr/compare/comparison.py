@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from recblr.benchmark.step import served_step
 from recblr.data import open_log
 from recblr.data.batches import pack_latest
 from recblr.data.sequences import Sequences
@@ -18,12 +17,14 @@ from recblr.errors import InputError
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import Evaluation
 from recblr.evaluation.significance import difference_interval, holm, paired_test
+from recblr.models.fused_step import FusedStep
 from recblr.models.model import RecurrentModel
 from recblr.models.recblr import RecBLR
 from recblr.progress import progress
 from recblr.provenance import provenance
 from recblr.recommender import Recommender, load
 from recblr.timing import medians
+from recblr.training.cuda_graph import Graphed
 
 METRIC = "NDCG@10"  # decides which recommender is best
 LEVEL = 0.05  # limit for the probability of any false "worse" among all comparisons
@@ -113,10 +114,11 @@ class Comparison:
         return tuple(self.contenders[0].evaluations)
 
     @property
-    def floors(self) -> dict[str, dict[str, dict[str, float]]]:
+    def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
         """Metrics of the baselines by protocol; they do not depend on the recommenders."""
         return {
-            seen: evaluation.floors for seen, evaluation in self.contenders[0].evaluations.items()
+            seen: evaluation.baselines
+            for seen, evaluation in self.contenders[0].evaluations.items()
         }
 
     def ranking(self, seen: str) -> list[Contender]:
@@ -138,7 +140,7 @@ class Comparison:
             names = [other.label for other in others if other.verdict(seen) == verdict]
             parts += _statement(names, verdict)
         value = best.evaluations[seen].metrics[METRIC]
-        unbeaten = [name for name, row in self.floors[seen].items() if row[METRIC] >= value]
+        unbeaten = [name for name, row in self.baselines[seen].items() if row[METRIC] >= value]
         return "; ".join(parts + _statement(unbeaten, "not beaten"))
 
     def to_json(self) -> dict[str, Any]:
@@ -291,7 +293,11 @@ def _recommend(recommender: Recommender) -> Callable[[], object]:
 
 def _step(network: RecurrentModel) -> Callable[[], object]:
     """Add one event to the state of one user."""
-    step = served_step(network) if isinstance(network, RecBLR) else torch.no_grad()(network.step)
+    step = (
+        Graphed(FusedStep(network).step)
+        if isinstance(network, RecBLR)
+        else torch.no_grad()(network.step)
+    )
     state = network.initial_state(1)
     item = torch.zeros(1, dtype=torch.int64, device=state.device)
     return lambda: step(item, state)

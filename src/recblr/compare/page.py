@@ -31,7 +31,7 @@ def page(comparison: Comparison) -> str:
 
 def _accuracy(comparison: Comparison, seen: str) -> dict[str, Any]:
     """What the page shows under one protocol, the best model first."""
-    ranking, baselines = comparison.ranking(seen), comparison.floors[seen]
+    ranking, baselines = comparison.ranking(seen), comparison.baselines[seen]
     marks = []
     for contender in ranking:
         evaluation, colour = contender.evaluations[seen], COLOUR_OF[contender.verdict(seen)]

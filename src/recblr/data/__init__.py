@@ -1,28 +1,33 @@
 """Data: read logs, load data sets by name, filter and split them, build batches."""
 
+import glob
+import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from recblr.config import did_you_mean
+from recblr.data.columns import Columns
 from recblr.data.datasets import DATASETS, load_dataset
 from recblr.data.log import Interactions, read_log
 from recblr.data.sequences import MARKER, Part, Sequences, index_in, prepare
+from recblr.data.sources import STDIN
 from recblr.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def open_log(
     source: Any,
     core: int | None = None,
     split: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
 ) -> Sequences:
-    """Read, filter and split a log.
+    """Read, filter and split a log, and say by ``logging`` what orders its events.
 
     Args:
-        source: Sequences, Interactions, a Polars or pandas frame, the path of a log file or of a
-            prepared folder, or the name of a data set.
+        source: Sequences, Interactions, the path of a prepared folder, the name of a data set, or a
+            log as for :func:`read_log`.
         core: the k of the k-core filter; by default that of the data set, otherwise 1 (no filter).
         split: "leave-one-out" (default), "time" or "time-last".
         columns: our column names to those of the file.
@@ -39,20 +44,26 @@ def open_log(
                 f"this data was prepared with core {source.core} and split {source.split.name}; "
                 "to change that, or to map columns, prepare the log again"
             )
-        return source
-    if isinstance(source, str) and not Path(source).exists():
+        return _opened(source)
+    if isinstance(source, str) and not (Path(source).exists() or source == STDIN):
         if source in DATASETS:
             core = DATASETS[source].core if core is None else core
             source = load_dataset(source)
-        elif source == Path(source).stem:  # a name, not a path
-            hint = did_you_mean(source, DATASETS)
+        elif source == Path(source).stem and not glob.has_magic(source):  # a name, not a path
+            hint = did_you_mean(source.lower(), DATASETS)
             raise InputError(f"{source}: no such file and no such data set{hint}")
     log = source if isinstance(source, Interactions) else read_log(source, columns=columns)
-    return prepare(log, 1 if core is None else core, split or "leave-one-out")
+    return _opened(prepare(log, 1 if core is None else core, split or "leave-one-out"))
+
+
+def _opened(data: Sequences) -> Sequences:
+    if "order" in data.summary:
+        logger.info("%s: %s", data.summary["source"], data.summary["order"])
+    return data
 
 
 def open_with_items(
-    log: Any, data: Sequences, part: Part, columns: Mapping[str, str] | None = None
+    log: Any, data: Sequences, part: Part, columns: Columns | None = None
 ) -> Sequences:
     """Open another log with the core, the split and the items of ``data``.
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,7 @@ from recblr.errors import InputError
 from recblr.files import new_folder
 
 Part = Literal["validation", "test"]
+SURE = 20  # pairs of events that must run backwards before a log counts as newest first
 MARKER = "prepared.json"  # the file that identifies a prepared folder
 
 
@@ -77,12 +80,19 @@ class Sequences:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the histories, the ids and the split; results compare only if it is equal."""
+        return self._hash([np.ascontiguousarray(self.items).data])
+
+    def _hash(self, items: Iterable[Any]) -> str:
+        """The fingerprint, from the bytes of ``items`` in blocks."""
         digest = hashlib.sha256()
-        for array in (self.items, self.offsets, self.split.train_end, self.split.validation,
-                      self.split.test):  # fmt: skip
-            digest.update(np.ascontiguousarray(array).tobytes())
+        split = self.split
+        for block in items:
+            digest.update(block)
+        for array in (self.offsets, split.train_end, split.validation, split.test):
+            digest.update(np.ascontiguousarray(array).data)
         for ids in (self.user_ids, self.item_ids):
-            digest.update(json.dumps(ids.to_pylist()).encode())
+            for block in _json_blocks(ids):
+                digest.update(block)
         return digest.hexdigest()[:16]
 
     def with_items(self, item_ids: pa.Array, part: Part) -> "Sequences":
@@ -109,7 +119,9 @@ class Sequences:
             move(self.split.test),
         )  # fmt: skip
         offsets = new_row[self.offsets]
-        return Sequences(items[keep], offsets, self.user_ids, item_ids, split, self.core)
+        return Sequences(
+            items[keep], offsets, self.user_ids, item_ids, split, self.core, self.summary
+        )
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
         """Write a prepared folder: arrays that can be memory-mapped, vocabularies, summary.
@@ -134,7 +146,7 @@ class Sequences:
 
     @staticmethod
     def load(folder: Path) -> "Sequences":
-        """Read a prepared folder; the events are memory-mapped.
+        """Read a prepared folder; the events are memory-mapped, and read once to check them.
 
         Raises:
             InputError: a file is missing or damaged.
@@ -155,11 +167,30 @@ class Sequences:
             raise InputError(
                 f"{folder} is not a whole prepared folder ({error}); run `recblr prepare` again"
             ) from error
-        if sequences.fingerprint != metadata["fingerprint"]:
+        # Read from the file, as pages of a memory map would stay in memory.
+        found = sequences._hash(_blocks(folder / "items.npy", sequences.items.nbytes))
+        if found != metadata["fingerprint"]:
             raise InputError(
                 f"{folder} is damaged: its fingerprint differs; run `recblr prepare` again"
             )
+        sequences.__dict__["fingerprint"] = found  # the cached property
         return sequences
+
+
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    """The last ``size`` bytes of a file."""
+    with path.open("rb") as file:
+        file.seek(-size, os.SEEK_END)
+        while block := file.read(1 << 20):
+            yield block
+
+
+def _json_blocks(ids: pa.Array) -> Iterator[bytes]:
+    """The ids as a JSON list, in blocks."""
+    for start in range(0, max(len(ids), 1), 1 << 16):
+        text = json.dumps(ids[start : start + (1 << 16)].to_pylist())[1:-1]
+        yield (("[" if start == 0 else ", ") + text).encode()
+    yield b"]"
 
 
 def index_in(ids: pa.Array, known: pa.Array) -> np.ndarray:
@@ -195,23 +226,31 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
     users = (np.cumsum(kept_users) - 1).astype(np.int32)[log.users[keep]]
     items = (np.cumsum(kept_items) - 1).astype(np.int32)[log.items[keep]]
     times = None if log.timestamps is None else log.timestamps[keep]
-    # Stable: events of a user at the same time stay in the order of the log.
-    order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
-    duplicates = None if times is None else _duplicates(users[order], items[order], times[order])
+    order, times, newest_first, duplicates = _sort(users, items, times)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=kept_users.sum()))])
     offsets = offsets.astype(np.int64)
     if cuts is None:
         parts = splits.leave_one_out(offsets)
     else:
-        parts = splits.by_time(offsets, times[order], cuts, last)  # type: ignore[index]
+        assert times is not None
+        parts = splits.by_time(offsets, times, cuts, last)
     if not np.any(parts.train_end - offsets[:-1] >= 2):
         smaller = " or a smaller core" * (core > 1)
         raise InputError(
             f"{log.source}: no user is left with two events to train on "
             f"({len(log):,} events, {core}-core, {split}); give a longer log{smaller}"
         )
+    if not np.any(parts.test >= 0):
+        what = "a later time" if cuts else "three events"
+        raise InputError(
+            f"{log.source}: no user is left to test, as none has {what} "
+            f"({len(log):,} events, {core}-core, {split}); give a longer log or another split"
+        )
+    backwards = "; newest first, so events at the same time are reversed" * newest_first
     summary = {
         "source": log.source,
+        "order": log.order + backwards,
+        "unit": log.unit,
         "read": {"users": len(log.user_ids), "items": len(log.item_ids), "interactions": len(log)},
         "kept": {
             "users": len(offsets) - 1, "items": int(kept_items.sum()), "interactions": len(items),
@@ -230,6 +269,39 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         core,
         summary,
     )
+
+
+def _sort(
+    users: np.ndarray, items: np.ndarray, times: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, bool, int | None]:
+    """Sort events by user and time.
+
+    Events of a user at the same time stay in the order of the log, which is reversed if the log has its
+    newest events first.
+
+    Returns:
+        The rows in the new order, their times, whether the log has its newest events first, and the
+        number of rows that repeat another; None without times.
+    """
+    if times is None:
+        return np.argsort(users, kind="stable"), None, False, None
+    order = np.lexsort((times, users))
+    sorted_users, sorted_times = users[order], times[order]
+    newest_first = _is_newest_first(order, sorted_users, sorted_times)
+    if newest_first:
+        order = len(users) - 1 - np.lexsort((times[::-1], users[::-1]))
+    duplicates = _duplicates(sorted_users, items[order], sorted_times)
+    return order, sorted_times, newest_first, duplicates
+
+
+def _is_newest_first(order: np.ndarray, users: np.ndarray, times: np.ndarray) -> bool:
+    """Whether the later event of a user always stands in an earlier row.
+
+    Args:
+        order: the rows, sorted by user and time, as are ``users`` and ``times``.
+    """
+    later = (users[1:] == users[:-1]) & (times[1:] > times[:-1])
+    return bool(later.sum() >= SURE and not np.any(later & (order[1:] > order[:-1])))
 
 
 def _filter(

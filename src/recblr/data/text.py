@@ -5,80 +5,160 @@ per record, is therefore checked byte by byte; the error names the line and the 
 """
 
 import csv
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from recblr.data.columns import name_by_position
+from recblr.data.table import HEAD_ROWS, Batch, Name, Table
+from recblr.data.values import shorten
 from recblr.errors import InputError
-from recblr.progress import progress
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".dat": "::"}
-UNIT = "\x1f"  # replaces "::", as pyarrow takes only delimiters of one character
+UNIT = "\x1f"  # replaces a separator that is not one byte, as pyarrow takes no other
 BLOCK_BYTES = 1 << 24  # parsed at a time
 MAX_RECORD_BYTES = 1 << 24  # bounds the memory that a quote left open can take
-
-# The arrays of some rows by our column names, and the location of a value: (column name, row) -> text.
-Batch = tuple[dict[str, pa.Array], Callable[[str, int], str]]
-# (location of the header, columns of the file) -> our column names to those of the file.
-ChooseColumns = Callable[[str, list[str]], dict[str, str]]
+HEAD_BYTES = 1 << 16  # of the first block that are looked at
+DAT_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 
 
-def read_text(
-    path: Path, compression: str, extension: str, choose_columns: ChooseColumns
-) -> Iterator[Batch]:
-    """The records of a text file, a block at a time."""
-    name, delimiter = str(path), DELIMITERS[extension]
-    names: list[str] = []
-    done = 0
-    with path.open("rb") as raw, progress(f"reading {path.name}", path.stat().st_size) as advance:
-        stream = pa.CompressedInputStream(raw, compression) if compression else raw
-        for line, body in _split_into_blocks(stream, name, quoting=extension != ".dat"):
-            if not names:
-                first, _, rest = body.partition(b"\n")
-                names = _read_header(first.decode().removesuffix("\r"), extension, name)
-                chosen = choose_columns(f"{name}: line 1", names)
-                if extension != ".dat":
-                    line, body = line + 1, rest
-            if extension == ".dat":
-                delimiter, body = UNIT, body.replace(b"::", UNIT.encode())
-            if body:
-                block = _Block(name, names, chosen, line, body, delimiter)
-                yield block.parse(), block.location
-            advance(raw.tell() - done)
-            done = raw.tell()
-    if not names:
-        raise InputError(f"{name}: holds only blank lines or nothing; download or write it again")
+@dataclass(frozen=True)
+class Dialect:
+    """How the fields of a line are separated, and whether they may be in double quotes."""
+
+    separator: str
+    quoting: bool = True
+
+    @property
+    def byte(self) -> str:
+        """The separator that pyarrow sees."""
+        return self.separator if len(self.separator.encode()) == 1 else UNIT
+
+    def encode(self, body: bytes) -> bytes:
+        return body if self.byte != UNIT else body.replace(self.separator.encode(), UNIT.encode())
+
+    def decode(self, text: str) -> str:
+        return text if self.byte != UNIT else text.replace(UNIT, self.separator)
 
 
-def _read_header(first: str, extension: str, name: str) -> list[str]:
-    """The columns of the file; a .dat file has no header, and always the same columns."""
-    delimiter = DELIMITERS[extension]
-    others = [other for other in ("::", "\t", ";", "|", ",") if other in first]
-    if delimiter not in first and others:
+def check_separator(separator: str) -> str:
+    """A separator given by hand, in which ``\\t`` stands for a tab. InputError if it cannot be one."""
+    text = separator.replace("\\t", "\t")
+    if not text or any(mark in text for mark in '"\r\n\0' + UNIT):
         raise InputError(
-            f"{name}: line 1 has the delimiter {others[0]!r}, {extension} files have {delimiter!r}; "
-            "rewrite the file, or rename it to match (',' .csv, '\\t' .tsv, '::' .dat)"
+            f"separator {separator!r}: give one or more characters, such as ';' or '\\t', without "
+            "quotes and line ends"
         )
-    if extension == ".dat":
-        return ["user_id", "item_id", "rating", "timestamp"]
+    return text
+
+
+def text_table(
+    stream: Any, source: str, ending: str, dialect: Dialect | None, by_position: bool
+) -> Table:
+    """A text file of separated fields.
+
+    Args:
+        stream: the bytes of the file.
+        source: its name in messages.
+        ending: a key of ``DELIMITERS``, which says what to expect.
+        dialect: what to expect instead.
+        by_position: whether the file has no line of names, and columns are known by position.
+    """
+    given = dialect is not None
+    dialect = dialect or Dialect(DELIMITERS[ending], quoting=ending != ".dat")
+    blocks = split_into_blocks(stream, source, dialect.quoting)
+    line, body = next(blocks, (1, b""))
+    if not body:
+        raise InputError(f"{source}: holds only blank lines or nothing; download or write it again")
+    first, _, rest = body.partition(b"\n")
+    fields = _read_fields(first.decode().removesuffix("\r"), source, ending, dialect, given)
+    has_names = not by_position and (given or ending != ".dat")
+    names: list[Name]
+    if has_names:
+        line, body = (line + 1, rest) if rest else next(blocks, (2, b""))
+        second = body.partition(b"\n")[0].decode()
+        names = [*_strip_names(fields, second, source, dialect.separator)]
+        if ending == ".inter" and not given:
+            names = [str(name).split(":")[0] for name in names]
+    elif by_position:
+        names = [*range(1, len(fields) + 1)]
+    else:
+        names = [*DAT_COLUMNS]
+        if len(fields) != len(names):
+            raise InputError(
+                f"{source}: line 1 has {len(fields)} fields, .dat files have "
+                f"{'::'.join(DAT_COLUMNS)}; {name_by_position(fields)}"
+            )
+
+    def head() -> dict[Name, pa.Array]:
+        if not body:
+            return {}
+        end = _end_of_records(body[:HEAD_BYTES], dialect.quoting) or len(body)
+        lines = body[:end].removesuffix(b"\n").removesuffix(b"\r")
+        block = _Block(source, names, {str(name): name for name in names}, line, dialect, lines)
+        arrays = block.parse()
+        return {name: arrays[str(name)][:HEAD_ROWS] for name in names}
+
+    def read(chosen: dict[str, Name]) -> Iterator[Batch]:
+        for start, lines in chain([(line, body)] if body else [], blocks):
+            block = _Block(source, names, chosen, start, dialect, lines)
+            yield block.parse(), block.location
+
+    return Table(source, f"{source}: line 1", names, head, read, tuple(fields), has_names)
+
+
+def _read_fields(first: str, source: str, ending: str, dialect: Dialect, given: bool) -> list[str]:
+    """The fields of line 1."""
+    if dialect.separator not in first:
+        if given:
+            raise InputError(
+                f"{source}: line 1 does not contain the separator {dialect.separator!r}: "
+                f"{shorten(repr(first))}; correct separator= (command line: --separator)"
+            )
+        others = [other for other in ("::", "\t", ";", "|", ",") if other in first]
+        if others:
+            shown = shlex.quote(others[0].replace("\t", "\\t"))
+            raise InputError(
+                f"{source}: line 1 has the delimiter {others[0]!r}, {ending} files have "
+                f"{dialect.separator!r}; pass separator={others[0]!r} (command line: --separator "
+                f"{shown})"
+            )
     if "\r" in first:
-        raise InputError(f"{name}: line 1: contains a carriage return; end lines with \\n")
+        raise InputError(f"{source}: line 1: contains a carriage return; end lines with \\n")
+    if not dialect.quoting:
+        return first.split(dialect.separator)
+    encoded = dialect.encode(first.encode()).decode()
     try:
-        names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
+        fields = next(csv.reader([encoded], delimiter=dialect.byte, strict=True), [])
     except csv.Error as error:
         raise InputError(
-            f"{name}: line 1: {error} in {shorten(repr(first))}; correct its quotes"
+            f"{source}: line 1: {error} in {shorten(repr(first))}; correct its quotes"
         ) from error
-    return [column.split(":")[0] for column in names] if extension == ".inter" else names
+    return [dialect.decode(field) for field in fields]
 
 
-def _split_into_blocks(stream: Any, name: str, quoting: bool) -> Iterator[tuple[int, bytes]]:
+def _strip_names(fields: list[str], second: str, source: str, separator: str) -> list[str]:
+    """The names without blanks around them, unless the fields of line 2 have blanks, too."""
+    names = [field.strip(" ") for field in fields]
+    padded = [field for field in second.split(separator)[1:] if field.startswith(" ")]
+    if names != fields and padded:
+        raise InputError(
+            f"{source}: lines 1 and 2 have a blank after {separator!r}, which would be part of the "
+            f"ids; pass separator={separator + ' '!r} (command line: --separator "
+            f"{shlex.quote(separator.replace(chr(9), chr(92) + 't') + ' ')})"
+        )
+    return names
+
+
+def split_into_blocks(stream: Any, name: str, quoting: bool) -> Iterator[tuple[int, bytes]]:
     """Blocks of whole records: the number of the first line, from 1, and the bytes.
 
     The line end of the last record is left out, and so are blank lines at the end of the file.
@@ -133,20 +213,21 @@ def _check_characters(body: bytes, name: str, line: int, offset: int) -> None:
         )
 
 
-@dataclass(frozen=True)
 class _Block:
     """Some whole records of a text file."""
 
-    file: str
-    names: list[str]
-    chosen: dict[str, str]
-    line: int  # of the first record
-    body: bytes
-    delimiter: str
-
-    @property
-    def quoting(self) -> bool:
-        return self.delimiter != UNIT
+    def __init__(
+        self, source: str, names: list[Name], chosen: dict[str, Name], line: int,
+        dialect: Dialect, body: bytes,
+    ) -> None:  # fmt: skip
+        self.source, self.names, self.chosen, self.dialect = source, names, chosen, dialect
+        self.line = line  # of the first record
+        self.body = dialect.encode(body)
+        if self.body is not body and (position := body.find(UNIT.encode())) >= 0:
+            raise InputError(
+                f"{source}: line {line + body[:position].count(10)}: contains the control character "
+                f"{UNIT!r}, which a file with the separator {dialect.separator!r} cannot have"
+            )
 
     def parse(self) -> dict[str, pa.Array]:
         """The chosen columns as strings, by our names."""
@@ -158,8 +239,8 @@ class _Block:
                 pa.BufferReader(self.body),
                 pyarrow.csv.ReadOptions(column_names=numbers, block_size=len(self.body) + 1),
                 pyarrow.csv.ParseOptions(
-                    delimiter=self.delimiter,
-                    quote_char='"' if self.quoting else False,
+                    delimiter=self.dialect.byte,
+                    quote_char='"' if self.dialect.quoting else False,
                     newlines_in_values=True,
                     ignore_empty_lines=False,
                 ),
@@ -172,34 +253,41 @@ class _Block:
             )
         except pa.ArrowInvalid as error:
             problem = shorten(str(error), 160)
-        quoted = self.quoting and b'"' in self.body
+        quoted = self.dialect.quoting and b'"' in self.body
         suspect = table is None or quoted or self.body.endswith(b"\r")
         rows = len(self.record_starts()) if suspect else self.body.count(b"\n") + 1
         if table is None or len(table) != rows:
             self.record_starts()
             raise InputError(f"{self.location_at(0)} and after: {problem}; correct the file")
-        return {name: table[number].combine_chunks() for name, number in taken.items()}
+        columns = {name: table[number].combine_chunks() for name, number in taken.items()}
+        if quoted and self.dialect.byte == UNIT:  # a separator inside quotes
+            separator = self.dialect.separator
+            columns = {
+                name: pc.replace_substring(column, UNIT, separator)
+                for name, column in columns.items()
+            }
+        return columns
 
     def location(self, name: str, row: int) -> str:
         """The location of a value. The line is exact, as all records of the block are checked."""
         return self.location_at(self.record_starts()[row], self.chosen[name])
 
-    def location_at(self, position: int, column: str = "") -> str:
+    def location_at(self, position: int, column: Name = "") -> str:
         line = self.line + self.body.count(b"\n", 0, position)
-        return f"{self.file}: line {line}" + (f", column {column!r}" if column else "")
+        return f"{self.source}: line {line}" + (f", column {column!r}" if column else "")
 
     def excerpt(self, begin: int, end: int) -> str:
         text = self.body[begin:end].decode(errors="replace")
-        return shorten(repr(text.replace(UNIT, "::")))
+        return shorten(repr(self.dialect.decode(text)))
 
     def record_starts(self) -> NDArray[np.int64]:
         """Where each record begins. InputError if quotes, line ends or field counts are wrong."""
         # With a line end in front and behind, every byte of the body has two neighbours.
         data = np.frombuffer(b"\n" + self.body + b"\n", np.uint8)
-        is_quote = (data == ord('"')) & self.quoting
+        is_quote = (data == ord('"')) & self.dialect.quoting
         outside = ~np.logical_xor.accumulate(is_quote)
         ends = np.flatnonzero((data == ord("\n")) & outside)
-        delimiters = np.flatnonzero((data == ord(self.delimiter)) & outside)
+        delimiters = np.flatnonzero((data == ord(self.dialect.byte)) & outside)
         self._check_quotes(data, np.flatnonzero(is_quote), ends, delimiters)
         returns = np.flatnonzero((data == ord("\r")) & outside)
         ends_line = (data[returns + 1] == ord("\n")) & (returns < len(self.body))
@@ -224,7 +312,7 @@ class _Block:
         The positions of quotes, of line ends and of delimiters count from the line end before the body.
         """
         opening, closing = quotes[::2], quotes[1::2]
-        borders = [ord('"'), ord(self.delimiter), ord("\n")]
+        borders = [ord('"'), ord(self.dialect.byte), ord("\n")]
         stray = opening[~np.isin(data[opening - 1], borders)]
         torn = closing[~np.isin(data[closing + 1], [*borders, ord("\r")])]
         unclosed = quotes[len(quotes) // 2 * 2 :]
@@ -239,9 +327,3 @@ class _Block:
             where = self.location_at(position - 1, self.names[min(number, len(self.names) - 1)])
             excerpt = self.excerpt(position - 1, position + 160)
             raise InputError(f"{where}: found {excerpt}: {problem} double the quotes inside")
-
-
-def shorten(text: str, width: int = 40) -> str:
-    """One line of at most ``width`` characters."""
-    text = text if text.isprintable() else " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,49 +1,182 @@
-"""Ids of users or items, and their rows."""
+"""Ids of users and items: which values are ids, collections of them, and their rows in a log."""
 
-from collections.abc import Iterable
+import difflib
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recblr.errors import InputError
 
 Id = str | int
+MAX_ID_BYTES = 256  # of an id that a server stores
+NEIGHBOURS = (
+    8  # ids before and after a place in the sorted ids that are compared with an unknown id
+)
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def check_id(value: Id, name: str) -> str:
+    """An id as text, as event logs store it: 1 to 256 bytes of UTF-8 without a NUL character.
+
+    ``name`` says in messages what the value is.
+    """
+    text = str(value)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InputError(f"{name}: contains an unpaired surrogate") from None
+    if not 0 < size <= MAX_ID_BYTES:
+        raise InputError(f"{name}: must have 1 to {MAX_ID_BYTES} bytes, found {size}")
+    if "\0" in text:
+        raise InputError(f"{name}: contains a NUL character")
+    return text
+
+
+def as_whole_number(value: object, name: str) -> int:
+    """A whole number of any type, such as ``np.int64(3)``; not 3.0, "3" or True."""
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise InputError(f"{name} must be a whole number, found {number!r}")
+    return int(number)
+
+
+def as_ids(values: object, name: str, ordered: bool = False) -> list[Id]:
+    """The ids in a collection of any kind; arguments as for :func:`as_list`.
+
+    Raises:
+        InputError: it is not a collection, or a value is neither text nor a whole number.
+    """
+    return [
+        value if type(value) in (str, int) else _as_id(value, f"{name}[{number}]")
+        for number, value in enumerate(as_list(values, name, ordered))
+    ]
+
+
+def as_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
+    """The values in a collection: a list, tuple, generator or set, an array or a series.
+
+    Args:
+        values: may be of the standard library, NumPy, pandas, Polars, Arrow or PyTorch.
+        name: says in messages which argument it is.
+        ordered: whether the order matters; a set is refused then.
+
+    Raises:
+        InputError: it is a single value, a mapping or a table.
+    """
+    if isinstance(values, Mapping) or hasattr(values, "columns"):
+        raise InputError(f"{name}: is a {type(values).__name__}; give one column or list of ids")
+    if ordered and isinstance(values, set | frozenset):
+        raise InputError(f"{name}: is a set, which has no order; give a list, oldest first")
+    for method in ("to_pylist", "to_list", "tolist", "as_py"):
+        if callable(getattr(values, method, None)):
+            values = getattr(values, method)()
+            break
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        kind = type(values).__name__
+        raise InputError(f"{name}: {values!r} is one {kind}, not a list of ids; write [{values!r}]")
+    return list(values)
+
+
+def _as_id(value: object, name: str) -> Id:
+    value = _plain(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    kind = type(value).__name__
+    raise InputError(f"{name}: {value!r} is a {kind}; ids are text or whole numbers")
+
+
+def _plain(value: Any) -> object:
+    """A scalar of NumPy, PyTorch or Arrow as a Python value; any other value as it is."""
+    if isinstance(value, pa.Scalar):
+        return value.as_py()
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+# ---- ids of a log --------------------------------------------------------------------------------
 
 
 class Vocabulary:
-    """The users or the items of a log; row r has the id ``ids[r]``."""
+    """The users or the items of a log; row r has the id ``ids[r]``.
 
-    def __init__(self, ids: pa.Array) -> None:
-        self.ids = ids
+    Args:
+        ids: text or whole numbers.
+        kind: "user" or "item", for messages.
+    """
+
+    def __init__(self, ids: pa.Array, kind: str) -> None:
+        self.ids, self.kind = ids, kind
 
     @cached_property
     def _rows(self) -> dict[Id, int]:
         return {name: row for row, name in enumerate(self.ids.to_pylist())}
 
-    def row(self, name: Id) -> int | None:
-        """The row of an id; None for an unknown id."""
-        return self._rows.get(name)
+    def rows(self, names: Iterable[Id]) -> np.ndarray:
+        """The row of each id; -1 for an unknown id."""
+        known = self._rows
+        return np.array([known.get(name, -1) for name in names], dtype=np.int64)
 
-    def known_rows(self, names: Iterable[Id]) -> np.ndarray:
-        """The rows of the known ids among ``names``, in order."""
-        rows = self._rows
-        return np.array([rows[name] for name in names if name in rows], dtype=np.int64)
+    def from_text(self, text: str) -> Id:
+        """The id that a text stands for, such as on a command line.
 
-    def parse(self, texts: Iterable[str]) -> list[Id]:
-        """Convert ids given as text, such as on a command line, to the type of the log's ids.
-
-        Raises:
-            InputError: the log's ids are whole numbers, and a text is not a number.
+        If the log's ids are whole numbers, "7" stands for 7. Texts such as "07", "7_0" and "x" remain
+        texts; they are unknown ids.
         """
         if not pa.types.is_integer(self.ids.type):
-            return list(texts)
-        names: list[Id] = []
-        for text in texts:
-            try:
-                names.append(int(text))
-            except ValueError:
-                raise InputError(
-                    f"{text!r} is not an id of this log; its ids are whole numbers"
-                ) from None
-        return names
+            return text
+        try:
+            number = int(text)
+        except ValueError:
+            return text
+        return number if str(number) == text else text
+
+    def describe_unknown(self, names: Sequence[Id]) -> str:
+        """One line about unknown ids: the first of them, and an id of the log that is similar."""
+        first, kind = names[0], "whole numbers" if pa.types.is_integer(self.ids.type) else "text"
+        near = self.nearest(first)
+        if near is None:
+            hint = f"its ids are {kind}, such as {self.ids[0].as_py()!r}"
+        elif isinstance(first, type(near)):
+            hint = f"did you mean {near!r}?"
+        else:
+            hint = f"its ids are {kind}, did you mean {near!r}?"
+        if len(names) == 1:
+            return f"{self.kind} {first!r} is not in the log of the model; {hint}"
+        shown = ", ".join(map(repr, names[:3])) + ", …" * (len(names) > 3)
+        return f"{len(names):,} {self.kind}s are not in the log of the model: {shown}; {hint}"
+
+    def nearest(self, name: Id) -> Id | None:
+        """The id that is spelled most like ``name``, among those with the same beginning or end.
+
+        The cost does not grow with the number of ids, after the first call.
+        """
+        text = str(name)[:MAX_ID_BYTES].lower()
+        similar: dict[str, int] = {}
+        for backwards, (words, order) in enumerate(self._sorted):
+            key = text[::-1] if backwards else text
+            place = bisect_left(order, key, key=lambda row: words[row].as_py())
+            for row in order[max(0, place - NEIGHBOURS) : place + NEIGHBOURS].tolist():
+                word = words[row].as_py()
+                similar.setdefault(word[::-1] if backwards else word, row)
+        matches = difflib.get_close_matches(text, similar, 1)
+        return self.ids[similar[matches[0]]].as_py() if matches else None
+
+    @cached_property
+    def _sorted(self) -> list[tuple[pa.Array, np.ndarray]]:
+        """The ids in lower case and their order, forwards and backwards."""
+        texts = pc.utf8_lower(self.ids.cast(pa.string()))
+        return [
+            (words, pc.sort_indices(words).to_numpy().astype(np.int64))
+            for words in (texts, pc.utf8_reverse(texts))
+        ]

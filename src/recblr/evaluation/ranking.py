@@ -4,10 +4,11 @@
 removes them, as a shop does. Figures of one protocol do not compare with those of the other.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from html import escape
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -43,6 +44,33 @@ class Protocol:
     data: str  # fingerprint of the log
     ties: str = "against the target"
 
+    def __str__(self) -> str:
+        return (
+            f"{self.split} {self.part}, {self.core}-core, full ranking of {self.candidates:,} items, "
+            f"ties {self.ties}, last {self.max_length:,} events, {self.users:,} users, data {self.data}"
+        )
+
+
+@dataclass(frozen=True)
+class Population:
+    """Which users of a log an evaluation measures, counts as missed and leaves out."""
+
+    users: int  # measured: they have an event to predict
+    unknown_history: int  # of these: the model knows no item before the target, which is missed
+    unknown_target: int  # of the others: the model does not know the target, which is missed
+    without_target: int  # left out: no event to predict
+    filtered: int  # left out: removed by the k-core filter
+
+    def __str__(self) -> str:
+        """The users other than those with a rank by score; "" if there are none."""
+        reasons = (
+            (self.unknown_history, "missed (no item of the history is known)"),
+            (self.unknown_target, "missed (the target is not known)"),
+            (self.without_target, "left out (no event to predict)"),
+            (self.filtered, "left out (removed by the filter)"),
+        )
+        return ", ".join(f"{number:,} {reason}" for number, reason in reasons if number)
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -54,6 +82,7 @@ class Evaluation:
         intervals: 95% bootstrap intervals of the means.
         baselines: the same metrics of each of :data:`BASELINES`.
         slices: the metrics by history length and by popularity of the target.
+        population: how many users are measured, count as missed and are left out.
         ranks: (U,) the rank of each user's target, from 1.
         users: (U,) the users.
     """
@@ -63,8 +92,24 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]]
     baselines: dict[str, dict[str, float]]
     slices: dict[str, dict[str, float]]
-    ranks: np.ndarray = field(repr=False)
-    users: np.ndarray = field(repr=False)
+    population: Population
+    ranks: np.ndarray
+    users: np.ndarray
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in ("HR@10", "NDCG@10"))
+        return f"Evaluation({self.protocol.seen}: {shown}; {self.protocol})"
+
+    def _repr_html_(self) -> str:
+        """The metrics beside those of the baselines, a table for notebooks."""
+        rows = [
+            [name, f"{value:.4f}", "{:.4f}-{:.4f}".format(*self.intervals[name]),
+             *(f"{baseline[name]:.4f}" for baseline in self.baselines.values())]
+            for name, value in self.metrics.items()
+        ]  # fmt: skip
+        heads = [self.protocol.seen, "model", "95% interval", *self.baselines]
+        notes = [str(self.protocol), *filter(None, [str(self.population)])]
+        return html_table(heads, rows) + "".join(f"<p>{note}</p>" for note in notes)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but ``ranks`` and ``users``, as JSON values."""
@@ -74,6 +119,7 @@ class Evaluation:
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "baselines": self.baselines,
             "slices": self.slices,
+            "population": asdict(self.population),
         }
 
 
@@ -84,7 +130,8 @@ def rank_targets(
 
     rank = 1 + items with a greater score + other items with an equal score, so that a constant scorer
     earns nothing. Under "masked", seen items score -∞, also a target that was seen before. A target
-    that is not in the catalogue has rank V + 1. A user without an event before the target is left out.
+    that is not in the catalogue has rank V + 1, and so has the target of a user without an event before
+    it, as nobody can score it from a history.
 
     Returns:
         ``{"unmasked": (U,), "masked": (U,), "users": (U,)}``, ranks and users.
@@ -111,20 +158,43 @@ def rank_targets(
             advance(len(scores))
     expect_finite(torch.stack(finite))  # once, as the host waits for a GPU here
     ranks = {name: torch.cat(parts).cpu().numpy() for name, parts in blocks.items()}
-    return {"users": users} | ranks
+    return _with_missed({"users": users, **ranks}, _without_history(data, part), catalogue + 1)
 
 
 def predicted_users(data: Sequences, part: Part) -> np.ndarray:
     """(U,) the users with an event to predict in ``part`` and an event before it.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or the part is unknown.
     """
+    if part not in (parts := get_args(Part)):
+        raise InputError(f"part = {part!r}: choose one of {', '.join(parts)}")
     rows = getattr(data.split, part)
     users = np.flatnonzero((rows >= 0) & (rows > data.offsets[:-1]))
     if not len(users):
-        raise InputError(f"no user has an event to predict in the {part} part; give a longer log")
+        known = ""
+        if np.any(rows >= 0):  # unknown items were removed from another log
+            known = " after an item that the model knows"
+        raise InputError(
+            f"no user has an event to predict in the {part} part{known}; give a longer log"
+        )
     return users
+
+
+def _without_history(data: Sequences, part: Part) -> np.ndarray:
+    """The users with an event to predict and none before it. Only other logs have such users, from
+    which items that the model does not know are removed."""
+    rows = getattr(data.split, part)
+    return np.flatnonzero((rows >= 0) & (rows == data.offsets[:-1]))
+
+
+def _with_missed(
+    ranks: dict[str, np.ndarray], users: np.ndarray, last: int
+) -> dict[str, np.ndarray]:
+    """The ranks of :func:`rank_targets` with further users, whose rank is ``last``."""
+    order = np.argsort(np.concatenate([ranks["users"], users]))
+    further = {name: users if name == "users" else np.full(len(users), last) for name in ranks}
+    return {name: np.concatenate([ranks[name], further[name]])[order] for name in ranks}
 
 
 def history_batches(
@@ -235,6 +305,7 @@ def evaluate(
     users = ours["users"]
     rows = getattr(data.split, part)[users]
     slices = _slices(data, users, rows)
+    population = _population(data, part, users)
     return [
         Evaluation(
             Protocol(
@@ -249,11 +320,34 @@ def evaluate(
                 for name, mask in slices.items()
                 if mask.any()
             },
+            population,
             ours[seen],
             users,
         )
         for seen in ("unmasked", "masked")
     ]  # fmt: skip
+
+
+def _population(data: Sequences, part: Part, users: np.ndarray) -> Population:
+    rows = getattr(data.split, part)[users]
+    known_history = rows > data.offsets[users]
+    unknown_target = data.items[rows] >= len(data.item_ids)
+    read, kept = (data.summary.get(name, {}).get("users", 0) for name in ("read", "kept"))
+    return Population(
+        len(users), int((~known_history).sum()), int((known_history & unknown_target).sum()),
+        data.users - len(users), read - kept,
+    )  # fmt: skip
+
+
+def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """An HTML table of text."""
+    lines = [("th", heads), *(("td", row) for row in rows)]
+    return "<table>{}</table>".format(
+        "".join(
+            "<tr>{}</tr>".format("".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts))
+            for tag, texts in lines
+        )
+    )
 
 
 def _slices(data: Sequences, users: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import expect_dropouts, expect_sizes
+from recblr.config import check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.fpmc import user_rows
 from recblr.models.losses import binary_cross_entropy
@@ -44,6 +44,7 @@ class CaserConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
+        check(self, "model")
         expect_sizes(self, "model", "dim", "order", "horizontal", "vertical")
         expect_dropouts(self, "model", "dropout")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import expect_dropouts, expect_sizes
+from recblr.config import check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.losses import bpr
 from recblr.models.model import Model
@@ -35,6 +35,7 @@ class FMLPRecConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
+        check(self, "model")
         expect_sizes(self, "model", "dim", "layers", "inner")
         expect_dropouts(self, "model", "dropout")
 

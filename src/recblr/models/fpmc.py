@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recblr.config import expect_sizes
+from recblr.config import check, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.losses import bpr
 from recblr.models.model import Model
@@ -26,6 +26,7 @@ class FPMCConfig:
     dim: int = 64  # D
 
     def __post_init__(self) -> None:
+        check(self, "model")
         expect_sizes(self, "model", "dim")
 
 

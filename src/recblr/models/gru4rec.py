@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recblr import ops
-from recblr.config import expect_dropouts, expect_sizes
+from recblr.config import check, expect_dropouts, expect_sizes
 from recblr.models.losses import top1
 from recblr.models.model import RecurrentModel
 
@@ -33,6 +33,7 @@ class GRU4RecConfig:
     dropout: float = 0.3
 
     def __post_init__(self) -> None:
+        check(self, "model")
         expect_sizes(self, "model", "dim", "hidden", "layers")
         expect_dropouts(self, "model", "dropout")
 

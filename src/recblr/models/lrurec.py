@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import expect_dropouts, expect_sizes
+from recblr.config import check, expect_dropouts, expect_sizes
 from recblr.models.model import LinearRecurrence, RecurrentModel
 
 _SMALLEST, _LARGEST = 0.8, 0.99  # initial |λ|
@@ -39,6 +39,7 @@ class LRURecConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
+        check(self, "model")
         expect_sizes(self, "model", "dim", "layers")
         expect_dropouts(self, "model", "dropout")
 

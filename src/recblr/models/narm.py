@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from recblr import ops
-from recblr.config import expect_dropouts, expect_sizes
+from recblr.config import check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.gru4rec import packed_gru
 from recblr.models.model import Model
@@ -34,6 +34,7 @@ class NARMConfig:
     dropout: float = 0.5  # of the input of the decoder
 
     def __post_init__(self) -> None:
+        check(self, "model")
         expect_sizes(self, "model", "dim", "hidden")
         expect_dropouts(self, "model", "embedding_dropout", "dropout")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import expect_dropouts, expect_sizes
+from recblr.config import check, expect_dropouts, expect_sizes
 from recblr.models.model import LinearRecurrence, RecurrentModel
 
 _EPS = 1e-12  # of the layer norms, as in the authors' code
@@ -50,6 +50,7 @@ class RecBLRConfig:
         return self.conv_width if self.gated and self.convolution else 1
 
     def __post_init__(self) -> None:
+        check(self, "model")
         expect_sizes(self, "model", "dim", "layers", "expansion", "conv_width")
         expect_dropouts(self, "model", "dropout")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import expect_dropouts, expect_sizes
+from recblr.config import check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch, rectangles
 from recblr.errors import InputError
 from recblr.models.losses import binary_cross_entropy
@@ -42,6 +42,7 @@ class SASRecConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
+        check(self, "model")
         expect_sizes(self, "model", "dim", "layers", "heads", "inner")
         if self.dim % self.heads:
             raise InputError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")

@@ -1,1 +1,1 @@
-"""The paper's tables and figures, each by one command; a finished run is never made again."""
+"""The paper's tables and figures, measured anew."""

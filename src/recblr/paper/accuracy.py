@@ -1,316 +1,276 @@
-"""Studies of accuracy: models trained on data sets and measured, seen items unmasked and masked.
+"""Studies of accuracy: models trained on data sets and tested. Axes: S seeds, U users."""
 
-Axes: S seeds, U users.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recblr.errors import InputError
+from recblr.evaluation import metrics
 from recblr.evaluation.significance import difference_interval, holm, paired_test
-from recblr.paper import accuracy_page as page
-from recblr.paper import figures
-from recblr.paper.logs import SIMULATED, open_dataset
-from recblr.paper.published import Published
-from recblr.paper.report import Cell, Record, Report, Why
-from recblr.paper.runs import Run, find_floors, make, make_floors, result, unpack_ranks
-from recblr.paper.verdict import (
-    ALPHA,
-    MAIN,
-    WITH_MEMORY,
-    best,
-    contradictions,
-    judged,
-    order,
-    per_user,
-)  # fmt: skip
+from recblr.paper.charts import dots
+from recblr.paper.measurements import Baselines, Measurement, Run, unpack_ranks
+from recblr.paper.report import Line, Missing, Record, Report, Study, table
+from recblr.renamed import current_evaluation
 
-SEEN = ("unmasked", "masked")  # the paper's way first
-FLOOR = "transitions"  # the memory by itself, of the floors
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model by its recipe with some settings changed: a row of a table, a point of a line."""
-
-    name: str
-    model: str = "recblr"
-    settings: tuple[str, ...] = ()
+MAIN = "NDCG@10"  # the metric by which rows are compared
+ALPHA = 0.01  # of the paper's star
+CHAIN, TRANSITIONS = "markov chain", "transitions"  # baselines; the second is the memory alone
+MEMORY = " + memory"  # ends the name of a row whose scores the memory of transitions adds to
+COLUMNS = {
+    "dataset": "data set", "row": "row", "metric": "metric", "mean": "ours", "deviation": "±",
+    "star": "star", "interval": "95% interval", "published": "published", "percent": "difference %",
+    "verdict": "verdict", "masked_mean": "masked", "masked_deviation": "± masked",
+    "masked_interval": "95% interval masked", "ahead": "ahead", "best_other": "ahead of",
+    "ahead_interval": "95% interval ahead", "p": "p",
+}  # fmt: skip
+RUN = ("seed", "examples", "parameters", "epochs", "best_epoch", "ended", "seconds", "hardware",
+       "gpu", "threads", "date", "commit", "memory")  # fmt: skip
+Rows = Mapping[str, Mapping[str, np.ndarray]]
+"""By row and metric, the value of each user (U,), a mean over the seeds."""
+Leads = dict[tuple[str, str], dict[str, Any]]
+"""How far the reference row is "ahead" and the "p" of that, by data set and another row or a metric."""
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """A row on a data set: the records of its seeds, and by protocol their ranks (S, U)."""
-
-    records: Sequence[Record]
-    ranks: Mapping[str, np.ndarray]
-
-    @property
-    def seeds(self) -> list[int]:
-        """Of the records."""
-        return [record["seed"] for record in self.records]
-
-    def values(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
-        """Every metric (U,) of these seeds, seen items unmasked."""
-        return per_user(self.ranks[SEEN[0]][[self.seeds.index(seed) for seed in seeds]])
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A table of figures, or lines. Rows with and without the memory of transitions are not compared.
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Study):
+    """A table of figures, or figures along an axis. The settings of a data set are for all rows there.
+    Rows with and without the memory are not compared.
 
     Attributes:
-        title: how its page is headed.
-        rows: what is trained.
-        datasets: on what, with the settings that all rows change there.
-        published: the paper's figures, seen items unmasked.
-        remarks: on a data set, such as that it is not the paper's.
-        reference: the row that is held against all others, and with the memory against all others
-            that have it.
-        axis: what the rows vary, where the picture is of lines; their names are then its values.
-        optimum: by data set the row that the paper finds best.
+        reference: the row that is compared with every other row.
+        axis: what the rows vary; their names are then its values.
+        optimum: by data set, the row that the paper finds best along the axis.
     """
 
-    title: str
-    rows: tuple[Row, ...]
-    datasets: Mapping[str, tuple[str, ...]]
-    published: Published = field(default_factory=dict)
-    remarks: Mapping[str, str] = field(default_factory=dict)
     reference: str = ""
     axis: str = ""
     optimum: Mapping[str, str] = field(default_factory=dict)
 
-    open = staticmethod(open_dataset)
-
-    def smoke(self) -> "Accuracy":
-        """The same study of a simulated shop, a matter of seconds."""
-        return replace(self, datasets={SIMULATED: ()}, published={}, remarks={}, optimum={})
-
-    def cells(self, seeds: Sequence[int], device: str) -> list[Cell]:
-        """All runs; of a study with the memory of transitions also the memory by itself."""
-        alone = [
-            Cell(
-                dataset, FLOOR, f"{dataset} {FLOOR}",
-                partial(find_floors, dataset), partial(make_floors, dataset),
-            )
-            for dataset in self.datasets
-            if any(row.name.endswith(WITH_MEMORY) for row in self.rows)
-        ]  # fmt: skip
-        return alone + [
-            Cell(
-                dataset, row.name, f"{dataset} {row.name} seed {seed}",
-                partial(result, run), partial(make, run),
-            )
-            for dataset in self.datasets
-            for seed in seeds
-            for row in self.rows
-            for run in [self._run(dataset, row, seed)]
-        ]  # fmt: skip
-
-    def report(self, folder: Path, seeds: Sequence[int], why: Why) -> Report:
-        """What the runs in ``folder`` come to; seeds that have not been run are left out.
-
-        Args:
-            folder: where they are kept.
-            seeds: which of them.
-            why: why a row of a data set has no run.
-
-        Raises:
-            InputError: the runs of a data set were made on unlike data.
-        """
-        found = {dataset: self._find(dataset, folder, seeds) for dataset in self.datasets}
-        data = {dataset: self._measure(dataset, runs, why) for dataset, runs in found.items()}
-        values = {dataset: _shared(runs, memory=False) for dataset, runs in found.items()}
-        _compare(self.reference, values, data)
-        memories = {dataset: _shared(runs, memory=True) for dataset, runs in found.items()}
-        for dataset, against in _against(self.reference + WITH_MEMORY, memories).items():
-            data[dataset]["against_memory"] = against
-        for dataset, of_rows in values.items():
-            data[dataset]["order"] = _order(of_rows, self.published.get(dataset, {}))
-            line = self.axis and len(of_rows) == len(self.rows)
-            claimed = self.optimum.get(dataset)
-            data[dataset]["optimum"] = _optimum(of_rows, claimed) if line else None
-        records = [
-            record for runs in found.values() for it in runs.values() for record in it.records
+    def measurements(self, seeds: Sequence[int], device: str) -> list[Measurement]:
+        """All runs, and the baselines if a row has the memory."""
+        memory = any(row.endswith(MEMORY) for row in self.rows)
+        return [Baselines(dataset, TRANSITIONS) for dataset in self.datasets if memory] + [
+            Run(dataset, row, model, (*self.datasets[dataset], *settings), seed)
+            for dataset, seed in product(self.datasets, seeds)
+            for row, (model, *settings) in self.rows.items()
         ]
-        draw = figures.lines if self.axis else figures.dots
+
+    def report(self, folder: Path, seeds: Sequence[int], missing: Missing) -> Report:
+        records = {name: self._records(name, folder, seeds) for name in self.datasets}
+        lines = {name: self._lines(name, kept, missing) for name, kept in records.items()}
+        rows = {name: _values(kept, memory=False) for name, kept in records.items()}
+        memory = {name: _values(kept, memory=True) for name, kept in records.items()}
+        self._compare(lines, rows, memory)
+        verdicts = {name: self._verdict(name, lines[name], rows[name], missing) for name in lines}
+        figures = [*chain(*lines.values())]
+        main = [line for line in figures if line["metric"] == MAIN and records[line["dataset"]]]
+        for name in (name for name, kept in records.items() if not kept):
+            reasons = "; ".join(dict.fromkeys(missing[name, row] for row in self.rows))
+            main.append({"dataset": name, "row": "all", "verdict": f"not measured: {reasons}"})
+        runs = [
+            {"dataset": name, "row": row, **{key: record[key] for key in RUN if key in record}}
+            for name, kept in records.items()
+            for row, of_row in kept.items()
+            for record in of_row.values()
+            if row != TRANSITIONS
+        ]
+        every = table(COLUMNS, [line for line in figures if "mean" in line])
+        reached = [f"{it['figure']} on {name}" for name, it in verdicts.items() if it["figure"]]
+        shown = [row for row in self.rows if not row.endswith(MEMORY)]
+        drawn = [line for line in main if line["row"] in (*shown, CHAIN)]
+        draw = partial(dots, drawn, shown, ("mean", "published"), MAIN, highlight=self.reference)
         return Report(
-            headline=page.headline(data, self.reference, self.axis),
-            verdict=page.verdict(data),
-            summary=page.summary(data),
-            details=page.details(data),
-            data={"datasets": data},
-            records=records,
-            draw=partial(draw, data, self.axis or self.reference) if records else None,
+            headline=f"{self._what}: {', '.join(reached)}" if reached else "",
+            table=table(COLUMNS, main),
+            sentences=[it["sentence"] for it in verdicts.values()],
+            details=f"{table(('dataset', 'row', *RUN), runs)}\n\n## All metrics\n\n{every}"
+            if runs
+            else "",
+            data={"figures": figures, "runs": runs, "verdicts": verdicts},
+            records=[it for kept in records.values() for of in kept.values() for it in of.values()],
+            picture=draw if runs else None,
         )
 
-    def _run(self, dataset: str, row: Row, seed: int) -> Run:
-        return Run(dataset, row.model, (*self.datasets[dataset], *row.settings), seed)
+    @property
+    def _what(self) -> str:
+        return f"best {self.axis}" if self.axis else f"{MAIN} of {self.reference}"
 
-    def _find(self, dataset: str, folder: Path, seeds: Sequence[int]) -> dict[str, _Runs]:
-        """The rows of a data set that have a run, and what needs none."""
-        found: dict[str, _Runs] = {}
-        logs: dict[str, str] = {}
+    def _records(
+        self, dataset: str, folder: Path, seeds: Sequence[int]
+    ) -> dict[str, dict[int, Record]]:
+        """By row and seed, the records of the runs on a data set; and of the baselines beside them."""
+        records: dict[str, dict[int, Record]] = {}
+        for it in self.measurements(seeds, "cpu"):
+            if it.dataset == dataset and isinstance(it, Run) and (record := it.find(folder)):
+                records.setdefault(it.row, {})[it.seed] = record
+        if records and (record := Baselines(dataset, TRANSITIONS).find(folder)):
+            records[TRANSITIONS] = {0: record}
+        found = ((row, it) for row, of_row in records.items() for it in of_row.values())
+        data = {it["test"][0]["protocol"]["data"]: row for row, it in found}
+        if len(data) > 1:
+            unlike = ", ".join(f"{fingerprint} ({row})" for fingerprint, row in data.items())
+            raise InputError(f"{folder / dataset}: runs on different data, {unlike}; delete one")
+        return records
+
+    def _lines(
+        self, dataset: str, records: Mapping[str, Mapping[int, Record]], missing: Missing
+    ) -> list[Line]:
+        """A line for each metric of each row and baseline."""
+        lines: dict[tuple[str, str], Line] = {}
         for row in self.rows:
-            runs = (self._run(dataset, row, seed) for seed in seeds)
-            records = [record for run in runs if (record := result(run, folder)) is not None]
-            if not records:
+            published = self.published.get(dataset, {}).get(row, {})
+            lines |= {(row, metric): {"published": it} for metric, it in published.items()}
+            if row not in records:
+                for metric in published or [MAIN]:
+                    reason = f"not measured: {missing[dataset, row]}"
+                    lines.setdefault((row, metric), {})["verdict"] = reason
                 continue
-            logs |= {record["test"][0]["protocol"]["data"]: row.name for record in records}
-            ranks = {
-                seen: np.stack([unpack_ranks(record["ranks"][seen]) for record in records])
-                for seen in SEEN
-            }
-            found[row.name] = _Runs(records, ranks)
-        if found and (record := find_floors(dataset, folder)) is not None:
-            logs |= {record["test"][0]["protocol"]["data"]: FLOOR}
-            found[FLOOR] = _Runs([record], {})
-        if len(logs) > 1:
-            unlike = ", ".join(f"{log} ({row})" for log, row in logs.items())
-            raise InputError(f"{folder / dataset}: runs on unlike data, {unlike}; delete the wrong")
-        return found
+            masked = summary(_ranks(records[row].values(), "masked"))
+            for metric, ours in summary(_ranks(records[row].values(), "unmasked")).items():
+                line = lines.setdefault((row, metric), {})
+                line |= ours | {f"masked_{key}": it for key, it in masked[metric].items()}
+                if paper := published.get(metric):
+                    line["percent"] = 100 * (ours["mean"] / paper - 1)
+                    (low, high), side = (
+                        ours["interval"],
+                        "better" if ours["mean"] > paper else "worse",
+                    )
+                    line["verdict"] = "reproduced" if low <= paper <= high else side
+        for record in chain(*(of_row.values() for of_row in records.values())):
+            for key, evaluation in zip(("mean", "masked_mean"), record["test"], strict=True):
+                for name, values in current_evaluation(evaluation)["baselines"].items():
+                    for metric, value in values.items():
+                        lines.setdefault((name, metric), {})[key] = value
+        return [
+            {"dataset": dataset, "row": row, "metric": metric, **line}
+            for (row, metric), line in lines.items()
+        ]
 
-    def _measure(self, dataset: str, runs: Mapping[str, _Runs], why: Why) -> dict[str, Any]:
-        """The figures of every row, and of the floors."""
-        rows: dict[str, Any] = {}
-        for row in self.rows:
-            published = self.published.get(dataset, {}).get(row.name, {})
-            rows[row.name] = {"published": published}
-            if row.name in runs:
-                it = runs[row.name]
-                rows[row.name] |= {
-                    "runs": [_about(record) for record in it.records],
-                    "unmasked": judged(it.ranks["unmasked"], published),
-                    "masked": judged(it.ranks["masked"], {}),
-                    "failed": why.get((dataset, row.name), ""),
-                }
-            else:
-                rows[row.name]["not_measured"] = why[dataset, row.name]
-        records = [record for it in runs.values() for record in it.records]
-        return {
-            "remark": self.remarks.get(dataset, ""),
-            "reference": self.reference,
-            "rows": rows,
-            "floors": _floors(records),
-        }
+    def _compare(
+        self, lines: Mapping[str, list[Line]], rows: Mapping[str, Rows], memory: Mapping[str, Rows]
+    ) -> None:
+        """Add to the lines the lead of the reference row over theirs, and its stars."""
+        ahead = leads(self.reference, rows) | leads(self.reference + MEMORY, memory)
+        judged = {name: rows[name] for name in rows if self.published.get(name)}
+        earned = stars(self.reference, judged, sum(not it.endswith(MEMORY) for it in self.rows))
+        for line in chain(*lines.values()):
+            if line["metric"] == MAIN:
+                line |= ahead.get((line["dataset"], line["row"]), {})
+            if line["row"] == self.reference:
+                line |= earned.get((line["dataset"], line["metric"]), {})
 
-
-def _shared(runs: Mapping[str, _Runs], memory: bool) -> dict[str, dict[str, np.ndarray]]:
-    """By row, of those with the memory or without, every metric (U,), of the seeds that all have, so
-    that like stands beside like."""
-    runs = {row: it for row, it in runs.items() if it.ranks and row.endswith(WITH_MEMORY) == memory}
-    seeds = set.intersection(*(set(it.seeds) for it in runs.values())) if runs else set()
-    return {row: it.values(sorted(seeds)) for row, it in runs.items()} if seeds else {}
-
-
-def _about(record: Record) -> dict[str, Any]:
-    """What a figure stands beside."""
-    names = ("seed", "examples", "memory", "parameters", "epochs", "best_epoch", "ended", "seconds",
-             "hardware", "gpu", "threads", "date", "commit")  # fmt: skip
-    return {name: record[name] for name in names if name in record}
-
-
-def _floors(records: Sequence[Record]) -> dict[str, Any]:
-    """By name and protocol, the metrics of what a model has to beat; the same in all runs."""
-    floors: dict[str, Any] = {}
-    for record in records:
-        for seen, evaluation in zip(SEEN, record["test"], strict=True):
-            for name, values in evaluation["floors"].items():
-                floors.setdefault(name, {})[seen] = values
-    return floors
-
-
-def _compare(
-    reference: str,
-    found: Mapping[str, Mapping[str, dict[str, np.ndarray]]],
-    data: Mapping[str, Any],
-) -> None:
-    """Put in how the reference row stands to the others, and whether it has its stars: is ahead of the
-    best of all others in a metric, by more than chance. The p of the stars are one family."""
-    against = _against(reference, found)
-    for dataset, of_rows in found.items():
-        values = dict(of_rows)
-        ours = values.pop(reference, None)
-        data[dataset]["against"], data[dataset]["stars"] = against[dataset], {}
-        if ours is None or not values:
-            continue
-        published = any(row["published"] for row in data[dataset]["rows"].values())
-        for metric, of_users in ours.items() if published else ():
-            row = best({row: theirs[metric] for row, theirs in values.items()})
-            difference = float((of_users - values[row][metric]).mean())
-            p = paired_test(of_users, values[row][metric])
-            data[dataset]["stars"][metric] = {"against": row, "difference": difference, "p": p}
-    _correct([it for of_data in data.values() for it in of_data["stars"].values()])
-    for dataset, of_data in data.items():
-        rows = [row for row in of_data["rows"] if not row.endswith(WITH_MEMORY)]
-        whole = len(found[dataset]) == len(rows)  # or the best may be among the missing
-        for star in of_data["stars"].values():
-            star["earned"] = bool(whole and star["difference"] > 0 and star["p"] < ALPHA)
+    def _verdict(
+        self, dataset: str, lines: Sequence[Line], rows: Rows, missing: Missing
+    ) -> dict[str, Any]:
+        """The facts about a data set and their sentence."""
+        main = {line["row"]: line for line in lines if line["metric"] == MAIN}
+        ours = main.get(self.reference, {})
+        complete = self.axis and len(rows) == len(self.rows)
+        best = optimum(rows, self.optimum.get(dataset)) if complete else {}
+        figure = best.get("best", f"{ours['mean']:.4f}" if "mean" in ours else "")
+        if "verdict" in best:
+            figure += f" (paper {best['claimed']}, {best['verdict']})"
+        elif "percent" in ours:
+            figure += f" (paper {ours['published']:.4f}, {ours['verdict']})"
+        facts = [f"{self._what} {figure}"] if figure else []
+        for kind in ("", MEMORY):
+            ahead = [line for line in main.values() if "ahead_interval" in line]
+            ahead = [line for line in ahead if line["row"].endswith(MEMORY) == bool(kind)]
+            if ahead:
+                least = min(ahead, key=lambda line: line["ahead"])
+                share = f"{abs(least['ahead']) / least['mean']:.1%} " if least["mean"] else ""
+                side = "ahead of" if least["ahead"] > 0 else "behind"
+                beside = f"{share}{side} {least['row']} (p = {least['p']:.2g})"
+                facts.append(f"{self.reference}{kind} {beside}")
+        counts = Counter(it["verdict"].split(":")[0] for it in lines if "published" in it)
+        facts += [f"{count} published figures {name}" for name, count in sorted(counts.items())]
+        failed = [row for row in self.rows if "mean" in main[row] and (dataset, row) in missing]
+        facts += [f"without {missing[dataset, row]}" for row in failed]
+        remark = f" ({self.remarks[dataset]})" if dataset in self.remarks else ""
+        sentence = "; ".join(facts) or ("no comparison" if rows else "not measured")
+        return {"figure": figure, "sentence": f"{dataset}{remark}: {sentence}.", "optimum": best}
 
 
-def _against(
-    reference: str, found: Mapping[str, Mapping[str, dict[str, np.ndarray]]]
-) -> dict[str, dict[str, Any]]:
-    """By data set, the reference row less each of the others in :data:`MAIN`; all p are one family."""
-    against = {
-        dataset: {
-            row: _difference(of_rows[reference][MAIN], theirs[MAIN])
-            for row, theirs in of_rows.items()
-            if reference in of_rows and row != reference
-        }
-        for dataset, of_rows in found.items()
-    }
-    _correct([it for of_data in against.values() for it in of_data.values()])
-    return against
+def _ranks(records: Iterable[Record], seen: str) -> np.ndarray:
+    """(S, U) of S records."""
+    return np.stack([unpack_ranks(record["ranks"][seen]) for record in records])
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
-    return {
-        "difference": float((ours - theirs).mean()),
-        "interval": list(difference_interval(ours, theirs)),
-        "p": paired_test(ours, theirs),
-    }
+def _values(records: Mapping[str, Mapping[int, Record]], memory: bool) -> Rows:
+    """The values of the rows with the memory, or without it, over the seeds that all of them have."""
+    rows = {row: of_row for row, of_row in records.items() if row.endswith(MEMORY) == memory}
+    rows.pop(TRANSITIONS, None)
+    seeds = sorted(set.intersection(*map(set, rows.values()))) if rows else []
+    kept = {row: [of_row[seed] for seed in seeds] for row, of_row in rows.items() if seeds}
+    return {row: per_user(_ranks(of_row, "unmasked")) for row, of_row in kept.items()}
 
 
-def _correct(family: Sequence[dict[str, Any]]) -> None:
-    """Holm's correction of every p of a family of comparisons."""
-    for comparison, p in zip(family, holm(np.array([it["p"] for it in family])), strict=True):
-        comparison["p"] = float(p)
+def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric (U,) of ranks (S, U), averaged over the seeds."""
+    return {name: values.mean(0) for name, values in metrics.per_user(ranks).items()}
 
 
-def _order(
-    found: Mapping[str, dict[str, np.ndarray]], published: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any] | None:
-    """How our order of the rows agrees with the published one, and the pairs that differ from it by
-    more than chance."""
-    values = {row: of_row[MAIN] for row, of_row in found.items() if row in published}
-    ours = {row: float(of_users.mean()) for row, of_users in values.items()}
-    theirs = {row: published[row][MAIN] for row in ours}
-    tau = order(ours, theirs)
-    if tau is None:
-        return None
-    pairs: list[dict[str, Any]] = [
-        {"better": first, "worse": second, "p": paired_test(values[first], values[second])}
-        for first, second in contradictions(ours, theirs)
-    ]
-    _correct(pairs)
-    return {"rows": len(ours), "tau": tau, "other_way": [it for it in pairs if it["p"] < ALPHA]}
+def summary(ranks: np.ndarray) -> dict[str, dict[str, Any]]:
+    """By metric of ranks (S, U): mean, deviation over seeds (None of one seed), and 95% interval."""
+    seeds = [metrics.means(of_seed) for of_seed in ranks]
+    cells = {}
+    for name, of_users in per_user(ranks).items():
+        values = [of_seed[name] for of_seed in seeds]
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        interval = [*metrics.mean_interval(of_users)]
+        cells[name] = {"mean": float(np.mean(values)), "deviation": deviation, "interval": interval}
+    return cells
 
 
-def _optimum(rows: Mapping[str, dict[str, np.ndarray]], claimed: str | None) -> dict[str, Any]:
-    """The best row, and whether the one that the paper names is as good within the interval."""
-    values = {row: of_row[MAIN] for row, of_row in rows.items()}
-    found: dict[str, Any] = {"best": best(values)}
-    if claimed is not None:
-        low, _ = interval = difference_interval(values[found["best"]], values[claimed])
-        found |= {
-            "claimed": claimed,
-            "interval": list(interval),  # of the best one's lead
-            "verdict": "reproduced" if low <= 0 else "not reproduced",
-        }
-    return found
+def leads(reference: str, datasets: Mapping[str, Rows]) -> Leads:
+    """By data set and row, the lead of the reference row in :data:`MAIN`; one family of p."""
+    leads: Leads = {}
+    for dataset, rows in datasets.items():
+        for row in rows.keys() - {reference} if reference in rows else ():
+            ours, theirs = rows[reference][MAIN], rows[row][MAIN]
+            interval = [*difference_interval(ours, theirs)]
+            leads[dataset, row] = {**_lead(ours, theirs), "ahead_interval": interval}
+    return _corrected(leads)
+
+
+def stars(reference: str, datasets: Mapping[str, Rows], count: int) -> Leads:
+    """By data set and metric, the lead of the reference row over the best other row, with a star if it
+    is more than chance and all ``count`` rows are there; one family of p."""
+    stars: Leads = {}
+    for dataset, rows in datasets.items():
+        others = [row for row in rows if row != reference]
+        for metric, ours in rows.get(reference, {}).items() if others else ():
+            best = others[int(np.argmax([rows[row][metric].mean() for row in others]))]
+            stars[dataset, metric] = {**_lead(ours, rows[best][metric]), "best_other": best}
+    for (dataset, _), star in _corrected(stars).items():
+        earned = star["ahead"] > 0 and star["p"] < ALPHA and len(datasets[dataset]) == count
+        star["star"] = "*" if earned else ""
+    return stars
+
+
+def optimum(rows: Rows, claimed: str | None) -> dict[str, Any]:
+    """The best row, and whether the row that the paper finds best is as good within the interval."""
+    best = max(rows, key=lambda row: rows[row][MAIN].mean())
+    if claimed is None:
+        return {"best": best}
+    lead = [*difference_interval(rows[best][MAIN], rows[claimed][MAIN])]
+    verdict = "reproduced" if lead[0] <= 0 else "not reproduced"
+    return {"best": best, "claimed": claimed, "interval": lead, "verdict": verdict}
+
+
+def _lead(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    return {"ahead": float((ours - theirs).mean()), "p": paired_test(ours, theirs)}
+
+
+def _corrected(leads: Leads) -> Leads:
+    """The leads with Holm's correction of their p."""
+    corrected = holm(np.array([lead["p"] for lead in leads.values()]))
+    for lead, p in zip(leads.values(), corrected.tolist(), strict=True):
+        lead["p"] = p
+    return leads

@@ -1,208 +1,187 @@
-"""What a study comes to, as Markdown for people, JSON for programs, and a picture."""
+"""What a study is, and how it is written: a page in Markdown and JSON, a picture, the index of all."""
 
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from recblr.errors import InputError
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Record = dict[str, Any]
-"""What is kept of one training run or measurement, with its provenance."""
-Why = Mapping[tuple[str, str], str]
-"""Why a row of a data set has not been measured, or some of its cells have not, by the two."""
+"""A measurement as it is kept, with its provenance."""
+Line = dict[str, Any]
+"""A line of a table, by column."""
+Missing = Mapping[tuple[str, str], str]
+"""By data set and row, why it is not measured, or which of its measurements failed."""
 INDEX = "# The paper's tables and figures"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training run or measurement of a study.
-
-    ``find(folder)`` gives its record, None where there is none yet; ``make(folder, command, device)``
-    makes and keeps it.
-    """
-
-    dataset: str
-    row: str
-    name: str  # all that tells it from others
-    find: Callable[[Path], Record | None]
-    make: Callable[[Path, str, str], Record]
+FORMATS = {"percent": "+.1f", "ahead": "+.4f", "p": ".2g"}  # of columns
 
 
 @dataclass(frozen=True)
 class Report:
-    """``headline`` is our figure and ``verdict`` what it says of the paper, a sentence each;
-    ``summary`` and ``details`` are Markdown, ``data`` is all of it as JSON values; ``records`` are
-    what it rests on; ``draw`` fills a picture, None where nothing has been measured."""
+    """The results of a study; ``data`` is all of them as JSON values, ``picture`` draws to a path."""
 
-    headline: str
-    verdict: str
-    summary: str
-    details: str
-    data: dict[str, Any]
+    headline: str  # the main figure, for the index
+    table: str
+    sentences: Sequence[str]  # one a data set
+    data: Mapping[str, Any]
     records: Sequence[Record]
-    draw: "Callable[[Figure], None] | None"
+    details: str = ""
+    picture: Callable[..., None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A table or figure of the paper, or a question that it leaves open.
+
+    Attributes:
+        title: the heading of its page.
+        notes: on its page, how the figures are made.
+        rows: by name, a model and its settings as on the command line.
+        datasets: by name, what is particular to each.
+        published: the paper's figures by data set, row and metric.
+        remarks: on data sets, such as the order of their events.
+    """
+
+    title: str
+    notes: str = ""
+    rows: Mapping[str, Sequence[str]]
+    datasets: Mapping[str, Any]
+    published: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+    def small(self) -> Self:
+        """The same study of simulated data, which takes seconds."""
+        return replace(self, datasets={"simulated": ()}, published={}, remarks={})
+
+    def measurements(self, seeds: Sequence[int], device: str) -> Sequence[Any]:
+        """Every :class:`Measurement`; ``device`` is "cpu" or "cuda"."""
+        raise NotImplementedError
+
+    def report(self, folder: Path, seeds: Sequence[int], missing: Missing) -> Report:
+        """The results of the measurements in ``folder``; InputError if they do not fit together."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Page:
-    """What was written: the content of the JSON, and the text without details."""
+    """A page that was written: its JSON, and its text for the terminal."""
 
     content: Record
     text: str
 
 
-def check_folder(folder: Path, index: Path, name: str, command: str) -> None:
-    """Refuse, before long work, to write a study's page over what is not that page.
+def write(
+    name: str, command: str, study: Study, report: Report, missing: Missing, folder: Path
+) -> Page:
+    """Write ``<name>.md``, ``<name>.json`` and ``<name>.png`` to ``folder``."""
+    title, measured = study.title, measured_on(report.records)
+    reasons = [{"dataset": it[0], "row": it[1], "why": why} for it, why in missing.items()]
+    content = {
+        "study": name, "title": title, "command": command, "headline": report.headline,
+        "verdict": " ".join(report.sentences), "measured": measured, "not_measured": reasons,
+        **report.data,
+    }  # fmt: skip
+    write_record(folder / f"{name}.json", content)
+    (folder / f"{name}.png").unlink(missing_ok=True)
+    if report.picture:
+        report.picture(path=folder / f"{name}.png")
+    image = f"![{title}]({name}.png)" if report.picture else ""
+    sentences = "\n".join(f"- {sentence}" for sentence in report.sentences)
+    made = f"Command: `{command}`. {measured}".strip()
+    page = [f"# {title}", report.table, image, sentences, "## How it was made", made,
+            study.notes.strip(), report.details]  # fmt: skip
+    replace_file(folder / f"{name}.md", "\n\n".join(filter(None, page)) + "\n")
+    return Page(content, "\n\n".join(filter(None, [title, report.table, sentences, made])))
 
-    Raises:
-        InputError: it is in the way, or nothing can be written there.
-    """
-    there = next(it for it in (folder, *folder.absolute().parents) if it.exists())
+
+def write_index(names: Iterable[str], folder: Path, index: Path) -> None:
+    """Write a line for each study: its page, command and main figure."""
+    lines = []
+    for name in names:
+        page = read_record(folder / f"{name}.json") or {"headline": "not run"}
+        link = Path(os.path.relpath(folder / f"{name}.md", index.parent)).as_posix()
+        study = f"[{page['title']}]({link})" if "title" in page else ""
+        command = f"`{page.get('command', f'recblr reproduce {name}')}`"
+        lines.append({"study": study, "command": command, "result": page["headline"]})
+    about = (
+        "Each command makes the measurements that are missing, and writes its page and this one."
+    )
+    replace_file(index, f"{INDEX}\n\n{table([*lines[0]], lines)}\n\n{about}\n")
+
+
+def check_folder(folder: Path, index: Path, name: str, command: str) -> None:
+    """Refuse, before long work, to write a page over another file: InputError."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"{folder}: no folder can be written there; name another with -o")
+        raise InputError(f"{folder}: this folder cannot be written; choose another with -o")
     if index.exists() and not index.read_text(errors="replace").startswith(INDEX):
-        raise InputError(f"{index} is not ours to write over; name another folder with -o")
-    page = read_record(folder / f"{name}.json")
-    if page is not None and page.get("command") != command:
-        raise InputError(
-            f"{folder / name}.json is of {page.get('command')!r}, not of {command!r}; name another "
-            "folder with -o"
-        )
+        raise InputError(f"{index} is not an index of studies; choose another folder with -o")
+    other = (read_record(folder / f"{name}.json") or {}).get("command", command)
+    if other != command:
+        wrong = f"{folder / name}.json is of {other!r}, not of {command!r}"
+        raise InputError(f"{wrong}; choose another folder with -o")
 
 
 def read_record(path: Path) -> Record | None:
-    """A JSON object that was kept, None where there is none.
-
-    Raises:
-        InputError: the file holds something else.
-    """
-    if not path.exists():
-        return None
+    """A JSON object; None where there is no such file. InputError if the file holds something else."""
     try:
-        found = json.loads(path.read_text())
+        record = json.loads(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it") from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict | None):
         raise InputError(f"{path}: holds no JSON object; delete it")
-    return found
+    return record
 
 
-def write(name: str, command: str, title: str, report: Report, why: Why, folder: Path) -> Page:
-    """Write <name>.md, .json and .png to ``folder``."""
-    about = measured_on(report.records)
-    content = {
-        "study": name,
-        "title": title,
-        "command": command,
-        "headline": report.headline,
-        "verdict": report.verdict,
-        "measured": about,
-        "not_measured": [
-            {"dataset": dataset, "row": row, "why": reason}
-            for (dataset, row), reason in why.items()
-        ],
-        **report.data,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / f"{name}.png"
-    picture.unlink(missing_ok=True)
-    image = ""
-    if report.draw is not None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(layout="constrained")
-        report.draw(figure)
-        figure.savefig(picture, dpi=160)
-        image = f"![{title}]({picture.name})"
-    made = f"Made by `{content['command']}`. {about}"
-    parts = [f"# {title}", report.verdict, image, report.summary, report.details, made]
-    replace_file(folder / f"{name}.md", _paragraphs(parts) + "\n")
-    replace_file(folder / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return Page(content, _paragraphs([title, report.verdict, report.summary, made]))
-
-
-def _paragraphs(parts: Iterable[str]) -> str:
-    return "\n\n".join(part for part in parts if part)
-
-
-def write_index(names: Iterable[str], folder: Path, page: Path) -> None:
-    """One line a study: command, our figure, verdict, when and on what, where to read more."""
-    rows = []
-    for name in names:
-        found = read_record(folder / f"{name}.json")
-        if found is None:
-            rows.append([f"`recblr reproduce {name}`", "", "not run yet", "", ""])
-            continue
-        link = os.path.relpath(folder / f"{name}.md", page.parent)
-        rows.append(
-            [f"`{found['command']}`", found["headline"], found["verdict"], found["measured"],
-             f"[{found['title']}]({Path(link).as_posix()})"]
-        )  # fmt: skip
-    head = ["command", "our figure", "verdict", "measured", "more"]
-    lines = [head, ["---"] * len(head), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    about = "Each is one command, which makes what is missing and writes its page and this one."
-    replace_file(page, f"{INDEX}\n\n{about}\n\n{table}\n")
-
-
-def measured_on(records: Sequence[Mapping[str, Any]]) -> str:
-    """When, on what, and of which commits."""
-    if not records:
-        return ""
-    kinds = {
-        *(record["hardware"] for record in records),
-        *(record["gpu"] for record in records if "gpu" in record),
-    }
-    about = [
-        *_ends(sorted({record["date"][:10] for record in records})),
-        *sorted(kinds),
-        *sorted({f"torch {record['versions']['torch']}" for record in records}),
-    ]
-    commits = sorted({record["commit"] or "unknown" for record in records})
-    return f"{', '.join(about)}; commit{'s' * (len(commits) > 1)} {', '.join(commits)}."
-
-
-def _ends(dates: list[str]) -> list[str]:
-    return dates if len(dates) < 3 else [f"{dates[0]} to {dates[-1]}"]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned in plain text as well."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines
-    )  # fmt: skip
-
-
-def number(value: float | None) -> str:
-    """Three digits, no exponent; nothing for what is not known."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def p_value(p: float) -> str:
-    """A p as it is written in text."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def reason(error: Exception) -> str:
-    """What a message says is wrong, without what to do about it and what the system said."""
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return first.split("; ")[0].split(" (")[0]
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object that :func:`read_record` reads."""
+    replace_file(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Another process may be writing the same page."""
+    """Write a file in one step, as another process may be writing the same one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(text)
     os.replace(new, path)
+
+
+def measured_on(records: Sequence[Record]) -> str:
+    """The dates, hardware, versions of torch and commits of the records."""
+    dates = sorted({record["date"][:10] for record in records})
+    period = dates if len(dates) < 3 else [f"{dates[0]} to {dates[-1]}"]
+    machines = {it[kind] for it in records for kind in ("hardware", "gpu") if kind in it}
+    versions = {f"torch {record['versions']['torch']}" for record in records}
+    commits = sorted({record["commit"] or "unknown" for record in records})
+    about = ", ".join([*period, *sorted(machines), *sorted(versions)])
+    word = "commit" if len(commits) == 1 else "commits"
+    return f"{about}; {word} {', '.join(commits)}." if records else ""
+
+
+def table(columns: Mapping[str, str] | Sequence[str], lines: Sequence[Line]) -> str:
+    """A Markdown table, aligned in plain text too; ``columns`` are keys of the lines, or headings by
+    key, and those without any text are left out."""
+    head = columns if isinstance(columns, Mapping) else {it: it.replace("_", " ") for it in columns}
+    padded = []
+    for key in head:
+        texts = [head[key], *(_text(key, line.get(key)) for line in lines)]
+        if any(texts[1:]):
+            width = max(3, *map(len, texts))
+            title, *rest = (text.ljust(width) for text in texts)
+            padded.append([title, "-" * width, *rest])
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*padded, strict=True))
+
+
+def _text(key: str, value: Any) -> str:
+    """A value as text: an interval by its ends, a number without exponent and needless digits."""
+    if isinstance(value, list):
+        return " to ".join(_text(key, end) for end in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {it:g}" for name, it in value.items())
+    if isinstance(value, float):
+        digits = 0 if value >= 1000 else 1 if value >= 10 else 2 if value >= 1 else 4
+        return f"{value:{FORMATS.get(key, f',.{digits}f')}}"
+    return f"{value:,}" if isinstance(value, int) else value or ""

@@ -45,12 +45,17 @@ class RecommendedItem(Struct, omit_defaults=True):
     title: str = ""
 
 
-class Recommendations(Struct):
-    """Items, best first. ``basis`` is "popularity" if the model knows no item of the history."""
+class Recommendations(Struct, omit_defaults=True):
+    """Items, best first. ``basis`` is "popularity" if the model knows no item of the history.
+
+    ``reason`` says why the list is empty, or why its basis is popularity. ``warnings`` name the ids of
+    the request that the model does not know; they have no effect."""
 
     model: ModelHash
     basis: Literal["history", "popularity"]
     items: list[RecommendedItem]
+    reason: str = ""
+    warnings: list[str] = []
 
 
 class RecordResponse(Struct, omit_defaults=True):

@@ -25,7 +25,6 @@ from recblr.serving.fair_queue import BusyError
 from recblr.serving.http_input import JSON, RefusedError
 from recblr.serving.keys import ADMIN, DEFAULT_TENANT, Keys
 from recblr.serving.operations import Operations
-from recblr.serving.parsing import InvalidError
 from recblr.serving.storage import StorageError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -33,7 +32,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 # Mean delay of a 429. A client that retries at once would take time from the other tenants.
 BUSY_SECONDS = 0.5
 STATUSES: dict[type[Exception], int] = {
-    InvalidError: 422,
     InputError: 422,
     BusyError: 429,
     StorageError: 503,

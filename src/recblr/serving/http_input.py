@@ -7,8 +7,9 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from recblr.data.vocabulary import check_id
 from recblr.serving.api import Operation
-from recblr.serving.parsing import InvalidError, TooDeepError, parse_id, parse_json
+from recblr.serving.parsing import InvalidError, TooDeepError, parse_json
 from recblr.serving.storage import User
 
 JSON = "application/json"
@@ -58,7 +59,7 @@ def read_user(tenant: str, request: Request) -> User:
         text = unquote_to_bytes(request.path_params["user_id"]).decode()
     except UnicodeDecodeError:
         raise InvalidError("user_id: not UTF-8") from None
-    return tenant, parse_id(text, "user_id")
+    return tenant, check_id(text, "user_id")
 
 
 def read_query(request: Request, operation: Operation) -> dict[str, Any]:
@@ -77,4 +78,4 @@ def read_query(request: Request, operation: Operation) -> dict[str, Any]:
 
 def read_ids(values: list[str | int], name: str) -> tuple[str, ...]:
     """The ids in a list of the body; ``name`` is the field for error messages."""
-    return tuple(parse_id(value, f"{name}[{number}]") for number, value in enumerate(values))
+    return tuple(check_id(value, f"{name}[{number}]") for number, value in enumerate(values))

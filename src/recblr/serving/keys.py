@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from recblr.errors import InputError
+from recblr.files import check_writable, write_errors
 
 ADMIN = "admin"  # the tenant that may swap models and read metrics, and has no users
 DEFAULT_TENANT = "default"  # the tenant of all users of a server without keys
@@ -42,13 +43,15 @@ def add_key(path: Path, tenant: str) -> str:
     """
     if not tenant or not tenant.isprintable():
         raise InputError(f"tenant {tenant!r}: give a name of letters, digits or dashes")
+    check_writable(path)
     hashes = _read(path) if path.exists() else {}
     key = secrets.token_urlsafe(32)
     hashes.setdefault(tenant, []).append(_hash(key))
     new = path.with_name(f".{path.name}.new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(hashes, file, indent=1)
-    new.replace(path)
+    with write_errors(path):
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(hashes, file, indent=1)
+        new.replace(path)
     return key
 
 

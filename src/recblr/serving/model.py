@@ -1,6 +1,6 @@
 """A trained model for serving: adds events to the states of many users, and finds the best items."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recblr import artifact, retrieval
+from recblr.data.vocabulary import Vocabulary
 from recblr.errors import InputError
 from recblr.models.fused_step import FusedStep
 from recblr.models.model import RecurrentModel
@@ -32,6 +33,7 @@ class ServedModel:
         memory: the memory of transitions, or None.
         reach: how many of a user's last items the memory looks up.
         item_ids: item ids by row, with the types that they have in the log.
+        vocabulary: the same ids, for messages.
         index: searches the best items.
         start: (D + S,) the vector of a user without events.
         counts: (V,) how often each item occurs in the training part.
@@ -53,6 +55,7 @@ class ServedModel:
         self.memory = recommender.memory
         self.reach = self.memory.config.reach if self.memory is not None else 1
         self.hash = artifact.digest(path)[:16]
+        self.vocabulary = Vocabulary(recommender.data.item_ids, "item")
         self.item_ids: list[str | int] = recommender.data.item_ids.to_pylist()
         self._rows = {str(name): row for row, name in enumerate(self.item_ids)}
         self._fused = FusedStep(network) if isinstance(network, RecBLR) else None
@@ -66,6 +69,9 @@ class ServedModel:
         self.counts = recommender.data.item_counts
         self.popular = np.argsort(-self.counts, kind="stable")
 
+    def __repr__(self) -> str:
+        return f"ServedModel({self.name!r}, {self.hash}, {len(self.item_ids):,} items)"
+
     def hidden(self, vectors: np.ndarray) -> np.ndarray:
         """The hidden vectors (B, D) in vectors (B, D + S)."""
         return vectors[:, : self._width]
@@ -73,6 +79,12 @@ class ServedModel:
     def knows(self, item_id: str) -> bool:
         """Whether the model has an item."""
         return item_id in self._rows
+
+    def describe_unknown(self, item_ids: Iterable[str]) -> str:
+        """One line about the items that the model does not know; empty if it knows all."""
+        unknown = dict.fromkeys(name for name in item_ids if not self.knows(name))
+        texts = [self.vocabulary.from_text(name) for name in unknown]
+        return self.vocabulary.describe_unknown(texts) if texts else ""
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """The rows of items; items that the model does not know are left out."""

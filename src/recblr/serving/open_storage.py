@@ -30,6 +30,10 @@ def open_storage(
             # transaction. A shared cache could then hold a state that matches the version but not the
             # events.
             raise InputError("--cache needs a shared event log; pass --store postgresql://…")
+        if "://" in store:
+            raise InputError(f"--store {store}: give a file, or postgresql://… for a database")
+        if Path(store).is_dir():
+            raise InputError(f"--store {store!r} is a folder; give a file")
         if not create and not Path(store).exists():
             raise InputError(f"{store}: no such event log; pass another with --store")
         return SQLiteLog(Path(store)), LocalCache(cached_users)

@@ -9,17 +9,21 @@ import numpy as np
 import torch
 from starlette.requests import Request
 
+from recblr.data.vocabulary import check_id
+from recblr.errors import InputError
 from recblr.influence import influence
 from recblr.models.recblr import RecBLR
+from recblr.recommending import NONE_LEFT
 from recblr.serving import api
 from recblr.serving.engine import Engine
 from recblr.serving.http_input import RefusedError, read_body, read_ids, read_query, read_user
 from recblr.serving.metrics import ServerMetrics
 from recblr.serving.model import ServedModel
 from recblr.serving.model_swaps import ModelSwaps
-from recblr.serving.parsing import InvalidError, parse_body, parse_event, parse_id
+from recblr.serving.parsing import parse_body, parse_event
 from recblr.serving.requests import Outcome, Query, RankedItems
 from recblr.serving.storage import Event, History
+from recblr.serving.timestamps import seconds_of
 
 MAX_EVENTS = 1_000  # in a request
 MAX_INFLUENCES = 1_000  # in a response
@@ -68,7 +72,8 @@ class Operations:
         ]  # fmt: skip
         if items is None:
             return api.RecordResponse(self.engine.model.hash, results)
-        return api.RecordResponse(items.model.hash, results, self._recommendations(items))
+        ranked = self._recommendations(items, f"user {valid[-1].user_id!r}")
+        return api.RecordResponse(items.model.hash, results, ranked)
 
     async def _record_one(self, tenant: str, body: object) -> api.RecordResponse:
         event = parse_event(body)
@@ -87,30 +92,45 @@ class Operations:
     async def recommend(self, tenant: str, request: Request) -> api.Recommendations:
         options = read_query(request, api.OPERATIONS["recommend"])
         query = Query(options["k"], options["hide_seen"])
-        answer = self.engine.recommend(read_user(tenant, request), query)
-        return self._recommendations(await asyncio.wrap_future(answer))
+        user = read_user(tenant, request)
+        ranked = await asyncio.wrap_future(self.engine.recommend(user, query))
+        return self._recommendations(ranked, f"user {user[1]!r}")
 
     async def recommend_for(self, tenant: str, request: Request) -> api.Recommendations:
         body = parse_body(await read_body(request), api.RecommendRequest)
         if (body.user_id is None) == (body.history is None):
             raise RefusedError(422, "give either user_id or history")
         allow = None if body.allow is None else read_ids(body.allow, "allow")
-        query = Query(body.k, body.hide_seen, allow, read_ids(body.deny, "deny"))
+        deny, history = read_ids(body.deny, "deny"), read_ids(body.history or [], "history")
+        query = Query(body.k, body.hide_seen, allow, deny)
         if body.user_id is not None:
-            answer = self.engine.recommend((tenant, parse_id(body.user_id, "user_id")), query)
+            user_id = check_id(body.user_id, "user_id")
+            ranked = await asyncio.wrap_future(self.engine.recommend((tenant, user_id), query))
+            answer = self._recommendations(ranked, f"user {user_id!r}")
         else:
-            history = read_ids(body.history or [], "history")
-            answer = self.engine.recommend_for_history(tenant, history, query)
-        return self._recommendations(await asyncio.wrap_future(answer))
+            ranked = await asyncio.wrap_future(
+                self.engine.recommend_for_history(tenant, history, query)
+            )
+            answer = self._recommendations(ranked, "the history")
+        for name, ids in (("history", history), ("allow", allow or ()), ("deny", deny)):
+            if not all(map(ranked.model.knows, ids)):
+                text = await asyncio.to_thread(ranked.model.describe_unknown, ids)
+                answer.warnings.append(f"{name}: {text}")
+        return answer
 
-    def _recommendations(self, ranked: RankedItems) -> api.Recommendations:
+    def _recommendations(self, ranked: RankedItems, whom: str) -> api.Recommendations:
         ids = [ranked.model.item_ids[row] for row in ranked.rows]
         scores = np.asarray(ranked.scores, np.float64).round(6).tolist()
         items = [
             api.RecommendedItem(item_id, score, self._titles.get(str(item_id), ""))
             for item_id, score in zip(ids, scores, strict=True)
         ]
-        return api.Recommendations(ranked.model.hash, ranked.basis, items)
+        reason = ""
+        if not items:
+            reason = NONE_LEFT
+        elif ranked.basis == "popularity":
+            reason = f"{whom} has no item that the model knows"
+        return api.Recommendations(ranked.model.hash, ranked.basis, items, reason)
 
     # ---- users -----------------------------------------------------------------------------------
 
@@ -137,7 +157,7 @@ class Operations:
             known_events=description.known,
             last_event_id=event_id,
             last_timestamp=timestamp,
-            age=time.time() - timestamp,
+            age=time.time() - seconds_of(timestamp),
             state_bytes=description.model.start.nbytes,
             history=history,
         )
@@ -158,7 +178,8 @@ class Operations:
             best = await asyncio.wrap_future(self.engine.recommend(user, Query(1)))
             item_id = str(best.model.item_ids[best.rows[0]]) if len(best.rows) else ""
         if not model.knows(item_id):
-            raise RefusedError(404, f"the model does not know the item {item_id!r}")
+            text = await asyncio.to_thread(model.describe_unknown, [item_id])
+            raise RefusedError(404, text)
         return await asyncio.to_thread(self._explain, model, events, item_id)
 
     def _explain(self, model: ServedModel, events: History, item_id: str) -> api.InfluenceResponse:
@@ -181,7 +202,7 @@ class Operations:
 
     async def swap(self, tenant: str, request: Request) -> api.SwapResponse:
         body = parse_body(await read_body(request), api.SwapRequest)
-        return api.SwapResponse(*await self.swaps.swap(parse_id(body.name, "name")))
+        return api.SwapResponse(*await self.swaps.swap(check_id(body.name, "name")))
 
     async def live(self, tenant: str, request: Request) -> api.Health:
         return api.Health(self.engine.model.hash, "ok")
@@ -197,8 +218,8 @@ class Operations:
         return self.server_metrics.render()
 
 
-def _event_or_error(value: object) -> Event | InvalidError:
+def _event_or_error(value: object) -> Event | InputError:
     try:
         return parse_event(value)
-    except InvalidError as error:
+    except InputError as error:
         return error

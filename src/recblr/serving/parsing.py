@@ -5,17 +5,18 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from recblr.data.vocabulary import check_id
+from recblr.errors import InputError
 from recblr.serving.storage import Event
+from recblr.serving.timestamps import parse_timestamp
 
-MAX_ID_BYTES = 256
 MAX_DEPTH = 32
-MAX_TIMESTAMP = 1e15  # far beyond the microseconds of any calendar
 
 T = TypeVar("T")
 
 
-class InvalidError(ValueError):
-    """A request is malformed; the message is one line."""
+class InvalidError(InputError):
+    """A request is malformed."""
 
 
 class TooDeepError(InvalidError):
@@ -26,49 +27,28 @@ class EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """An event: which user acted on which item, and when.
 
     Ids have 1 to 256 bytes. The client chooses ``event_id``; an event that is sent twice counts once.
-    ``timestamp`` is a number that grows with time: seconds since 1970, or any unit that all events of
-    the user share.
+    ``timestamp`` is seconds, milliseconds, microseconds or nanoseconds since 1970, of our days, or an
+    ISO 8601 date, in UTC without a zone. It is stored in seconds. Any other number that grows with time
+    is stored as it is.
     """
 
     event_id: str | int
     user_id: str | int
     item_id: str | int
-    timestamp: float
+    timestamp: int | float | str
 
 
 def parse_event(value: object) -> Event:
     """An event from decoded JSON.
 
     Raises:
-        InvalidError: a field is missing, unknown or invalid.
+        InputError: a field is missing, unknown or invalid.
     """
     body = parse_body(value, EventBody)
-    if not abs(body.timestamp) <= MAX_TIMESTAMP:
-        raise InvalidError(
-            f"timestamp: must be within ±{MAX_TIMESTAMP:.0e}, found {body.timestamp}"
-        )
     return Event(
-        parse_id(body.event_id, "event_id"), parse_id(body.user_id, "user_id"),
-        parse_id(body.item_id, "item_id"), body.timestamp + 0.0,
+        check_id(body.event_id, "event_id"), check_id(body.user_id, "user_id"),
+        check_id(body.item_id, "item_id"), parse_timestamp(body.timestamp),
     )  # fmt: skip
-
-
-def parse_id(value: str | int, name: str) -> str:
-    """An id as text; ``name`` is the field for error messages.
-
-    Raises:
-        InvalidError: the id is empty, too long, or not valid Unicode.
-    """
-    text = str(value)
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidError(f"{name}: contains an unpaired surrogate") from None
-    if not 0 < size <= MAX_ID_BYTES:
-        raise InvalidError(f"{name}: must have 1 to {MAX_ID_BYTES} bytes, found {size}")
-    if "\0" in text:
-        raise InvalidError(f"{name}: contains a NUL character")
-    return text
 
 
 def parse_body(value: object, kind: type[T]) -> T:

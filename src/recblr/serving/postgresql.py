@@ -69,7 +69,7 @@ class PostgreSQLLog(SQLLog):
     ERRORS = psycopg.Error
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._url, self._units = url, {}
         try:
             with closing(psycopg.connect(url, connect_timeout=5)) as connection:
                 _create_tables(connection)

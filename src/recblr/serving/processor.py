@@ -37,6 +37,7 @@ from recblr.serving.storage import (
     StorageError,
     User,
 )
+from recblr.serving.timestamps import to_unit
 from recblr.serving.user_states import NewEvents, UserStates
 
 REBUILT_USERS = 4  # users whose snapshots are rebuilt at once
@@ -141,13 +142,15 @@ class RequestProcessor:
     def _record(
         self, requests: list[RecordEvents], transaction: _Transaction
     ) -> list[list[Outcome]]:
+        by_request = [self._in_unit_of_log(request) for request in requests]
         versions = iter(self._log.add(
-            [(request.tenant, event) for request in requests for event in request.events]
+            [(request.tenant, event)
+             for request, events in zip(requests, by_request, strict=True) for event in events]
         ))  # fmt: skip
         answers = []
-        for request in requests:
+        for request, events in zip(requests, by_request, strict=True):
             outcomes = []
-            for event in request.events:
+            for event in events:
                 version = next(versions)
                 if version > 0:
                     user = request.tenant, event.user_id
@@ -155,6 +158,16 @@ class RequestProcessor:
                 outcomes.append(_outcome(event, version))
             answers.append(outcomes)
         return answers
+
+    def _in_unit_of_log(self, request: RecordEvents) -> Sequence[Event]:
+        unit = self._log.unit(request.tenant)
+        if unit == "seconds":
+            return request.events
+        times = to_unit(np.array([event.timestamp for event in request.events]), "seconds", unit)
+        return [
+            event._replace(timestamp=time)
+            for event, time in zip(request.events, times, strict=True)
+        ]
 
     def _erase(
         self, requests: list[EraseUser], transaction: _Transaction

@@ -1,7 +1,11 @@
 """Rebuild all states from the event log, and compare them with offline scoring."""
 
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,12 +14,15 @@ import torch
 
 from recblr.data.batches import pack_latest
 from recblr.data.log import Interactions, read_log
+from recblr.data.times import unit_of
+from recblr.data.vocabulary import check_id
 from recblr.errors import InputError
 from recblr.progress import progress
 from recblr.serving.keys import DEFAULT_TENANT
 from recblr.serving.model import ServedModel
 from recblr.serving.open_storage import open_storage
-from recblr.serving.storage import Event, EventLog, State, User
+from recblr.serving.storage import Event, EventLog, History, State, User
+from recblr.serving.timestamps import to_unit
 from recblr.serving.user_states import UserStates
 
 BATCH_USERS, BATCH_EVENTS = 256, 10_000  # in one transaction
@@ -28,58 +35,133 @@ T = TypeVar("T")
 
 def replay(
     model: Path, store: str, source: str | None = None, cache: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Rebuild all snapshots from the event log. The events of the log ``source``, if given, are added
     first.
 
-    An added event has the id ``<file>:<row>``, so adding a log twice has no effect. Its dates become
-    seconds since 1970; its numbers do not change. ``columns`` as for :func:`read_log`.
+    An event that the event log has already, with the same user, item and time, is not added again, so
+    adding a log twice has no effect. Equal rows of ``source`` are as many events. ``columns`` as for
+    :func:`read_log`.
 
     Returns:
-        ``users`` and ``events`` in the event log, how many events were ``added``, and ``seconds``.
+        ``users`` and ``events`` in the event log, how many events of ``source`` were ``added`` and how
+        many were ``present``, and ``seconds``.
     """
     if columns is not None and source is None:
         raise InputError("--columns describes a log; pass it with --log")
     begin = time.perf_counter()
     served = ServedModel(model)
     interactions = None if source is None else read_log(source, columns=columns)
+    if interactions is not None:
+        _warn_of_unknown_items(served, interactions)
     log, cached = open_storage(store, cache, BATCH_USERS)  # last: an error leaves no new file
-    states = UserStates(log, cached, served)
-    added = 0 if interactions is None else _add(log, interactions)
-    events, users = 0, list(log.users())
-    with progress("replaying", len(users)) as advance:
-        for batch in _batches(users, BATCH_USERS):
-            rebuilt = states.rebuild(batch, from_scratch=True)
-            events += sum(state.count for state in rebuilt.values())
-            advance(len(batch))
-    log.close()
-    seconds = time.perf_counter() - begin
-    return {"users": len(users), "events": events, "added": added, "seconds": seconds}
+    try:
+        states = UserStates(log, cached, served)
+        added = 0 if interactions is None else _add(log, interactions)
+        events, users = 0, list(log.users())
+        with progress("replaying", len(users)) as advance:
+            for batch in _batches(users, BATCH_USERS):
+                rebuilt = states.rebuild(batch, from_scratch=True)
+                events += sum(state.count for state in rebuilt.values())
+                advance(len(batch))
+    finally:
+        log.close()
+    return {
+        "users": len(users),
+        "events": events,
+        "added": added,
+        "present": (0 if interactions is None else len(interactions)) - added,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def _warn_of_unknown_items(served: ServedModel, interactions: Interactions) -> None:
+    if text := served.describe_unknown(map(str, interactions.item_ids.to_pylist())):
+        warnings.warn(
+            f"{interactions.source}: {text}; their events are kept for a later model", stacklevel=3
+        )
 
 
 def _add(log: EventLog, interactions: Interactions) -> int:
-    """Add interactions to an event log; returns how many were new."""
-    name = Path(interactions.source).name
-    users, items = interactions.user_ids.to_pylist(), interactions.item_ids.to_pylist()
-    count = len(interactions)
-    times = np.arange(count) if interactions.timestamps is None else interactions.timestamps
-    if interactions.dates:
-        times = times / 1e6
+    """Add the interactions that an event log does not have; returns how many.
+
+    Raises:
+        InputError: an id is too long, or the order of some events is unknown.
+    """
+    users, items = (_texts(interactions, name) for name in ("user", "item"))
+    rows = np.arange(len(interactions))
+    times = rows if interactions.timestamps is None else interactions.timestamps
+    try:
+        stamps = to_unit(times, interactions.unit, log.unit(DEFAULT_TENANT))
+    except InputError as error:
+        raise InputError(f"{interactions.source}: {error}") from None
+    order = np.lexsort((times, interactions.users))  # stable: rows at one time keep their order
+    starts = np.flatnonzero(np.diff(interactions.users[order], prepend=-1))
+    by_user = np.split(order, starts[1:])
     added = 0
-    with progress("adding events", count) as advance:
-        for rows in _batches(range(count), BATCH_EVENTS):
-            events = [
-                Event(f"{name}:{row:012d}", str(users[interactions.users[row]]),
-                      str(items[interactions.items[row]]), float(times[row]))
-                for row in rows
-            ]  # fmt: skip
+    with progress("adding events", len(order)) as advance:
+        for batch in _batches(by_user, BATCH_USERS):
+            names = [(DEFAULT_TENANT, users[interactions.users[rows[0]]]) for rows in batch]
+            new: list[Event] = []
             with log.transaction():
-                log.lock(list({(DEFAULT_TENANT, event.user_id) for event in events}))
-                versions = log.add([(DEFAULT_TENANT, event) for event in events])
-                added += sum(version > 0 for version in versions)
-            advance(len(rows))
+                versions = log.lock(names)
+                for user, version, rows in zip(names, versions, batch, strict=True):
+                    wanted = [(stamps[row], items[interactions.items[row]]) for row in rows]
+                    history = log.events(user) if version else []
+                    if interactions.timestamps is None:
+                        _check_places(interactions.source, user, history, wanted)
+                    new += _new_events(user, wanted, history)
+                    advance(len(rows))
+                for part in _batches(new, BATCH_EVENTS):
+                    versions = log.add([(DEFAULT_TENANT, event) for event in part])
+                    if min(versions) <= 0:
+                        event_id = part[versions.index(min(versions))].event_id
+                        raise InputError(f"another event in {log.name} has the id {event_id!r}")
+            added += len(new)
     return added
+
+
+def _texts(interactions: Interactions, kind: str) -> list[str]:
+    """The ids of the users or items as text."""
+    ids = getattr(interactions, f"{kind}_ids").to_pylist()
+    return [check_id(name, f"{interactions.source}: {kind}_id {name!r}") for name in ids]
+
+
+def _new_events(user: User, wanted: Sequence[tuple[float, str]], history: History) -> list[Event]:
+    """The events of a user, as (timestamp, item id) in order, that are not in ``history`` yet.
+
+    The number at the start of an event id keeps the order of events with equal timestamps, of which
+    some may differ in nanoseconds.
+    """
+    present = Counter((timestamp, item_id) for timestamp, _, item_id in history)
+    ids = {event_id for _, event_id, _ in history}
+    events = []
+    number, last = 0, None
+    for timestamp, item_id in wanted:
+        number = number + 1 if timestamp == last else 0
+        last = timestamp
+        if present[timestamp, item_id]:
+            present[timestamp, item_id] -= 1
+            continue
+        content = json.dumps([user[1], item_id, timestamp])
+        digest = blake2b(content.encode(), digest_size=16).hexdigest()
+        while (event_id := f"{number:09d}-{digest}") in ids:
+            number += 1
+        events.append(Event(event_id, user[1], item_id, timestamp))
+    return events
+
+
+def _check_places(
+    source: str, user: User, history: History, wanted: Sequence[tuple[float, str]]
+) -> None:
+    """InputError if a user has events without a time that are not in this log without times."""
+    places = {(timestamp, item_id) for timestamp, _, item_id in history if not unit_of(timestamp)}
+    if not places <= set(wanted):
+        raise InputError(
+            f"{source}: has no times, and user {user[1]!r} has events of another log without times, so "
+            "that their order is unknown; add a column timestamp, or give another --store"
+        )
 
 
 @torch.inference_mode()

@@ -1,7 +1,6 @@
 """Start a server: load the model, open the storage, listen on a port."""
 
 import gc
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,9 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name of a host may be no text that can be encoded
         bound.close()
-        reason = os.strerror(error.errno or 0)
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{host}:{port}: {reason}; choose another address or port") from None
     return bound
 

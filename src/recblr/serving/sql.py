@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from recblr.data.times import unit_of
 from recblr.serving.storage import (
     EventKey,
     History,
@@ -26,6 +27,7 @@ class SQLLog:
     """
 
     name: str
+    _units: dict[str, str]  # of tenants
     inside = False  # whether a transaction is open
     BEGIN: ClassVar[str]
     ERRORS: ClassVar[type[Exception]]
@@ -48,6 +50,12 @@ class SQLLog:
             self.inside = False
             if self._in_transaction():
                 self._do("ROLLBACK")
+
+    def unit(self, tenant: str) -> str:
+        if tenant not in self._units:
+            row = self._one("SELECT timestamp FROM events WHERE tenant = ? LIMIT 1", (tenant,))
+            self._units[tenant] = (row and unit_of(row[0])) or "seconds"
+        return self._units[tenant]
 
     def events(self, user: User) -> History:
         return self._all(

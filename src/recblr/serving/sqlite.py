@@ -59,9 +59,10 @@ class SQLiteLog(SQLLog):
     ERRORS = apsw.Error
 
     def __init__(self, path: Path) -> None:
+        self.name, self._units = str(path), {}
         try:
-            self.name = str(path)
-            self._connection = apsw.Connection(self.name)
+            # The absolute path, as SQLite keeps "" and ":memory:" in memory.
+            self._connection = apsw.Connection(str(path.absolute()))
             for pragma in PRAGMAS:
                 self._run(f"PRAGMA {pragma}")
             self._run(self.BEGIN)
@@ -85,6 +86,12 @@ class SQLiteLog(SQLLog):
         except apsw.BusyError:
             raise InputError(
                 f"{path} is open in another process; stop that server or choose another file"
+            ) from None
+        except apsw.Error as error:  # a damaged file, a read-only file, a full disk
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{path} cannot be used as an event log ({reason}); restore it from a backup, or "
+                "choose another file"
             ) from None
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:

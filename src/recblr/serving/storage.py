@@ -31,7 +31,7 @@ class Event(NamedTuple):
     event_id: str
     user_id: str
     item_id: str
-    timestamp: float
+    timestamp: float  # in the unit that EventLog.unit returns
 
     @property
     def key(self) -> EventKey:
@@ -121,6 +121,9 @@ class EventLog(Protocol):
 
     def lock(self, users: Sequence[User]) -> list[int]:
         """Lock users until the transaction ends; their versions, 0 for those without events."""
+
+    def unit(self, tenant: str) -> str:
+        """The unit of a tenant's timestamps: seconds, or what version 0.1.0 has stored."""
 
     def versions(self, users: Sequence[User]) -> list[int]:
         """The users' versions, 0 for those without events. Every change gives a higher version."""

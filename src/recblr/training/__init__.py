@@ -1,1 +1,1 @@
-"""Training of a model on the training part of a log."""
+"""Train a model on the training part of a log."""

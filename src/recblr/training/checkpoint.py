@@ -1,4 +1,4 @@
-"""The checkpoint of a training run: one file, replaced at once after every epoch."""
+"""The checkpoint of a training run: one file, replaced atomically after every epoch."""
 
 import json
 import os
@@ -27,7 +27,7 @@ class OtherRunError(InputError):
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training run stands or ended. Epochs count from 1; 0 is none yet."""
+    """The progress or the end of a training run. Epochs count from 1; 0 means none yet."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -38,12 +38,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one run saves and restores.
+    """The state of a run that is saved and restored.
 
     Attributes:
         model, average: the model in training and the moving average of its weights.
-        optimizer: of the model.
-        config: how it is trained, resolved for the model.
+        optimizer: the optimiser of the model.
+        config: the training settings, resolved for the model.
         data: the log.
     """
 
@@ -54,7 +54,7 @@ class Checkpoint:
     data: Sequences
 
     def save(self, folder: Path, run: Trained, best: Mapping[str, Tensor]) -> None:
-        """Write weights, best weights, the optimiser's moments and the state of the run."""
+        """Write the weights, the best weights, the optimiser state and the state of the run."""
         weights = {"model": self.model.state_dict(), "average": self.average.state_dict()}
         tensors = {
             f"{part}/{name}": tensor
@@ -64,21 +64,21 @@ class Checkpoint:
         for name, parameter in self.model.named_parameters():
             for key, tensor in self.optimizer.state[parameter].items():
                 tensors[f"{key}/{name}"] = tensor
-        about = {
+        metadata = {
             "run": asdict(run), "name": type(self.model).__name__,
             "model": asdict(self.model.config), "config": asdict(self.config),
             "data": self.data.fingerprint,
         }  # fmt: skip
         path = folder / CHECKPOINT
         temporary = path.with_suffix(".writing")
-        save_file(tensors, temporary, {"about": json.dumps(about)})
+        save_file(tensors, temporary, {"about": json.dumps(metadata)})
         os.replace(temporary, path)
 
     def load(self, folder: Path) -> tuple[Trained, dict[str, Tensor]]:
-        """Restore weights and optimiser; return the state of the run and its best weights.
+        """Restore the weights and the optimiser; return the state of the run and its best weights.
 
         Raises:
-            InputError: there is no checkpoint, or it is damaged or, as OtherRunError, of another run.
+            InputError: the checkpoint is missing or damaged, or (OtherRunError) of another run.
         """
         path = folder / CHECKPOINT
         if not path.exists():
@@ -86,12 +86,12 @@ class Checkpoint:
         parts: dict[str, dict[str, Tensor]] = {}
         try:
             with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["about"])
+                metadata = json.loads(file.metadata()["about"])
                 for key in file.keys():  # noqa: SIM118 - not a mapping
                     part, name = key.split("/", 1)
                     parts.setdefault(part, {})[name] = file.get_tensor(key)
-            run = Trained(**about["run"])
-            difference = self._difference(about)
+            run = Trained(**metadata["run"])
+            difference = self._difference(metadata)
             if not difference:
                 self.model.load_state_dict(parts.pop("model"))
                 self.average.load_state_dict(parts.pop("average"))
@@ -106,24 +106,26 @@ class Checkpoint:
         if difference:
             raise OtherRunError(
                 f"{path} belongs to another run ({difference}); resume with the settings and the log "
-                "that it began with"
+                "of that run"
             )
         return run, best
 
-    def _difference(self, about: Mapping[str, Any]) -> str:
-        """How the run of a checkpoint differs from this one, "" if it does not. A setting that is new
-        since the checkpoint counts as its default."""
-        if about.get("name", type(self.model).__name__) != type(self.model).__name__:
+    def _difference(self, metadata: Mapping[str, Any]) -> str:
+        """The difference between the run of a checkpoint and this run, "" if there is none.
+
+        Settings added after the checkpoint was written have their defaults.
+        """
+        if metadata.get("name", type(self.model).__name__) != type(self.model).__name__:
             return "another model"
         try:
-            then = {
-                "model": build(type(self.model.config), about["model"], "model"),
-                "train": build(TrainConfig, about["config"], "train"),
+            saved = {
+                "model": build(type(self.model.config), metadata["model"], "model"),
+                "train": build(TrainConfig, metadata["config"], "train"),
             }
         except InputError:
-            return "a version with other settings"
+            return "settings of another version"
         for section, ours in (("model", self.model.config), ("train", self.config)):
-            for name, value in asdict(then[section]).items():
+            for name, value in asdict(saved[section]).items():
                 if value != getattr(ours, name):
                     return f"{section}.{name} = {value!r}, not {getattr(ours, name)!r}"
-        return "" if about["data"] == self.data.fingerprint else "another log"
+        return "" if metadata["data"] == self.data.fingerprint else "another log"

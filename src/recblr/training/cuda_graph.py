@@ -1,7 +1,7 @@
-"""Replaying a function of tensors as a CUDA graph, and the fixed shapes that a graph needs.
+"""Replay a function of tensors as a CUDA graph, and provide the fixed shapes that a graph needs.
 
-A step of a small model is hundreds of kernels that a GPU finishes faster than the host can launch
-them. A graph launches them all at once.
+A step of a small model runs hundreds of kernels, which a GPU finishes faster than the host launches
+them. A graph launches all of them at once.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from recblr.data.batches import Spans
 from recblr.models.model import Model
 from recblr.training.config import TrainConfig
 
-_BUCKET = 1 << 14  # prefix samples are filled up to a multiple of this many rows
+_BUCKET = 1 << 14  # batches of prefix samples are filled to a multiple of this many rows
 
 T = TypeVar("T")
 
@@ -26,24 +26,25 @@ T = TypeVar("T")
 @dataclass(frozen=True, eq=False)
 class _Captured(Generic[T]):
     graph: torch.cuda.CUDAGraph
-    inputs: list[Tensor]  # what the graph reads
-    outputs: T  # what it writes
+    inputs: list[Tensor]  # the tensors that the graph reads
+    outputs: T  # the results that it writes
 
 
 class Graphed(Generic[T]):
-    """``function``, replayed as a CUDA graph where its inputs have shapes and dtypes seen before.
+    """``function``, replayed as a CUDA graph for inputs whose shapes and dtypes recur.
 
-    The first call of a signature runs the function, the second records it, later ones copy their
-    inputs into the graph's own and replay it. On another device every call simply runs the function.
+    For each signature of shapes and dtypes, the first call runs the function, the second captures it,
+    and later calls copy their inputs into those of the graph and replay it. On another device every
+    call runs the function.
 
-    The function must do the same work for the same shapes, look at no value on the host, and take
-    whatever else it reads or writes (weights, sums) from tensors that stay where they are. Gradients do
-    not flow through a call. What it returns belongs to the graph: it is valid until the next call.
+    The function must do the same work for the same shapes and read no value on the host; all other
+    tensors that it reads or writes (weights, sums) must keep their memory. A call has no gradient. Its
+    results belong to the graph and are valid until the next call.
 
     Args:
-        function: takes tensors that lie on one device.
-        graphs: as many signatures are recorded; further ones run as they are. The graphs share their
-            memory.
+        function: takes tensors on one device.
+        graphs: the most signatures to capture; calls of others run the function. The graphs share
+            their memory.
     """
 
     def __init__(self, function: Callable[..., T], graphs: int = 8) -> None:
@@ -64,8 +65,8 @@ class Graphed(Generic[T]):
                     return self._run(inputs)
                 self._captured[signature] = self._capture(inputs)
             captured = self._captured[signature]
-            for ours, theirs in zip(captured.inputs, inputs, strict=True):
-                ours.copy_(theirs, non_blocking=True)
+            for target, source in zip(captured.inputs, inputs, strict=True):
+                target.copy_(source, non_blocking=True)
             captured.graph.replay()
             return captured.outputs
 
@@ -78,7 +79,7 @@ class Graphed(Generic[T]):
         return torch.cuda.graph_pool_handle()
 
     def _run(self, inputs: tuple[Tensor, ...]) -> T:
-        """On the stream that records, as its libraries set themselves up for each stream."""
+        """Run the function on the stream of the captures, as libraries initialise for each stream."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -87,11 +88,11 @@ class Graphed(Generic[T]):
         return outputs
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured[T]:
-        """Recorded, but not run yet."""
-        graph, ours = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
+        """Capture the function without running it."""
+        graph, copies = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
         with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
-            outputs = self._function(*ours)
-        return _Captured(graph, ours, outputs)
+            outputs = self._function(*copies)
+        return _Captured(graph, copies, outputs)
 
 
 def has_fixed_shapes(model: Model, config: TrainConfig) -> bool:
@@ -100,17 +101,17 @@ def has_fixed_shapes(model: Model, config: TrainConfig) -> bool:
 
 
 def fill_bucket(starts: np.ndarray, stops: np.ndarray, longest: int) -> Spans:
-    """Add histories made of the first events of the log, up to a multiple of the bucket's rows.
+    """Add histories of the first events of the log, up to a multiple of the bucket size.
 
     Args:
         starts, stops: (B,) the histories of a batch.
         longest: the most events of an added history.
     """
     missing = -int((stops - starts).sum()) % _BUCKET
-    more = np.minimum(longest, missing - np.arange(0, missing, longest))
-    return np.append(starts, np.zeros_like(more)), np.append(stops, more)
+    lengths = np.minimum(longest, missing - np.arange(0, missing, longest))
+    return np.append(starts, np.zeros_like(lengths)), np.append(stops, lengths)
 
 
 def power_of_two(count: int) -> int:
-    """The smallest power of two that is at least ``count``: it recurs where a maximum varies."""
+    """The smallest power of two that is at least ``count``, so that few shapes occur."""
     return 1 << (count - 1).bit_length()

@@ -1,4 +1,4 @@
-"""The examples of an epoch: which parts of which histories each batch trains on.
+"""The examples of an epoch: the parts of the histories in each batch.
 
 Axes: U users.
 """
@@ -16,25 +16,25 @@ from recblr.data.sequences import Sequences
 from recblr.training.config import TrainConfig
 from recblr.training.cuda_graph import fill_bucket, power_of_two
 
-_CLOZE_PASSES = 5  # over the log in an epoch: each pass hides a fifth of its items or fewer
-_ROWS_AT_ONCE = 1 << 18  # events of several batches that are assembled in one go
+_CLOZE_PASSES = 5  # over the log per epoch: each pass masks about a fifth of the items, or fewer
+_ROWS_AT_ONCE = 1 << 18  # events that are packed at a time, for several batches
 
 
 def all_positions(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
-    """Every event but the first of each history is predicted once, from all events before it."""
+    """Predict every event except the first of each history once, from all earlier events."""
     rng = np.random.default_rng([config.seed, epoch])
     return _windows(data, config, epoch, rng)
 
 
 def prefixes(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
-    """Every prefix of a history is a sample, which predicts the event that follows it."""
+    """Every prefix of a history is a sample that predicts the next event."""
     rng = np.random.default_rng([config.seed, epoch])
     begins, ends = data.offsets[:-1], data.split.train_end
     return batches.prefixes(begins, ends, config.max_length, config.batch_size, rng)
 
 
 def cloze(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
-    """Whole histories, several times; the model hides some of their items and predicts these."""
+    """Whole histories, several times per epoch; the model masks some items and predicts them."""
     rng = np.random.default_rng([config.seed, epoch])
     passes = range(epoch * _CLOZE_PASSES, (epoch + 1) * _CLOZE_PASSES)
     return [spans for number in passes for spans in _windows(data, config, number, rng)]
@@ -59,15 +59,15 @@ def training_batches(
     users: np.ndarray | None = None, fixed_shapes: bool = False,
 ) -> Iterator[tuple[PackedBatch, bool]]:  # fmt: skip
     """The batches of an epoch, each with whether its first history continues the last history of the
-    batch before.
+    previous batch.
 
     Args:
-        items: the log; an array, or a tensor on the device of the batches.
-        epoch: where in the log the batches lie, from :data:`EXAMPLES`.
-        config: how to train.
-        users: (U + 1,) where the histories of the log begin, if the batches should name their users.
-        fixed_shapes: pad the batches to shapes that recur, for CUDA graphs: with histories of no event
-            at the end, and prefix samples with some histories without a target.
+        items: the items of the log; an array, or a tensor on the device of the batches.
+        epoch: the spans of the batches, from :data:`EXAMPLES`.
+        config: the training settings.
+        users: (U + 1,) the offsets of the users in the log, to set ``PackedBatch.users``.
+        fixed_shapes: pad the batches to few shapes, for CUDA graphs: with empty histories at the end,
+            and for prefix samples with histories without a target.
     """
     by_prefix = config.examples == "prefixes"
     targets: Targets = "last" if by_prefix else "all"
@@ -82,7 +82,7 @@ def training_batches(
         group = slice(first, first + at_once)
         packed = pack_each(items, spans[group], targets)
         for batch, (starts, stops) in zip(packed, epoch[group], strict=True):
-            if by_prefix:  # without the targets of the histories that fill a bucket
+            if by_prefix:  # histories that fill a bucket have no target
                 count = len(starts)
                 batch = replace(
                     batch, positions=batch.positions[:count], targets=batch.targets[:count]

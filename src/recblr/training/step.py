@@ -1,4 +1,4 @@
-"""One training step: the loss of a batch, its gradient, the update of the weights.
+"""A training step: the loss of a batch, the gradient, the update of the weights.
 
 Axes: M predicted positions, D the width of a vector.
 """
@@ -25,15 +25,15 @@ _SCANS: dict[str, ops.Implementation] = {
 
 
 class TrainingStep:
-    """The update of a model on a batch. On a GPU the step of a model whose shapes do not depend on
-    the items is replayed as a CUDA graph.
+    """The update of a model on a batch. On a GPU, the step of a model whose shapes do not depend on the
+    items is replayed as a CUDA graph.
 
     Args:
-        model, average: the model and the moving average of its weights, of the same shape.
-        config: how to train, resolved for the model.
+        model, average: the model, and a copy of it for the moving average of its weights.
+        config: the training settings, resolved for the model.
 
     Attributes:
-        optimizer: of the model.
+        optimizer: the optimiser of the model.
         loss: the mean loss since the start of the epoch.
     """
 
@@ -57,12 +57,12 @@ class TrainingStep:
             state: (1, …) the state before the first history.
 
         Returns:
-            The state (1, …) after the last history that has an event, valid until the next call. It is
-            detached: a history that continues in the next batch has the values of one pass, but the
-            gradient stops at the seam (truncated backpropagation through time).
+            The state (1, …) after the last history that is not empty, valid until the next call. It is
+            detached: a history that continues in the next batch has the same values as in one pass, but
+            its gradient stops between the batches (truncated backpropagation through time).
         """
         self.loss.count += len(batch.targets)
-        if self._config.scan == "sequence-padding":  # the state would be the one after the pads
+        if self._config.scan == "sequence-padding":  # the state after the pads is not usable
             return torch.zeros_like(self._run(sequence_padding(batch), state))
         return self._run(batch, state)
 
@@ -89,7 +89,7 @@ class TrainingStep:
 class LossMonitor:
     """The mean loss of an epoch.
 
-    Reading it waits for the device, so on a GPU it is read every 50 steps only.
+    Reading it waits for the device, so on a GPU it is read only every 50 steps.
 
     Attributes:
         total: () float64, the sum of the losses of all predicted positions.
@@ -102,15 +102,15 @@ class LossMonitor:
         self._interval, self._lr = 1 if device.type == "cpu" else 50, lr
 
     def start(self, epoch: int) -> None:
-        """Forget the losses of the epoch before; epochs count from 1."""
+        """Reset the sums; epochs count from 1."""
         self.total.zero_()
         self.count, self._epoch = 0, epoch
 
     def read(self, step: int, last: bool) -> float | None:
-        """The mean loss after ``step`` steps of an epoch; None at a step at which it is not read.
+        """The mean loss after ``step`` steps of the epoch, or None if this step does not read it.
 
         Raises:
-            DivergedError: it is not finite.
+            DivergedError: the loss is not finite.
         """
         if step % self._interval and not last:
             return None
@@ -126,18 +126,18 @@ class LossMonitor:
 
 
 def adam(model: Model, weight_decay: float = 0.0) -> torch.optim.Adam:
-    """The optimiser. Its learning rate is a tensor, which a CUDA graph reads anew at every step."""
+    """The optimiser. Its learning rate is a tensor, which a CUDA graph reads at every step."""
     lr = torch.zeros((), device=model.device)
     optimizer = torch.optim.Adam(
         model.parameters(), lr=lr, weight_decay=weight_decay, fused=True, capturable=lr.is_cuda
     )
-    # Otherwise torch warns about the steps that run outside a graph.
+    # Disables torch's warning about steps outside a graph.
     optimizer._warned_capturable_if_run_uncaptured = True
     return optimizer
 
 
 def learning_rate(config: TrainConfig, epoch: int, number: int, batches: int) -> float:
-    """The rate of update ``number`` of ``batches`` in ``epoch``, both from 0."""
+    """The learning rate of update ``number`` of ``batches`` in ``epoch``, both from 0."""
     done = epoch + number / batches
     rising = min(config.warmup_steps, batches * config.epochs // 5)
     warmup = min(1.0, (done * batches + 1) / max(1, rising))
@@ -146,8 +146,8 @@ def learning_rate(config: TrainConfig, epoch: int, number: int, batches: int) ->
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 if requested, or with "auto" where the processor has it."""
+    """Autocast to bfloat16 if requested, or for "auto" if the processor multiplies in bfloat16."""
     native = device.type != "cpu" or cpu.native_bfloat16()
     narrow = precision == "bfloat16" or (precision == "auto" and native)
-    # No bfloat16 copy of a weight is cached: a CUDA graph must make it anew at every replay.
+    # Do not cache bfloat16 copies of weights: each replay of a CUDA graph must copy them again.
     return torch.autocast(device.type, torch.bfloat16, enabled=narrow, cache_enabled=False)

@@ -2,13 +2,14 @@
 
 import copy
 import json
-import logging
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,59 +18,58 @@ from recblr.data.sequences import Sequences
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets
 from recblr.models.model import Model
-from recblr.progress import progress
+from recblr.progress import progress, report
 from recblr.training.checkpoint import Checkpoint, Trained
 from recblr.training.config import TrainConfig, resolve
 from recblr.training.cuda_graph import has_fixed_shapes
 from recblr.training.examples import EXAMPLES, training_batches
 from recblr.training.step import TrainingStep, learning_rate
 
-_LOGGER = logging.getLogger(__name__)
-
 
 class Trainer:
     """Trains a model on the training part of a log.
 
-    Every epoch starts from a seed of its own and ends in a checkpoint, so that a resumed run takes the
-    same steps as an uninterrupted one.
+    Every epoch has its own seed and ends with a checkpoint, so a resumed run takes the same steps as an
+    uninterrupted run.
 
     Args:
         model: a model of the items of ``data``, on the device to train on.
         data: the log, split.
-        config: how to train.
+        config: the training settings.
 
     Attributes:
-        config: resolved for the model.
-        average: the moving average of the model's weights, which is validated and kept.
+        config: the training settings, resolved for the model.
+        average: the moving average of the weights, which is validated and kept.
         loss: the mean loss of the current epoch.
 
     Raises:
-        InputError: the model cannot be trained in this way.
+        InputError: the model does not support a setting.
     """
 
     def __init__(self, model: Model, data: Sequences, config: TrainConfig) -> None:
-        self.model, self.data, self.config = model, data, resolve(config, model)
+        self.model, self.data = model, data
+        self.config = _with_usable_protocol(resolve(config, model), data)
         self.average = copy.deepcopy(model)
         self._training_step = TrainingStep(model, self.average, self.config)
         self.loss = self._training_step.loss
         on_cpu = model.device.type == "cpu"
-        # An array may be a file larger than memory; a GPU holds the log itself.
+        # The array may be a memory-mapped file larger than memory; for a GPU it is copied.
         self._items = data.items if on_cpu else torch.tensor(data.items, device=model.device)
         self._fixed_shapes = not on_cpu and has_fixed_shapes(model, self.config)
         self._state = self._zero_state = model.initial_state(1)
 
     def train(self, folder: Path, resume: bool = False) -> Trained:
-        """Train the model in place and leave it with the weights of its best validation epoch. Ctrl-C
-        ends a run with the best weights so far.
+        """Train the model in place; it ends with the weights of the best validation epoch. Ctrl-C ends
+        the run with the best weights so far.
 
         Args:
-            folder: where run.jsonl (one line per epoch) and the checkpoint are kept.
-            resume: continue from the checkpoint in ``folder``, whichever device wrote it.
+            folder: the folder of run.jsonl (one line per epoch) and of the checkpoint.
+            resume: continue from the checkpoint in ``folder``, which may be of another device.
 
         Raises:
-            DivergedError: the loss or a score is not finite; the last good checkpoint stays.
-            InputError: the checkpoint is damaged or, as OtherRunError, of another run.
-            KeyboardInterrupt: interrupted before the end of the first epoch.
+            DivergedError: the loss or a score is not finite; the last checkpoint remains.
+            InputError: the checkpoint is damaged or (OtherRunError) of another run.
+            KeyboardInterrupt: the first epoch was interrupted.
         """
         config, optimizer = self.config, self._training_step.optimizer
         checkpoint = Checkpoint(self.model, self.average, optimizer, config, self.data)
@@ -80,20 +80,21 @@ class Trainer:
         try:
             while run.epoch < config.epochs and run.epoch - run.best_epoch < config.patience:
                 loss, targets = self._train_epoch(run.epoch)
-                validation = validate(self.average, self.data, config)
+                protocols = validate(self.average, self.data, config)
+                validation = protocols[config.selection_protocol]
                 seconds = time.perf_counter() - started
                 run = replace(run, epoch=run.epoch + 1, seconds=seconds)
                 if run.validation is None or validation["NDCG@10"] > run.validation["NDCG@10"]:
                     run = replace(run, best_epoch=run.epoch, validation=validation)
                     best = {name: t.clone() for name, t in self.average.state_dict().items()}
                 checkpoint.save(folder, run, best)
-                _log_epoch(folder, run, config, loss, targets, validation)
+                _log_epoch(folder, run, config, loss, targets, protocols)
             run = replace(run, ended="epochs" if run.epoch == config.epochs else "converged")
         except KeyboardInterrupt:
             if not best:
                 raise
             run = replace(run, ended="interrupted")
-        optimizer.zero_grad()  # frees the gradients, and those of CUDA graphs
+        optimizer.zero_grad()  # frees the gradients, also those of CUDA graphs
         self.model.load_state_dict(best)
         self.model.eval()
         _log(folder, "end", **asdict(run))
@@ -118,11 +119,11 @@ class Trainer:
         return loss, self.loss.count
 
     def spans(self, epoch: int) -> list[Spans]:
-        """Where in the log the batches of an epoch lie; epochs count from 0."""
+        """The spans of the batches of an epoch in the log; epochs count from 0."""
         return EXAMPLES[self.config.examples](self.data, self.config, epoch)
 
     def batches(self, spans: Sequence[Spans]) -> Iterator[tuple[PackedBatch, bool]]:
-        """Each batch, with whether its first history continues the last one of the batch before."""
+        """The batches, each with whether its first history continues the last of the previous batch."""
         users = self.data.offsets if "users" in self.model.needs else None
         return training_batches(self._items, spans, self.config, users, self._fixed_shapes)
 
@@ -132,26 +133,47 @@ class Trainer:
         self._state = self._training_step(batch, self._state if continues else self._zero_state)
 
 
-def validate(model: Model, data: Sequences, config: TrainConfig) -> dict[str, float]:
-    """Validation metrics under the protocol ``config.selection_protocol``."""
+def validate(model: Model, data: Sequences, config: TrainConfig) -> dict[str, dict[str, float]]:
+    """Validation metrics under both protocols, ``{"unmasked": {…}, "masked": {…}}``."""
     model.eval()
     ranks = rank_targets(model.score, data, "validation", config.max_length)
-    return metrics.means(ranks[config.selection_protocol])
+    return {protocol: metrics.means(ranks[protocol]) for protocol in ("unmasked", "masked")}
+
+
+def _with_usable_protocol(config: TrainConfig, data: Sequences) -> TrainConfig:
+    """The settings; unmasked, with a warning, if the masked protocol could not rank any target."""
+    if config.selection_protocol == "masked" and _all_repeats(data):
+        warnings.warn(
+            "every validation target repeats an item of its user, and masked validation never ranks a "
+            "repeat; the best epoch is chosen as by train.selection_protocol=unmasked",
+            stacklevel=3,
+        )
+        return replace(config, selection_protocol="unmasked")
+    return config
+
+
+def _all_repeats(data: Sequences) -> bool:
+    """Whether every validation target occurs earlier in the history of its user."""
+    users = np.flatnonzero(data.split.validation > data.offsets[:-1])
+    rows = zip(data.offsets[users], data.split.validation[users], strict=True)
+    return len(users) > 0 and all(data.items[row] in data.items[start:row] for start, row in rows)
 
 
 def _log_epoch(
     folder: Path, run: Trained, config: TrainConfig, loss: float, targets: int,
-    validation: dict[str, float],
+    protocols: dict[str, dict[str, float]],
 ) -> None:  # fmt: skip
     seconds = round(run.seconds, 2)
     _log(
         folder, "epoch", epoch=run.epoch, loss=loss, targets=targets, seconds=seconds,
-        validation=validation,
+        validation=protocols[config.selection_protocol], **protocols,
     )  # fmt: skip
-    _LOGGER.info(
-        "epoch %d/%d: loss %.4f, validation NDCG@10 %.4f%s, %.0f s", run.epoch, config.epochs, loss,
-        validation["NDCG@10"], ", the best so far" * (run.best_epoch == run.epoch), run.seconds,
-    )  # fmt: skip
+    ndcg = ", ".join(f"{means['NDCG@10']:.4f} {seen}" for seen, means in protocols.items())
+    best = ", the best so far" * (run.best_epoch == run.epoch)
+    report(
+        f"epoch {run.epoch}/{config.epochs}: loss {loss:.4f}, validation NDCG@10 {ndcg}{best}, "
+        f"{run.seconds:,.0f} s"
+    )
 
 
 def _log(folder: Path, event: str, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""The step benchmark: its rows, and that it leaves torch as it was."""
+"""The step benchmark: its rows, and the number of threads afterwards."""
 
 import pytest
 import torch

@@ -1,0 +1,56 @@
+"""Timestamps of an event log: seconds since 1970, whatever unit the client or the log has.
+
+The rule for units is that of :mod:`recblr.data.times`. A number in no unit counts as seconds. Float64
+seconds distinguish microseconds, but not nanoseconds.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recblr.data.times import UNITS, parse_time, to_nanoseconds, unit_of
+from recblr.errors import InputError
+
+
+def parse_timestamp(value: object) -> float:
+    """A time that a client sent, in seconds since 1970.
+
+    Raises:
+        InputError: it is not a time, beyond 64 bits, or finer than a microsecond.
+    """
+    try:
+        time = parse_time(value)
+        times = np.array([time.value])
+        nanoseconds = int(to_nanoseconds(times, time.unit)[0])
+    except InputError as error:
+        raise InputError(f"timestamp: {error}") from None
+    if time.unit == "nanoseconds" and nanoseconds % 1000:
+        raise InputError(
+            f"timestamp: {value} is finer than a microsecond, and the order of such events would be "
+            f"lost; send microseconds, {nanoseconds // 1000}"
+        )
+    return to_unit(times, time.unit)[0]
+
+
+def to_unit(times: NDArray[Any], unit: str, stored: str = "seconds") -> list[float]:
+    """Times in the unit ``stored`` of an event log.
+
+    Args:
+        times: (N,) numbers.
+        unit: their unit, "" for none, as in :class:`recblr.data.log.Interactions`.
+        stored: as :meth:`EventLog.unit` returns.
+
+    Raises:
+        InputError: a time is beyond 64 bits of nanoseconds.
+    """
+    nanoseconds = to_nanoseconds(times, unit)
+    if (unit or "seconds") == stored:
+        values: list[float] = times.astype(np.float64).tolist()
+        return values
+    return [value / UNITS[stored] for value in nanoseconds.tolist()]
+
+
+def seconds_of(timestamp: float) -> float:
+    """A stored timestamp in seconds; those that version 0.1.0 stored may have another unit."""
+    return timestamp * UNITS[unit_of(timestamp) or "seconds"] / 1e9
