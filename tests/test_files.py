@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from recblr.errors import InputError
-from recblr.files import check_absent, exclusive_lock, new_folder, sha256
+from recblr.files import (
+    check_absent,
+    check_writable,
+    exclusive_lock,
+    new_folder,
+    sha256,
+    write_errors,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -99,6 +106,46 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
             write(tmp_path / "a", "new", overwrite)
     assert (tmp_path / "a").read_text() == "mine"
     assert names(tmp_path) == ["a"]
+
+
+def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    for name in ("old", "new"):
+        check_writable(tmp_path / name)
+    check_writable(Path("/dev/null"))
+    assert names(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "is a folder; give a file"),
+        ("no/a", "the folder .*/no does not exist; create it first"),
+        ("file/a", "the folder .*/file does not exist"),
+        ("a" * 300, "cannot be written .File name too long.; choose another path"),
+        ("/proc/a", "^/proc/a: cannot be written"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file").write_text("")
+    for check in (
+        check_writable,
+        lambda path: check_absent(path / "new" if not name else path, False, "m"),
+    ):
+        if name or check is check_writable:
+            with pytest.raises(InputError, match=message):
+                check(tmp_path / name)
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    def fill() -> None:
+        with write_errors(tmp_path / "a"), open("/dev/full", "w") as file:
+            file.write("x")
+
+    with pytest.raises(InputError, match=r"/a: cannot be written \(No space left on device\)"):
+        fill()
 
 
 def test_sha256_of_a_file(tmp_path: Path) -> None:

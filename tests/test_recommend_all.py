@@ -226,7 +226,7 @@ def test_a_file_that_cannot_be_written_is_refused(ours: Recommender, tmp_path: P
     for name, message in (
         ("folder.parquet", "is a folder; give a file"),
         ("taken.parquet", "cannot be written"),
-        ("no/out.parquet", "cannot be written"),
+        ("no/out.parquet", "does not exist; create it first"),
     ):
         with pytest.raises(InputError, match=message):
             ours.recommend_all(tmp_path / name)

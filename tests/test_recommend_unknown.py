@@ -30,18 +30,20 @@ def numbers(tiny: Tiny) -> Recommender:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"users": ["7"]}, "user '7' is not in .*; its ids are whole numbers, did you mean 7\\?"),
+        ({"users": ["7"]}, "user '7' is not in .* .its ids are whole numbers, did you mean 7\\?"),
         ({"users": [10**20, 3]}, "user 100000000000000000000 is not in the log of the model"),
         ({"users": [3], "deny": ["4"]}, "deny: item '4' is not .* whole numbers, did you mean 4"),
         ({"users": [3], "deny": [9999, 4]}, "deny: item 9999 is not in the log"),
         ({"users": [3], "allow": [4, "5"]}, "allow: item '5' is not .* did you mean 5"),
         (
             {"users": [3], "deny": np.array(["4", "5"])},
-            "deny: 2 items are not .*: '4', '5'; its ids",
+            "deny: 2 items are not .*: '4', '5' .its ids",
         ),
         ({"histories": [["4"]]}, "history 0 has no item that the model knows: .* did you mean 4"),
-        ({"users": [3], "k": "3"}, "k must be a whole number, found '3'"),
-        ({"users": [3], "k": True}, "k must be a whole number, found True"),
+        ({"users": [3], "k": "3"}, "k = '3': must be int"),
+        ({"users": [3], "k": True}, "k = True: must be int"),
+        ({"users": [3], "k": 2.5}, "k = 2.5: must be int"),
+        ({"users": [3], "k": np.True_}, "must be int"),
         ({"users": 1}, r"users: 1 is one int, not a list of ids; write \[1\]"),
         ({"users": "7"}, r"users: '7' is one str, not a list of ids; write \['7'\]"),
         ({"histories": [4, 5]}, r"histories\[0\]: 4 is one int, not a list of ids"),
@@ -72,7 +74,7 @@ def test_unknown_items_of_filters_are_skipped_on_request(numbers: Recommender) -
 
 
 def test_unknown_users_are_skipped(numbers: Recommender) -> None:
-    with pytest.warns(UserWarning, match="2 users are not in the log of the model: 9999, 'x'; "):
+    with pytest.warns(UserWarning, match="2 users are not in the log of the model: 9999, 'x' "):
         found = numbers.recommend(users=[3, 9999, "x", 5], k=2, unknown="skip")
     assert found.equals(numbers.recommend(users=[3, 5], k=2))
     with pytest.warns(UserWarning, match="user 9999 is not"):

@@ -20,7 +20,6 @@ from recblr.errors import InputError
 from recblr.renamed import current_settings
 
 T = TypeVar("T")
-LARGEST = 2**31 - 1  # of a size
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -76,17 +75,17 @@ def check(config: object, where: str) -> None:
     """
     cls: Any = type(config)
     for name, kind in _kinds(cls).items():
-        value = _check(getattr(config, name), kind, f"{where}.{name}")
+        value = check_value(getattr(config, name), kind, f"{where}.{name}")
         object.__setattr__(config, name, value)  # the dataclasses are frozen
 
 
-def expect_sizes(config: object, where: str, *names: str) -> None:
-    """InputError unless each of these settings is in 1 .. 2**31 - 1; ``where`` as in :func:`build`."""
+def expect_sizes(config: object, where: str, *names: str, at_most: int = 2**40) -> None:
+    """InputError unless each of these settings is in 1 .. ``at_most``."""
     for name in names:
-        if getattr(config, name) < 1:
-            raise InputError(f"{where}.{name} = {getattr(config, name)}: must be at least 1")
-        if getattr(config, name) > LARGEST:
-            raise InputError(f"{where}.{name} = {getattr(config, name)}: must be below 2**31")
+        size = getattr(config, name)
+        if not 1 <= size <= at_most:
+            limit = "at least 1" if size < 1 else f"at most {at_most:,}"
+            raise InputError(f"{where}.{name} = {size}: must be {limit}")
 
 
 def expect_dropouts(config: object, where: str, *names: str) -> None:
@@ -111,17 +110,19 @@ def _kinds(cls: Any) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in fields(cls)}
 
 
-def _check(value: Any, kind: Any, where: str) -> Any:
+def check_value(value: Any, kind: Any, where: str) -> Any:
     """The value of a setting as its declared type."""
     if isinstance(kind, UnionType):  # of a type and None
         if value is None:
             return None
         (kind,) = (each for each in get_args(kind) if each is not NoneType)
-    plain = _plain(value)
+    plain = plain_value(value)
     if get_origin(kind) is Literal:
         if isinstance(plain, str) and plain in get_args(kind):
             return str(plain)
-        raise InputError(f"{where} = {_shown(value)}: choose one of {', '.join(get_args(kind))}")
+        raise InputError(
+            f"{where} = {shown_value(value)}: choose one of {', '.join(get_args(kind))}"
+        )
     if kind in (int, float) and isinstance(plain, int | float | Decimal | Fraction):
         with suppress(ValueError, OverflowError):  # not finite, or too large for a float
             number = kind(plain)
@@ -130,17 +131,17 @@ def _check(value: Any, kind: Any, where: str) -> Any:
                 return number
     elif isinstance(plain, kind):
         return kind(plain)
-    raise InputError(f"{where} = {_shown(value)}: must be {kind.__name__}")
+    raise InputError(f"{where} = {shown_value(value)}: must be {kind.__name__}")
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A scalar of NumPy, PyTorch or Arrow as a Python value; any other value as it is."""
     if getattr(value, "ndim", None) == 0:
         return value.item()
     return value.as_py() if hasattr(value, "as_py") else value
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value in a message of one line."""
     try:
         text = " ".join(repr(value).splitlines())

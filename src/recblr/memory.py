@@ -52,15 +52,17 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         check(self, "memory")
-        expect_sizes(self, "memory", "reach", "pairs")
-        for name in (
-            "lag_power", "backward", "row_power", "column_power", "decay", "weight", "scale"
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < np.inf:
-                raise InputError(f"memory.{name} = {value}: must be at least 0 and finite")
-        if self.repeat is not None and not np.isfinite(self.repeat):
-            raise InputError(f"memory.repeat = {self.repeat}: must be finite")
+        expect_sizes(self, "memory", "reach", at_most=1000)
+        expect_sizes(self, "memory", "pairs")
+        for names, low, high in (
+            (("lag_power", "backward", "row_power", "column_power", "decay"), 0, 10),
+            (("weight", "scale"), 0, 1e6),
+            (("repeat",), -1e6, 1e6),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not low <= value <= high:
+                    raise InputError(f"memory.{name} = {value}: must be in {low:g} .. {high:g}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,12 @@ class Memory:
     weight: float
     scale: float
     repeat: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Memory({self.matrix.shape[0]:,} items, {self.matrix.nnz:,} transitions, weight "
+            f"{self.weight:g}, scale {self.scale:g}, repeat {self.repeat:g})"
+        )
 
     def add_to(self, scores: Tensor, batch: PackedBatch) -> Tensor:
         """Add both terms of (1) to ``scores`` (B, V) of a batch of histories, in place.
@@ -197,11 +205,16 @@ def fit(data: Sequences, config: MemoryConfig) -> Memory:
         )
         counts.sort_indices()
         rows.append(_largest(counts, config.pairs).astype(np.float32))
+    matrix = sparse.csr_array(sparse.vstack(rows, format="csr"))
+    if not np.isfinite(matrix.data).all():
+        raise InputError(
+            "the memory of transitions is not finite; lower memory.row_power and memory.column_power"
+        )
     repeat = config.repeat
     if repeat is None:
         repeat = 0.0 if data.has_repeats else EXCLUDE_REPEATS
     return Memory(
-        config, sparse.csr_array(sparse.vstack(rows, format="csr")),
+        config, matrix,
         1.5 if config.weight is None else config.weight,
         10.0 if config.scale is None else config.scale,
         repeat,

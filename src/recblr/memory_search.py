@@ -39,6 +39,9 @@ class Choice:
     users: int
     trials: list[Trial]
 
+    def __repr__(self) -> str:
+        return f"Choice({self.users:,} users, {len(self.trials)} trials, best {self.best})"
+
     @property
     def best(self) -> Trial:
         """The best trial; the first of equal ones."""

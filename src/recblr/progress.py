@@ -1,6 +1,6 @@
-"""Progress of long work on standard error: bars on a terminal, lines elsewhere.
+"""Progress of long work: bars on a terminal, and lines.
 
-Lines go through logging, to the logger "recblr" at level INFO. Where a program does not configure
+Lines go through logging, to the logger "recblr" at level INFO. If the program does not configure
 logging, they are printed to standard error; ``logging.getLogger("recblr").setLevel("WARNING")`` turns
 them off.
 """
@@ -53,10 +53,10 @@ def progress(description: str, total: float | None) -> Iterator[Advance]:
 
 
 def report(line: str) -> None:
-    """Log a line at level INFO; print it if logging is not configured and there is no terminal."""
+    """Log a line at level INFO, or print it to standard error if logging is not configured."""
     if _LOGGER.hasHandlers() or _LOGGER.level > logging.INFO:
         _LOGGER.info(line)
-    elif not sys.stderr.isatty():
+    else:
         print(line, file=sys.stderr, flush=True)
 
 

@@ -230,7 +230,8 @@ class Recommender:
 
         Args:
             log: another log instead of the fitted one, with the same core and split. Unknown items are
-                removed from its histories, and count as missed as targets.
+                removed from its histories, and count as missed as targets; so do the targets of users
+                without a known item before. ``Evaluation.population`` has the numbers.
             part: "validation" or "test".
             columns: our column names to those of ``log``.
 

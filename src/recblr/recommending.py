@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from recblr.config import check_value
 from recblr.data.batches import PackedBatch, pack_latest
 from recblr.data.sequences import Sequences
-from recblr.data.vocabulary import Vocabulary, as_ids, as_list, as_whole_number
+from recblr.data.vocabulary import Vocabulary, as_ids, as_list
 from recblr.errors import InputError
 from recblr.evaluation.ranking import Scorer, block_size, expect_finite, mask_seen
 from recblr.files import check_writable, exclusive_lock, write_errors
@@ -60,12 +61,10 @@ class Selection:
             InputError: a value has the wrong type, ``k`` is below 1, an item is unknown and ``unknown``
                 is "error", or no known item is allowed.
         """
-        if unknown not in ("error", "skip", "popular"):
-            raise InputError(f"unknown must be error, skip or popular, not {unknown!r}")
-        if not isinstance(hide_seen, bool | np.bool_):
-            raise InputError(f"hide_seen must be True or False, found {hide_seen!r}")
-        if (number := as_whole_number(k, "k")) < 1:
-            raise InputError(f"k must be at least 1, found {number}")
+        k, unknown = check_value(k, int, "k"), check_value(unknown, Unknown, "unknown")
+        hide_seen = check_value(hide_seen, bool, "hide_seen")
+        if k < 1:
+            raise InputError(f"k must be at least 1, found {k}")
         excluded = np.zeros(len(items.ids), bool)
         for name, values in (("allow", allow), ("deny", deny)):
             if values is None:
@@ -82,7 +81,7 @@ class Selection:
             excluded[rows[rows >= 0]] = name == "deny"
         if excluded.all():
             raise InputError("allow and deny leave no item that the model knows")
-        return Selection(number, excluded, bool(hide_seen))
+        return Selection(k, excluded, hide_seen)
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,32 +45,37 @@ def test_only_what_lies_between_markers_is_written_and_that_for_good(tables: Any
 METRICS = ("HR@10", "NDCG@10", "MRR@10", "HR@20", "NDCG@20", "MRR@20")
 
 
-def row(value: float, *seconds: float, deviation: float | None = None, paper: float = 0) -> Any:
-    """A row of table 1; a metric more is 0.01 more, masked 0.1 more."""
-    known = {
-        seen: {
-            name: {"mean": value + more + 0.01 * place, "deviation": deviation}
-            for place, name in enumerate(METRICS)
+def keep_table_1(tmp_path: Path, figures: list[Any], runs: list[Any]) -> None:
+    keep(tmp_path, "table1", command="recblr reproduce table1", measured="2026, AMD.",
+         figures=figures, runs=runs)  # fmt: skip
+
+
+def row(name: str, value: float, deviation: float | None = None, **more: float) -> list[Any]:
+    """The figures of a row on Beauty; a metric more is 0.01 more, masked 0.1 more."""
+    return [
+        {
+            "dataset": "beauty", "row": name, "metric": metric, "mean": value + 0.01 * place,
+            "deviation": deviation, "masked_mean": value + 0.1 + 0.01 * place,
+            "masked_deviation": deviation,
+            **{key: figure + 0.01 * place for key, figure in more.items()},
         }
-        for seen, more in (("unmasked", 0.0), ("masked", 0.1))
-    }
-    published = {name: paper + 0.01 * place for place, name in enumerate(METRICS)} if paper else {}
-    return {**known, "published": published, "runs": [{"seconds": it} for it in seconds]}
+        for place, metric in enumerate(METRICS)
+    ]  # fmt: skip
+
+
+def run(name: str, seconds: float = 1.0, **more: str) -> Any:
+    return {"dataset": "beauty", "row": name, "seconds": seconds, **more}
 
 
 def test_accuracy(tables: Any, tmp_path: Path) -> None:
-    nothing = {"published": {"HR@10": 0.5}, "not_measured": "no data"}
-    floor = dict(zip(METRICS, (0.01, 0.02, 0.03, 0.04, 0.05, 0.06), strict=True))
-    beauty = {
-        "FPMC": row(0.2, 1.0), "SASRec": row(0.3, 1.0), "GRU4Rec": nothing,
-        "RecBLR": row(0.25, 540.0, 660.0, deviation=0.0123, paper=0.4),
-    }  # fmt: skip
-    datasets = {
-        "beauty": {"rows": beauty, "floors": {"popularity": {"unmasked": floor, "masked": floor}}},
-        "steam": {"rows": {"RecBLR": nothing}, "floors": {}},
-    }
-    keep(tmp_path, "table1", command="recblr reproduce table1", measured="2026, AMD.",
-         datasets=datasets)  # fmt: skip
+    missing = {"metric": "NDCG@10", "published": 0.5, "verdict": "not measured: not run"}
+    figures = [
+        *row("FPMC", 0.2), *row("SASRec", 0.3), *row("RecBLR", 0.25, 0.0123, published=0.4),
+        {"dataset": "beauty", "row": "GRU4Rec", **missing}, *row("popularity", 0.01),
+        {"dataset": "steam", "row": "RecBLR", **missing},
+    ]  # fmt: skip
+    runs = [run("FPMC"), run("SASRec"), run("RecBLR", 540.0), run("RecBLR", 660.0)]
+    keep_table_1(tmp_path, figures, runs)
     lines = tables["accuracy"]().splitlines()
     assert lines[0] == f"| data | run | {' | '.join(METRICS)} | masked HR@10 | masked NDCG@10 |"
     cells = [line.strip("| ").split(" | ") for line in lines[2:6]]
@@ -78,7 +83,7 @@ def test_accuracy(tables: Any, tmp_path: Path) -> None:
         ["RecBLR, 2 seeds", "0.2500 ± 0.0123", "0.2600 ± 0.0123", "0.3500 ± 0.0123",
          "0.3600 ± 0.0123"],
         ["best baseline, SASRec, 1 seed", "0.3000", "0.3100", "0.4000", "0.4100"],
-        ["popularity", "0.0100", "0.0200", "0.0100", "0.0200"],
+        ["popularity", "0.0100", "0.0200", "0.1100", "0.1200"],
         ["RecBLR as published", "0.4000", "0.4100"],
     ]  # fmt: skip
     assert " ".join(lines[7:]) == (
@@ -88,27 +93,25 @@ def test_accuracy(tables: Any, tmp_path: Path) -> None:
 
 
 def test_accuracy_with_the_memory(tables: Any, tmp_path: Path) -> None:
-    rows = {
-        "SASRec": row(0.3, 1.0), "LRURec": row(0.2, 1.0), "RecBLR": row(0.25, 600.0, 60.0),
-        "SASRec + memory": row(0.4, 1.0), "LRURec + memory": row(0.5, 1.0),
-        "RecBLR + memory": row(0.6, 1.0),
-    }  # fmt: skip
-    rows["RecBLR"]["runs"][1]["gpu"] = "H200"
-    keep(tmp_path, "table1", command="recblr reproduce table1", measured="2026, AMD.",
-         datasets={"beauty": {"rows": rows, "floors": {}}})  # fmt: skip
-    found = tables["accuracy"]()
-    cells = [line.split(" | ")[1:3] for line in found.splitlines()[2:6]]
+    values = {"SASRec": 0.3, "LRURec": 0.2, "RecBLR": 0.25, "SASRec + memory": 0.4,
+              "LRURec + memory": 0.5, "RecBLR + memory": 0.6}  # fmt: skip
+    figures = [line for name, value in values.items() for line in row(name, value)]
+    runs = [run(name) for name in values if name != "RecBLR"]
+    runs += [run("RecBLR", 600.0), run("RecBLR", 60.0, gpu="H200")]
+    keep_table_1(tmp_path, figures, runs)
+    text = tables["accuracy"]()
+    cells = [line.split(" | ")[1:3] for line in text.splitlines()[2:6]]
     assert cells == [
         ["RecBLR, 2 seeds", "0.2500"], ["best baseline, SASRec, 1 seed", "0.3000"],
         ["RecBLR + memory, 1 seed", "0.6000"], ["best baseline, LRURec + memory, 1 seed", "0.5000"],
     ]  # fmt: skip
-    assert "a seed of RecBLR: beauty 10 on the CPU, 1 on the GPU. Every" in " ".join(found.split())
+    assert "a seed of RecBLR: beauty 10 on the CPU, 1 on the GPU. Every" in " ".join(text.split())
 
 
 def test_accuracy_stays_as_it_is_until_table_1_is_there(tables: Any, tmp_path: Path) -> None:
     text = "<!-- generated: accuracy -->\nold\nfigures\n<!-- end -->\n"
     assert tables["write"](text) == text
-    keep(tmp_path, "table1", command="recblr reproduce table1", measured="", datasets={})
+    keep_table_1(tmp_path, [], [])
     assert "old" not in tables["write"](text)
 
 

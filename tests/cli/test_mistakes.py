@@ -63,13 +63,28 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "damaged model to recommend": ("recommend DAMAGED --history a", "safetensors is damaged"),
     "missing other log": ("evaluate MODEL no.csv", r"no\.csv: no such file"),
     "unknown user": ("recommend MODEL --user nobody", "user 'nobody' is not in the log"),
+    "user of 20 digits": ("recommend MODEL --user 99999999999999999999", "user '9{20}' is not in"),
     "unknown history": ("recommend MODEL --history x,y", "no item that the model knows"),
+    "empty history": ("recommend MODEL --history ,", "history 0 has no item .*: item '' is not in"),
+    "open quote": ('recommend MODEL --history a,"b', "--history 'a,\"b': a quote is not closed"),
+    "text after a quote": (
+        'recommend MODEL --deny "a"b --user USER',
+        "'\"a\"b': ',' expected",
+    ),
+    "unknown choice": (
+        "recommend MODEL --user USER --unknown no",
+        "unknown = 'no': choose one of error",
+    ),
+    "unknown denied item": (
+        "recommend MODEL --user USER --deny x",
+        "deny: item 'x' is not in the log",
+    ),
     "no user": ("recommend MODEL", "give exactly one of --user, --history"),
     "a user and a history": (
         "recommend MODEL --user a --history b",
         "give exactly one of --user, --history",
     ),
-    "none allowed": ("recommend MODEL --user USER --allow x", "leave no item"),
+    "unknown allowed item": ("recommend MODEL --user USER --allow x", "allow: item 'x' is not in"),
     "no items": ("recommend MODEL --user USER -k 0", "k must be at least 1"),
     "no file of users": ("recommend MODEL --users no.txt", "no.txt: cannot be read"),
     "output of unknown kind": ("recommend MODEL --user USER -o a.xlsx", "must end in .parquet or"),
@@ -79,6 +94,50 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "recommend MODEL --user USER -o no/a.csv",
         "the folder no does not exist",
     ),
+    "output is a folder": ("recommend MODEL --user USER -o FOLDER.csv", "FOLDER.csv is a folder"),
+    "output for all is a folder": (
+        "recommend MODEL --all -o FOLDER.parquet",
+        "is a folder; give a",
+    ),
+    "output in /proc": (
+        "recommend MODEL --user USER -o /proc/a.csv",
+        "/proc/a.csv: cannot be written",
+    ),
+    "output for all in /proc": ("recommend MODEL --all -o /proc/a.parquet", "cannot be written"),
+    "name that is too long": (
+        "recommend MODEL --user USER -o LONG.csv",
+        "cannot be written .*long",
+    ),
+    "folder is here": ("train LOG -o .", r"\. cannot be created as a new folder"),
+    "folder is the root": ("train LOG -o /", "/ cannot be created as a new folder"),
+    "folder is above": ("prepare LOG -o ..", r"\.\. exists already"),
+    "folder in /proc": ("train LOG -o /proc/model", "/proc/model: cannot be written"),
+    "prepared folder in /proc": ("prepare LOG -o /proc/data", "/proc/data: cannot be written"),
+    "name of a folder that is too long": ("train LOG -o LONG", "cannot be written .*long"),
+    "export to /proc": ("export MODEL -o /proc/onnx", "/proc/onnx: cannot be written"),
+    "page in /proc": ("compare MODEL MODEL --html /proc/a.html", "/proc/a.html: cannot be written"),
+    "page is a folder": ("compare MODEL MODEL --html FOLDER.csv", "is a folder; give a file"),
+    "users in a folder": ("recommend MODEL --users FOLDER.csv", "FOLDER.csv: cannot be read"),
+    "keys in a missing folder": ("key shop no/keys.json", "the folder no does not exist"),
+    "keys in /proc": ("key shop /proc/keys.json", "/proc/keys.json: cannot be written"),
+    "keys are a folder": ("key shop FOLDER.csv", "FOLDER.csv is a folder"),
+    "server without keys": ("serve MODEL --keys no.json", "no.json is not a key file"),
+    "titles missing": ("serve MODEL --titles no.csv", "no.csv: the columns .* cannot be read"),
+    "store is a folder": ("serve MODEL --store FOLDER.csv", "is a folder; give a file"),
+    "store in a missing folder": (
+        "replay MODEL --store no/a.sqlite",
+        "no/a.sqlite cannot be opened",
+    ),
+    "store in /proc": ("replay MODEL --store /proc/a.sqlite", "/proc/a.sqlite cannot be"),
+    "store of another database": ("verify MODEL --store mysql://a/b", "give a file, or postgresql"),
+    "damaged store": ("verify MODEL --store BROKEN_TOML", "is not a SQLite file"),
+    "log to replay missing": ("replay MODEL --log no.csv", r"no\.csv: no such file"),
+    "host that is no name": (
+        "serve MODEL --host a..b --keys KEYS",
+        r"a\.\.b:8000: .*; choose another",
+    ),
+    "line break in a path": ("train no.csv -o LINES", "the folder a b does not exist"),
+    "model is a file": ("recommend LOG --user USER", "log.csv is not a whole recblr artifact"),
 }
 
 
@@ -91,8 +150,12 @@ def test_a_mistake_is_one_line_and_leaves_no_files(
     (tmp_path / "flat.toml").write_text("lr = 0.1\n")
     places = {
         "LOG": tiny.log, "MODEL": tiny.artifact, "USER": tiny.frame["user_id"][0],
-        "BROKEN_TOML": "broken.toml", "FLAT_TOML": "flat.toml",
+        "BROKEN_TOML": "broken.toml", "FLAT_TOML": "flat.toml", "LONG": "a" * 300,
+        "LONG.csv": "a" * 300 + ".csv", "LINES": "a\nb/c", "KEYS": "keys.json",
     }  # fmt: skip
+    (tmp_path / "keys.json").write_text("{}")
+    for folder in ("FOLDER.csv", "FOLDER.parquet"):
+        (tmp_path / folder).mkdir()
     if "DAMAGED" in line:
         places["DAMAGED"] = damaged(tiny, tmp_path / "damaged")
     before, beside_the_log = names(tmp_path), names(tiny.log.parent)

@@ -1,5 +1,7 @@
 """recblr recommend: who it recommends for, which items, and how it prints them."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 
 from cli.fixtures import FAST, Run, answer
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny
+from helpers import untrained
+from recblr.cli.tables import print_recommendations
 from recblr.recommender import Recommender
 
 
@@ -19,7 +23,8 @@ def test_unknown_items_are_named(run: Run, tiny: Tiny) -> None:
     partly = run("recommend", tiny.artifact, "--history", f'{a},"x,y",{b}')
     assert (partly.code, partly.out) == (0, plain.out)
     assert partly.err == (
-        "recblr: --history: ignored 1 of 3 items, which the model does not know, such as 'x,y'\n"
+        "recblr: ignored in histories: item 'x,y' is not in the log of the model (its ids are text, "
+        f"such as {a!r})\n"
     )
 
 
@@ -71,6 +76,71 @@ def test_ids_that_are_numbers(run: Run, tiny: Tiny) -> None:
     rows = answer(run("recommend", "model", "--user", "12", "-k", 1, "--json"))
     assert rows[0]["user_id"] == 12
     assert isinstance(rows[0]["item_id"], int)
-    result = run("recommend", "model", "--user", "ada")
-    assert result.code == 2
-    assert "whole numbers" in result.err
+    for text in ("ada", "012", "1_2", "+12", "12.0", " 12", "１２"):
+        for option in ("--user", "--history", "--deny"):
+            user = () if option != "--deny" else ("--user", "12")
+            quoted = f'"{text}"' if option != "--user" else text
+            result = run("recommend", "model", option, quoted, *user)
+            assert result.code == 2
+            assert (
+                f"{text!r} is not in the log of the model (its ids are whole numbers" in result.err
+            )
+    result = run("recommend", "model", "--user", "012")
+    assert "did you mean 12?" in result.err
+
+
+@pytest.mark.filterwarnings("always")
+def test_unknown_users_are_skipped_or_get_popular_items(run: Run, tiny: Tiny) -> None:
+    first, second = tiny.frame["user_id"].unique(maintain_order=True).to_list()[:2]
+    Path("users.txt").write_text(f"{first}\r\nnobody\r\n\r\n{second}")
+    arguments = ["recommend", tiny.artifact, "--users", "users.txt", "-k", 1, "--json"]
+    refused = run(*arguments)
+    assert (refused.code, refused.out) == (2, "")
+    assert re.fullmatch(
+        r"recblr: user 'nobody' is not in .* \(command line: --unknown\)\n", refused.err
+    )
+    for unknown, users in (("skip", [first, second]), ("popular", [first, "nobody", second])):
+        result = run(*arguments, "--unknown", unknown)
+        assert [row["user_id"] for row in json.loads(result.out)] == users
+        assert result.err.startswith("recblr: user 'nobody' is not in the log of the model (")
+        assert result.err.count("\n") == 1
+    items = tiny.recommender.data.item_ids.to_pylist()
+    filters = ["--deny", f"{items[0]},x", "--unknown", "skip", "-k", 99]
+    result = run("recommend", tiny.artifact, "--user", first, *filters, "--json", "--no-hide-seen")
+    assert {row["item_id"] for row in json.loads(result.out)} == set(items[1:])
+    assert result.err.startswith("recblr: deny: item 'x' is not in the log of the model (")
+
+
+@pytest.mark.filterwarnings("always")
+def test_an_empty_answer_says_why(run: Run, tiny: Tiny) -> None:
+    Path("none.txt").write_text("\n\n")
+    result = run("recommend", tiny.artifact, "--users", "none.txt", "--json")
+    assert (result.code, json.loads(result.out)) == (0, [])
+    assert result.err == "recblr: none.txt has no user ids, so that nothing is recommended\n"
+    item = tiny.recommender.data.item_ids[0].as_py()
+    result = run("recommend", tiny.artifact, "--history", item, "--allow", item)
+    assert result.code == 0
+    assert result.err.startswith("recblr: 1 of 1 users or histories get no item, such as 0: allow")
+    assert result.err.count("\n") == 1
+
+
+def test_long_ids_are_not_cut(run: Run, tiny: Tiny) -> None:
+    """On a terminal of 80 columns, and into a pipe."""
+    uuid = pl.lit("5ed79652-949e-5b73-b65c-43e147b2bd1a" * 2)
+    names = ("user_id", "item_id")
+    frame = tiny.frame.with_columns(pl.format("{}-{}", uuid, name).alias(name) for name in names)
+    untrained().fit(frame).save("model")
+    user = frame["user_id"][0]
+    result = run("recommend", "model", "--user", user, "-k", 3, "--no-hide-seen")
+    assert "…" not in result.out
+    lines = [line.split() for line in result.out.splitlines()[1:]]
+    assert [line[0] for line in lines] == [user] * 3
+    assert {line[2] for line in lines} <= set(frame["item_id"])
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", ":smile:", "a\tb"])
+def test_ids_are_not_markup(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    print_recommendations(
+        pl.DataFrame({"user_id": [name], "rank": 1, "item_id": name, "score": 1.0})
+    )
+    assert capsys.readouterr().out.split("\n")[1].count(name.split("\t")[0]) == 2

@@ -13,6 +13,7 @@ from recblr.serving.keys import Keys
 from recblr.serving.model import ServedModel
 from recblr.serving.server import listen
 from recblr.serving.sqlite import SQLiteLog
+from recblr.serving.storage import StorageError
 from serving.fixtures import Store
 
 
@@ -27,11 +28,18 @@ def test_add_a_log_replay_and_verify(
 ) -> None:
     cache = [] if store.cache_url is None else ["--cache", store.cache_url]
     storage = ["--store", store.name, *cache]
-    for added in (len(tiny.frame), 0):  # the second time, the log has all events
+    total = len(tiny.frame)
+    for added in (total, 0):  # the second time, the log has all events
         call("replay", models / "a", *storage, "--log", tiny.log, "--json")
         result = json.loads(capsys.readouterr().out)
-        assert (result["events"], result["added"]) == (len(tiny.frame), added)
+        assert (result["events"], result["added"], result["present"]) == (
+            total,
+            added,
+            total - added,
+        )
         assert result["users"] == tiny.frame["user_id"].n_unique()
+    call("replay", models / "a", *storage, "--log", tiny.log)
+    assert f" events (0 added, {total:,} already there), " in capsys.readouterr().out
     call("verify", models / "a", *storage)
     users, events = f"{result['users']} users", f"{result['events']:,} events"
     assert capsys.readouterr().out.startswith(f"equal: {users}, {events}, scores differ")
@@ -69,6 +77,34 @@ def test_verify_detects_a_missing_memory(
     assert call("verify", models / "a", "--store", store) == 1
 
 
+def test_a_damaged_event_log_is_one_line(
+    models: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "events.sqlite"
+    call("replay", models / "a", "--store", store, "--log", tiny.log)
+
+    def fail(self: SQLiteLog) -> None:
+        raise StorageError("the event log failed: disk I/O error")
+
+    monkeypatch.setattr(SQLiteLog, "users", fail)
+    for command in ("replay", "verify"):
+        with pytest.raises(InputError, match="^the event log failed: disk I/O error; restore it"):
+            call(command, models / "a", "--store", store)
+
+
+def test_the_folder_of_downloads_is_not_the_cache_of_states(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECBLR_CACHE", "redis://127.0.0.1")
+    for command in ("serve", "replay", "verify"):
+        with pytest.raises(InputError, match="put the URL of Redis into RECBLR_STATE_CACHE"):
+            call(command, models / "a", "--store", tmp_path / "events.sqlite")
+    monkeypatch.setenv("RECBLR_CACHE", str(tmp_path))
+    monkeypatch.setenv("RECBLR_STATE_CACHE", "redis://127.0.0.1")
+    with pytest.raises(InputError, match="--cache needs a shared event log"):
+        call("replay", models / "a", "--store", tmp_path / "events.sqlite")
+
+
 def test_a_key_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("key", "shop", tmp_path / "keys")
     key = capsys.readouterr().out.strip()
@@ -99,7 +135,7 @@ def test_dates_of_a_log_become_seconds(models: Path, tmp_path: Path) -> None:
     store = tmp_path / "events.sqlite"
     for name, when in (("dates", "2024-05-01T00:00:00.5Z"), ("numbers", "1714521601")):
         log = tmp_path / f"{name}.csv"
-        log.write_text(f"who,item_id,timestamp\nann,1,{when}\n")
+        log.write_text(f"who,item_id,timestamp\nann,c001-i0002,{when}\n")
         call("replay", models / "a", "--store", store, "--log", log, "--columns", "user_id=who")
     events = SQLiteLog(store)
     (user,) = events.users()

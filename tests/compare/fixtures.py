@@ -50,10 +50,9 @@ def compared_folders(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("compared")
     dull = Recommender("recblr", replace(TINY_MODEL, dim=4), UNTRAINED, MemoryConfig(enabled=False))
     dull.fit(tiny.log, out=folder / "dull")
-    shorter = replace(TINY_TRAINING, max_length=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "last-item", (LastItem, LastItemConfig))
-        Recommender("last-item", LastItemConfig(), shorter).fit(tiny.log, out=folder / "last")
+        Recommender("last-item", LastItemConfig(), TINY_TRAINING).fit(tiny.log, out=folder / "last")
         yield [tiny.artifact, folder / "dull", folder / "last"]
 
 

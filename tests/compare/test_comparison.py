@@ -46,7 +46,7 @@ def test_metrics_are_those_of_evaluate(
         for evaluation in alone:
             assert comparison.baselines[evaluation.protocol.seen] == evaluation.baselines
     lengths = [c.evaluations["masked"].protocol.max_length for c in comparison.contenders]
-    assert lengths == [c.cost.max_length for c in comparison.contenders] == [16, 16, 5]
+    assert lengths == [c.cost.max_length for c in comparison.contenders] == [16] * 3
 
 
 def test_differences_from_the_best(comparison: Comparison) -> None:
@@ -92,7 +92,7 @@ def test_costs(tiny: Tiny, comparison: Comparison) -> None:
     assert costs["model"].training_seconds == tiny.recommender.trained.seconds > 0
     config = tiny.recommender.config
     assert costs["model"].user_bytes == 4 * config.layers * config.state_rows * config.channels
-    assert costs["last"].user_bytes == 4 * 5
+    assert costs["last"].user_bytes == 4 * 16
     assert costs["last"].step_us is None
     for label in ("model", "dull"):
         step = costs[label].step_us
@@ -163,6 +163,19 @@ def test_labels_are_short_and_differ(tiny: Tiny, tmp_path: Path) -> None:
     assert [contender.label for contender in compare(places[1:]).contenders] == ["x", "y"]
 
 
+def test_representations_are_short(comparison: Comparison) -> None:
+    assert repr(comparison) == f"Comparison({comparison.headline})"
+    assert len(repr(comparison.contenders[0])) < 600
+    named = with_outcome(comparison, {"a<b>": (0.2, None), "b": (0.1, 0.04)})
+    html = named._repr_html_()
+    assert "a&lt;b&gt;" in html
+    assert "<b>" not in html
+    assert html.count("<table>") == len(SEEN)
+    for seen in SEEN:
+        assert f"<th>{seen}</th>" in html
+    assert html.count("<td>worse</td><td>0.0400</td>") == len(SEEN)
+
+
 # ---- another log ---------------------------------------------------------------------------------
 
 
@@ -193,7 +206,8 @@ def test_another_log_and_catalogues_in_different_orders(
         with pytest.warns(UserWarning, match="does not know 1"):
             alone = recblr.load(contender.folder).evaluate(odd)
         assert [e.metrics for e in contender.evaluations.values()] == [e.metrics for e in alone]
-        assert {e.protocol.users for e in alone} == {tiny.frame["user_id"].n_unique() - 1}
+        assert {e.protocol.users for e in alone} == {tiny.frame["user_id"].n_unique()}
+        assert {e.population.unknown_history for e in alone} == {1}
 
 
 def test_the_training_log_given_as_a_log(tiny: Tiny, compared_folders: list[Path]) -> None:
@@ -216,9 +230,11 @@ def other_data(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "core": (tiny.frame, {"core": 2}),
         "catalogue": (tiny.frame.filter(pl.col("item_id") != item), {}),
         "data": (tiny.frame.filter(pl.col("user_id") != user), {}),
+        "max_length": (tiny.log, {}),
     }
     for name, (frame, settings) in logs.items():
-        Recommender("recblr", TINY_MODEL, UNTRAINED).fit(frame, out=home / name, **settings)
+        training = replace(UNTRAINED, max_length=5) if name == "max_length" else UNTRAINED
+        Recommender("recblr", TINY_MODEL, training).fit(frame, out=home / name, **settings)
     return {name: home / name for name in logs}
 
 
@@ -229,6 +245,7 @@ def other_data(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         ("core", "1 and 2"),
         ("catalogue", r"24 items \(hash \w{8}\) and 23 items \(hash \w{8}\)"),
         ("data", r"\w{16} and \w{16}; give one log to measure both on"),
+        ("max_length", "16 and 5; train one of them again with the train.max_length of the other"),
     ],
 )
 def test_different_data_cannot_be_compared(
@@ -291,7 +308,7 @@ def test_the_command_prints_tables(
             numbers = f"{row['HR@10']:.4f} +{row['NDCG@10']:.4f}"
             assert re.search(rf"^ \({name}\) +{numbers} *$", result.out, re.MULTILINE)
     parameters = comparison.contenders[2].cost.parameters
-    assert re.search(rf"^ last +last-item +5 +{parameters} .* 20 *$", result.out, re.MULTILINE)
+    assert re.search(rf"^ last +last-item +{parameters} .* 64 *$", result.out, re.MULTILINE)
     assert "protocol: leave-one-out test, 1-core, full ranking of 24 items" in result.out
 
 
@@ -317,7 +334,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "model and split cannot be compared because their split differs: leave",
     ),
     "folder of the report": ("MODEL DULL --html no/report.html", "folder no does not exist"),
-    "report is a folder": ("MODEL DULL --html .", r"\.: cannot be written \(.*directory"),
+    "report is a folder": ("MODEL DULL --html .", r"\. is a folder; give a file"),
     "unknown device": ("MODEL DULL --device gpu", "unknown device 'gpu'"),
 }
 

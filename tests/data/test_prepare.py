@@ -34,14 +34,18 @@ def test_prepare_equals_a_plain_loop(events: list[Event], timed: bool, core: int
     truth = defaultdict(list)
     for user, item, _ in sorted(left, key=lambda event: event[2]) if timed else left:  # stable
         truth[user].append(item)
-    if not any(len(items) - 2 * (len(items) >= 3) >= 2 for items in truth.values()):
-        with pytest.raises(InputError, match="no user is left with two events to train on"):
+    long = {user: len(items) for user, items in truth.items() if len(items) >= 3}
+    trains = any(len(items) - 2 * (user in long) >= 2 for user, items in truth.items())
+    if not (trains and long):
+        expected = (
+            "no user has an event to predict" if trains else "no user is left with two events"
+        )
+        with pytest.raises(InputError, match=expected):
             prepare(log_of(events, timed), core)
         return
     data = prepare(log_of(events, timed), core)
     assert histories(data) == truth
     assert (data.core, data.split.name) == (core, "leave-one-out")
-    long = {user: len(items) for user, items in truth.items() if len(items) >= 3}
     assert held_out(data, "validation") == {user: length - 2 for user, length in long.items()}
     assert held_out(data, "test") == {user: length - 1 for user, length in long.items()}
 
@@ -104,10 +108,16 @@ def test_a_split_by_time_filters_by_past_events_only(
 ) -> None:
     cuts = cuts_of(sorted(time for _, _, time in events), split)
     past = [] if cuts is None else core_of([event for event in events if event[2] < cuts[0]], core)
-    if cuts is None or not any(n >= 2 for n in Counter(user for user, _, _ in past).values()):
+    trained = Counter(user for user, _, _ in past)
+    if cuts is None or max(trained.values(), default=0) < 2:
         with pytest.raises(
             InputError, match=r"too few distinct timestamps|no user is left with two"
         ):
+            prepare(log_of(events), core, split)
+        return
+    kept = {item for _, item, _ in past}
+    if not any(user in trained and item in kept and time >= cuts[1] for user, item, time in events):
+        with pytest.raises(InputError, match="no user has an event to predict in the"):
             prepare(log_of(events), core, split)
         return
     users, items = ({event[column] for event in past} for column in (0, 1))

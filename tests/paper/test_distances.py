@@ -91,26 +91,26 @@ def test_the_page_says_how_far_back_each_model_learns(monkeypatch: pytest.Monkey
         ("LRURec", 0): {"4": 1.0, "8": 0.5, "80": 1.0},
         ("SASRec", 0): {"4": 0.2, "8": 0.1},
     }
-    found = report(monkeypatch, records, {("recall-small", "GRU4Rec"): "not run"})
-    assert found.headline == (
+    result = report(monkeypatch, records, {("recall-small", "GRU4Rec"): "not run"})
+    assert result.headline == (
         "events back with nine of ten answers right: SASRec 0, LRURec 4, RecBLR 80"
     )
-    assert found.sentences == [f"recall-small: {found.headline}."]
-    cells = [[*map(str.strip, line.split("|"))][1:-1] for line in found.table.splitlines()]
+    assert result.sentences == [f"recall-small: {result.headline}."]
+    cells = [[*map(str.strip, line.split("|"))][1:-1] for line in result.table.splitlines()]
     assert cells[0] == ["model", "4", "8", "80", "seconds", "seeds", "note"]
     assert cells[2:4] == [
         ["GRU4Rec", "", "", "", "", "", "not measured: not run"],
         ["SASRec", "20.0%", "10.0%", "cannot", "2.00", "1", ""],
     ]
-    assert found.data["right"]["SASRec"] == {4: 0.2, 8: 0.1}
+    assert result.data["right"]["SASRec"] == {4: 0.2, 8: 0.1}
 
 
 def test_shares_of_several_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     records = {("SASRec", seed): {"4": 1.0, "8": share} for seed, share in enumerate((0.9, 1.0))}
     missing = dict.fromkeys((("recall-small", row) for row in SMALL.rows), "not run")
-    found = report(monkeypatch, records, missing)
-    assert "| SASRec  | 100.0% ± 0.0% | 95.0% ± 7.1% | cannot | 2.00    | 2 " in found.table
-    assert found.headline.endswith("right: SASRec 8")
+    result = report(monkeypatch, records, missing)
+    assert "| SASRec  | 100.0% ± 0.0% | 95.0% ± 7.1% | cannot | 2.00    | 2 " in result.table
+    assert result.headline.endswith("right: SASRec 8")
 
 
 def test_the_data_set_is_that_of_the_simulation() -> None:

@@ -199,8 +199,10 @@ OpenSite = Callable[..., Site]
 def open_site(a: ServedModel, models: Path, file: Store) -> Iterator[OpenSite]:
     stops = []
 
-    def start(key_file: Path | None = None, folder: Path = models) -> Site:
-        engine = file.engine(a)
+    def start(
+        key_file: Path | None = None, folder: Path = models, model: ServedModel | None = None
+    ) -> Site:
+        engine = file.engine(model or a)
         keys = None if key_file is None else Keys(key_file)
         operations = Operations(engine, folder, {str(a.item_ids[0]): "A title"})
         running = http_server(application(operations, keys, HOSTS if keys is None else ["*"]))

@@ -60,6 +60,44 @@ def test_events_and_recommendations(site: Site, a: ServedModel) -> None:
     assert items[:2] == answer["items"][1:]
 
 
+def test_ids_that_the_model_does_not_know_are_named(site: Site, a: ServedModel) -> None:
+    known = str(a.item_ids[0])
+    hint = f"not in the log of the model (its ids are text, such as {known!r})"
+    body = {"history": [known, "x"], "deny": ["y", "z"], "allow": [*a.item_ids, 7], "k": 3}
+    answer = site.client.post("/v1/recommend", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["warnings"] == [
+        f"history: item 'x' is {hint}",
+        f"allow: item '7' is {hint}",
+        "deny: 2 items are not in the log of the model: 'y', 'z' "
+        f"(its ids are text, such as {known!r})",
+    ]
+    body = {"history": [known], "allow": a.item_ids, "k": 3}
+    expected = site.client.post("/v1/recommend", json=body).json()
+    assert expected.keys() == {"model", "basis", "items"}
+    assert answer.json()["items"] == expected["items"]
+    body = {"user_id": "u", "deny": [known.upper()]}
+    (warning,) = site.client.post("/v1/recommend", json=body).json()["warnings"]
+    assert warning.endswith(f"is not in the log of the model (did you mean {known!r}?)")
+    influence = site.client.get("/v1/users/u/influence", params={"item_id": known.upper()})
+    assert influence.status_code == 404
+
+
+def test_an_answer_without_the_user_says_why(site: Site, a: ServedModel) -> None:
+    known = str(a.item_ids[0])
+    answer = site.client.get("/v1/users/u/recommendations").json()
+    assert (answer["basis"], answer["reason"]) == (
+        "popularity", "user 'u' has no item that the model knows",
+    )  # fmt: skip
+    sent = {"events": [event(1, item_id="never seen")], "recommend": {}}
+    answer = site.client.post("/v1/events", json=sent).json()["recommendations"]
+    assert answer["reason"] == "user 'u' has no item that the model knows"
+    answer = site.client.post("/v1/recommend", json={"history": ["x"]}).json()
+    assert answer["reason"] == "the history has no item that the model knows"
+    answer = site.client.post("/v1/recommend", json={"history": [known], "allow": [known]}).json()
+    assert (answer["items"], answer["reason"]) == ([], "allow, deny and hide_seen leave none")
+
+
 def test_each_event_of_a_batch_has_a_result(site: Site, a: ServedModel) -> None:
     ids = a.item_ids
     events = [event(1, item_id=ids[0]), event(1, item_id=ids[1]), event(1, item_id=ids[0]),
@@ -317,5 +355,6 @@ def test_a_file_that_is_not_a_key_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "keys").write_text(text)
         with pytest.raises(InputError, match="is not a key file"):
             Keys(tmp_path / "keys")
-    with pytest.raises(InputError, match="is not a key file"):
-        Keys(tmp_path / "absent")
+    for path in (tmp_path / "absent", tmp_path, Path("/dev/zero")):
+        with pytest.raises(InputError, match="is not a key file"):
+            Keys(path)

@@ -4,7 +4,6 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from recblr.errors import InputError
 from recblr.serving.open_storage import open_storage
-from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.storage import (
     BEFORE_ALL_EVENTS,
     Event,
@@ -198,62 +196,6 @@ def test_a_log_can_be_opened_again(store: Store) -> None:
     log = store.log()
     assert [event_id for _, event_id, _ in log.events(U)] == ["e1", "e2"]
     log.close()
-
-
-# ---- in a file -----------------------------------------------------------------------------------
-
-
-def test_erased_events_leave_no_trace_in_the_file(tmp_path: Path) -> None:
-    log = SQLiteLog(tmp_path / "events.sqlite")
-    secret = b"7d1c09-very-secret"
-    with log.transaction():
-        for number in range(200):
-            erased = Event(f"{secret.decode()}{number}", "nobody", secret.decode(), number)
-            log.add([("t", erased), ("t", event(number))])
-        log.add_snapshots(("t", "nobody"), "m", [snapshot(64)])
-    assert any(secret in path.read_bytes() for path in tmp_path.iterdir())
-    with log.transaction():
-        assert log.erase(("t", "nobody")) == 200
-    assert log.events(("t", "nobody")) == []
-    assert log.snapshot(("t", "nobody"), "m") is None
-    log.close()
-    log = SQLiteLog(tmp_path / "events.sqlite")
-    for path in tmp_path.iterdir():
-        assert secret not in path.read_bytes()
-        assert b"nobody" not in path.read_bytes()
-    assert len(log.events(U)) == 200
-    log.close()
-
-
-def test_one_process_opens_a_file(file: Store) -> None:
-    log = file.log()
-    with pytest.raises(InputError, match=r"events.sqlite is open in another process; stop"):
-        file.log()
-    log.close()
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "other"
-    path.write_bytes(b"PAR1" * 1000)
-    with pytest.raises(InputError, match="is not a SQLite file; choose another"):
-        SQLiteLog(path)
-    assert path.read_bytes() == b"PAR1" * 1000
-    with pytest.raises(InputError, match="cannot be opened; does its folder exist"):
-        SQLiteLog(tmp_path / "no" / "file")
-    import apsw
-
-    connection = apsw.Connection(str(tmp_path / "foreign"))
-    connection.execute("CREATE TABLE users (x)")
-    connection.close()
-    with pytest.raises(InputError, match="is not an event log of this version of recblr"):
-        SQLiteLog(tmp_path / "foreign")
-
-
-def test_an_error_of_sqlite_is_a_storage_error(tmp_path: Path) -> None:
-    log = SQLiteLog(tmp_path / "events.sqlite")
-    log.close()
-    with pytest.raises(StorageError, match="the event log failed"):
-        log.versions([U])
 
 
 # ---- in PostgreSQL -------------------------------------------------------------------------------

@@ -27,8 +27,11 @@ def test_an_event():
         ({"user_id": "é" * 129}, "user_id: must have 1 to 256 bytes, found 258"),
         ({"item_id": "a\0b"}, "item_id: contains a NUL"),
         ({"event_id": "\ud800"}, "event_id: contains an unpaired surrogate"),
-        ({"timestamp": 2e13}, "timestamp: found the time 2e\\+13, which is not in seconds, milli"),
-        ({"timestamp": "now"}, "timestamp: found 'now'; write every time as a whole number"),
+        (
+            {"timestamp": 2e13},
+            "timestamp: found the time 20000000000000, which is not",
+        ),
+        ({"timestamp": "now"}, "timestamp: found 'now'; write all times alike, as whole numbers"),
         ({"timestamp": 10**400}, "timestamp: found "),
         ({"timestamp": float("inf")}, "timestamp: found 'inf'"),
         ({"timestamp": True}, "got `bool` - at `\\$.timestamp`"),

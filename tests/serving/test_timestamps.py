@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recblr.data.times import UNITS
@@ -20,6 +20,7 @@ from serving.fixtures import OpenSite, Site
 MICROSECONDS = st.integers(750_000_000_000_000, 4_199_999_999_999_999)
 
 
+@settings(deadline=None)
 @given(MICROSECONDS, st.sampled_from(list(UNITS)))
 def test_any_unit_becomes_seconds(microseconds: int, unit: str) -> None:
     size = UNITS[unit] // 1000 or 1
@@ -32,6 +33,7 @@ def test_any_unit_becomes_seconds(microseconds: int, unit: str) -> None:
     assert to_unit(np.array([number]), unit) == [whole / 1e6]
 
 
+@settings(deadline=None)
 @given(st.lists(MICROSECONDS, min_size=2, max_size=2, unique=True).map(sorted))
 def test_microseconds_stay_apart(pair: list[int]) -> None:
     earlier, later = map(parse_timestamp, pair)
@@ -50,6 +52,7 @@ def test_dates_numbers_in_no_unit_and_refusals() -> None:
         parse_timestamp(20240501123000)
 
 
+@settings(deadline=None)
 @given(MICROSECONDS, st.sampled_from(list(UNITS)))
 def test_a_log_of_version_0_1_keeps_its_unit(microseconds: int, unit: str) -> None:
     (stored,) = to_unit(np.array([microseconds]), "microseconds", unit)

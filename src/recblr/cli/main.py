@@ -1,6 +1,5 @@
 """The entry point of the command line. A command parses, calls one library function, and prints."""
 
-import logging
 import sys
 import warnings
 from importlib.metadata import version
@@ -15,16 +14,18 @@ from recblr.cli.options import (
     Columns,
     Core,
     Device,
+    Format,
     Json,
     Log,
     Model,
     OtherLog,
     Out,
     Overwrite,
+    Separator,
     Settings,
     Split,
     print_json,
-    read_columns,
+    read_source,
 )
 from recblr.cli.recommend import recommend
 from recblr.cli.reproduce import reproduce
@@ -59,6 +60,8 @@ def prepare(
     core: Core = None,
     split: Split = None,
     columns: Columns = None,
+    format: Format = None,
+    separator: Separator = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -68,7 +71,8 @@ def prepare(
     from recblr.files import check_absent
 
     check_absent(out, overwrite, MARKER)
-    data = open_log(log, core, split, read_columns(columns))
+    source, names = read_source(log, columns, format, separator)
+    data = open_log(source, core, split, names)
     data.save(out, overwrite)
     kept = data.summary["kept"]
     if as_json:
@@ -91,6 +95,8 @@ def train(
     core: Core = None,
     split: Split = None,
     columns: Columns = None,
+    format: Format = None,
+    separator: Separator = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
@@ -103,15 +109,12 @@ def train(
     from recblr.recommender import Recommender
 
     chosen = apply_settings({} if config is None else read_preset(config, model), settings)
-    if not as_json:  # one line per epoch
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("recblr").setLevel(logging.INFO)
     keep_freed_memory()
     recommender = Recommender.configured(model, chosen, device, by_size=config is None)
+    source, names = read_source(log, columns, format, separator)
     recommender.fit(
-        log, core=core, split=split, columns=read_columns(columns), out=out, resume=resume,
-        overwrite=overwrite,
-    )  # fmt: skip
+        source, core=core, split=split, columns=names, out=out, resume=resume, overwrite=overwrite
+    )
     if as_json:
         print_json(recommender.measured)
         return
@@ -131,6 +134,8 @@ def evaluate(
     folder: Model,
     log: OtherLog = None,
     columns: Columns = None,
+    format: Format = None,
+    separator: Separator = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -138,7 +143,8 @@ def evaluate(
     import recblr
 
     recommender = recblr.load(folder, device)
-    evaluations = recommender.evaluate(log, columns=read_columns(columns))
+    source, names = read_source(log, columns, format, separator)
+    evaluations = recommender.evaluate(source, columns=names)
     results = [evaluation.to_json() for evaluation in evaluations]
     if as_json:
         print_json(results)
@@ -156,6 +162,8 @@ def compare(
         typer.Option(metavar="LOG", help="A log. [the log the models were trained on]"),
     ] = None,
     columns: Columns = None,
+    format: Format = None,
+    separator: Separator = None,
     device: Device = "auto",
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE.html", help="Also write a report.")
@@ -169,7 +177,8 @@ def compare(
 
     if html is not None:
         check_writable(html)
-    comparison = measure(folders, log, read_columns(columns), device)
+    source, names = read_source(log, columns, format, separator)
+    comparison = measure(folders, source, names, device)
     if html is not None:
         with write_errors(html):
             html.write_text(page(comparison), encoding="utf-8")

@@ -10,7 +10,9 @@ from recblr.errors import InputError
 
 Log = Annotated[
     str,
-    typer.Argument(metavar="LOG", help="A log file, a prepared folder, or a data set's name."),
+    typer.Argument(
+        metavar="LOG", help="A file, a folder, - (standard input), or the name of a data set."
+    ),
 ]
 OtherLog = Annotated[
     str | None,
@@ -28,7 +30,20 @@ Core = Annotated[
 Split = Annotated[str | None, typer.Option(help="leave-one-out (default), time or time-last.")]
 Columns = Annotated[
     str | None,
-    typer.Option(metavar="NAME=COLUMN,…", help="Columns of the log, for example user_id=userId."),
+    typer.Option(
+        metavar="NAME=COLUMN,…",
+        help="Columns of the log by name, user_id=userId, or position, user_id=1.",
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT", help="Such as csv, jsonl or histories. [by the ending of the file]"
+    ),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="The separator of a text file, such as ';'."),
 ]
 Settings = Annotated[
     list[str],
@@ -45,14 +60,25 @@ Device = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
-def read_columns(text: str | None) -> dict[str, str] | None:
+def read_columns(text: str | None) -> dict[str, str | int | None] | None:
     """The columns of a log by our names, from the text of :data:`Columns`."""
-    if text is None:
-        return None
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(name and equals and column for name, equals, column in pairs):
-        raise InputError(f"--columns {text}: write user_id=COLUMN,item_id=COLUMN,timestamp=COLUMN")
-    return {name.strip(): column.strip() for name, _, column in pairs}
+    from recblr.data.columns import parse_columns
+
+    return None if text is None else parse_columns(text)
+
+
+def read_source(
+    log: str | None, columns: str | None, format: str | None, separator: str | None
+) -> tuple[Any, Any]:
+    """A log to open and its columns. It is read at once if options say how, else where it is opened."""
+    chosen = read_columns(columns)
+    if format is None and separator is None:
+        return log, chosen
+    if log is None:
+        raise InputError("--format and --separator describe a log; give the log, too")
+    from recblr.data.log import read_log
+
+    return read_log(log, columns=chosen, format=format, separator=separator), None
 
 
 def read_seeds(text: str) -> tuple[int, ...]:

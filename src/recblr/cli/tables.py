@@ -30,8 +30,8 @@ def print_summary(summary: dict[str, Any], core: int, split: str) -> None:
         f"{split}: {summary['training_interactions']:,} training events, "
         f"{summary['validation_users']:,} validation users, {summary['test_users']:,} test users"
     )
-    if summary["duplicate_rows_kept"] is None:
-        print("the log has no timestamps; its events are in the order of the file")
+    if "order" in summary:  # absent in folders of version 0.1.0
+        print(f"events {summary['order']}")
     print_duplicates(summary)
 
 
@@ -43,6 +43,8 @@ def print_duplicates(summary: dict[str, Any]) -> None:
 
 def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     """Metrics with their intervals beside the baselines, the protocol, and slices of users."""
+    from recblr.evaluation.ranking import Population, Protocol
+
     baselines = evaluations[0]["baselines"]
     # Two lines a name, or a terminal of 80 columns cuts the intervals.
     heads = (name.replace(" ", "\n") for name in baselines)
@@ -62,12 +64,9 @@ def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
                     f"the baseline {name} has a higher NDCG@10, {metrics['NDCG@10']:.4f} "
                     f"({evaluation['protocol']['seen']})"
                 )
-    protocol = evaluations[0]["protocol"]
-    print(
-        f"protocol: {protocol['split']} {protocol['part']}, {protocol['core']}-core, full ranking "
-        f"of {protocol['candidates']:,} items, ties {protocol['ties']}, last "
-        f"{protocol['max_length']} events, {protocol['users']:,} users, data {protocol['data']}"
-    )
+    print(f"protocol: {Protocol(**evaluations[0]['protocol'])}")
+    if others := str(Population(**evaluations[0]["population"])):
+        print(f"users: {others}")
     slices = Table("slice (masked)", "users", "HR@10", "NDCG@10", box=None)
     for name, row in evaluations[1]["slices"].items():
         slices.add_row(name, f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
@@ -90,13 +89,14 @@ def print_comparison(comparison: "Comparison") -> None:
     for seen in comparison.protocols:
         show(_ranking(comparison, seen))
     show(_costs(comparison))
-    protocol = comparison.contenders[0].evaluations["unmasked"].protocol
+    evaluation = comparison.contenders[0].evaluations["unmasked"]
     print(
-        f"protocol: {protocol.split} {protocol.part}, {protocol.core}-core, full ranking of "
-        f"{protocol.candidates:,} items, ties {protocol.ties}, {protocol.users:,} users, data "
-        f"{protocol.data}; 95% intervals, p after Holm's correction. Training times are those of "
-        f"the training runs; the rest is timed here on {comparison.provenance['threads']} thread(s)."
+        f"protocol: {evaluation.protocol}; 95% intervals, p after Holm's correction. Training times "
+        "are those of the training runs; the rest is timed here on "
+        f"{comparison.provenance['threads']} thread(s)."
     )
+    if others := str(evaluation.population):
+        print(f"users: {others}")
 
 
 def _ranking(comparison: "Comparison", seen: str) -> Table:
@@ -121,14 +121,14 @@ def _ranking(comparison: "Comparison", seen: str) -> Table:
 
 def _costs(comparison: "Comparison") -> Table:
     table = Table(
-        "", "model", "max\nlength", "para-\nmeters", "training\ns", "recommend\nms", "event\nµs",
+        "", "model", "para-\nmeters", "training\ns", "recommend\nms", "event\nµs",
         "bytes\nper user", box=None,
     )  # fmt: skip
     for contender in comparison.contenders:
         cost = contender.cost
         table.add_row(
-            Text(contender.label), contender.model, f"{cost.max_length:,}",
-            f"{cost.parameters:,}", f"{cost.training_seconds:,.1f}", f"{cost.recommend_ms:.2f}",
+            Text(contender.label), contender.model, f"{cost.parameters:,}",
+            f"{cost.training_seconds:,.1f}", f"{cost.recommend_ms:.2f}",
             "" if cost.step_us is None else f"{cost.step_us:,.0f}", f"{cost.user_bytes:,}",
         )  # fmt: skip
     return table

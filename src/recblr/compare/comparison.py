@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ import torch
 
 from recblr.data import open_log
 from recblr.data.batches import pack_latest
-from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.evaluation import metrics
-from recblr.evaluation.ranking import Evaluation
+from recblr.evaluation.ranking import Evaluation, html_table
 from recblr.evaluation.significance import difference_interval, holm, paired_test
 from recblr.models.fused_step import FusedStep
 from recblr.models.model import RecurrentModel
@@ -78,6 +78,9 @@ class Contender:
     evaluations: dict[str, Evaluation]
     differences: dict[str, Difference | None]
 
+    def __repr__(self) -> str:
+        return f"Contender({self.label!r}, {self.model!r}, {list(self.evaluations.values())})"
+
     def verdict(self, seen: str) -> str:
         """Return "best", "as good within the noise" or "worse" under the protocol ``seen``."""
         difference = self.differences[seen]
@@ -108,6 +111,29 @@ class Comparison:
     contenders: list[Contender]
     log: str
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.headline})"
+
+    def _repr_html_(self) -> str:
+        """The headline and the rankings, as tables for notebooks."""
+        tables = [self._html_ranking(seen) for seen in self.protocols]
+        protocol = self.contenders[0].evaluations[self.protocols[0]].protocol
+        return "".join([f"<p>{escape(self.headline)}</p>", *tables, f"<p>{protocol}</p>"])
+
+    def _html_ranking(self, seen: str) -> str:
+        rows = []
+        for contender in self.ranking(seen):
+            means, difference = contender.evaluations[seen].metrics, contender.differences[seen]
+            p = "" if difference is None else f"{difference.p:.4f}"
+            rows.append((contender.label, means, contender.verdict(seen), p))
+        rows += [(f"({name})", means, "", "") for name, means in self.baselines[seen].items()]
+        heads = [seen, *self.contenders[0].evaluations[seen].metrics, "verdict", "p"]
+        return html_table(
+            heads,
+            ([label, *(f"{mean:.4f}" for mean in means.values()), verdict, p]
+             for label, means, verdict, p in rows),
+        )  # fmt: skip
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -169,7 +195,8 @@ def compare(
 
     Raises:
         InputError: fewer than two artifacts, the same one twice, a folder that is not an artifact,
-            or artifacts that differ in split, core, catalogue or, without ``log``, in the data.
+            or artifacts that differ in split, core, catalogue, ``max_length`` or, without ``log``, in
+            the data.
     """
     labels = _labels(folders)
     if log is None and columns is not None:
@@ -209,19 +236,23 @@ def _labels(folders: Sequence[str | Path]) -> list[str]:
 
 
 def _check_comparable(loaded: Mapping[str, Recommender], same_data: bool) -> None:
-    first, *others = ((label, _basis(recommender.data)) for label, recommender in loaded.items())
+    first, *others = ((label, _basis(recommender)) for label, recommender in loaded.items())
+    hints = {
+        "data": "; give one log to measure both on",
+        "max_length": "; train one of them again with the train.max_length of the other",
+    }
     for field, value in first[1].items():
         for label, basis in others:
             if basis[field] != value and (same_data or field != "data"):
-                hint = "; give one log to measure both on" if field == "data" else ""
                 raise InputError(
                     f"{first[0]} and {label} cannot be compared because their {field} differs: "
-                    f"{value} and {basis[field]}{hint}"
+                    f"{value} and {basis[field]}{hints.get(field, '')}"
                 )
 
 
-def _basis(data: Sequences) -> dict[str, str]:
-    """The properties of the data that metrics depend on, causes before their effects."""
+def _basis(recommender: Recommender) -> dict[str, str]:
+    """What metrics depend on besides the model, causes before their effects."""
+    data = recommender.data
     ids = sorted(map(repr, data.item_ids.to_pylist()))  # in any order; 7 differs from "7"
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]
     return {
@@ -229,6 +260,7 @@ def _basis(data: Sequences) -> dict[str, str]:
         "core": str(data.core),
         "catalogue": f"{len(ids):,} items (hash {digest})",
         "data": data.fingerprint,
+        "max_length": str(recommender.training.max_length),
     }
 
 

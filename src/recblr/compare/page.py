@@ -77,7 +77,8 @@ def _cost_charts(comparison: Comparison) -> list[Chart]:
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, object]]:
-    protocol = comparison.contenders[0].evaluations["unmasked"].protocol
+    evaluation = comparison.contenders[0].evaluations["unmasked"]
+    protocol, population = evaluation.protocol, evaluation.population
     machine = dict(comparison.provenance)
     versions = ", ".join(f"{name} {number}" for name, number in machine.pop("versions").items())
     return [
@@ -87,7 +88,9 @@ def _facts(comparison: Comparison) -> list[tuple[str, object]]:
         ("filter", f"{protocol.core}-core"),
         ("candidates", f"all {protocol.candidates:,} items"),
         ("ties", protocol.ties),
+        ("history", f"last {protocol.max_length:,} events"),
         ("users", f"{protocol.users:,}"),
+        *([("other users", str(population))] if str(population) else []),
         ("intervals", "95%, bootstrap over users"),
         (
             "verdict",

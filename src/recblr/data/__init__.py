@@ -1,7 +1,6 @@
 """Data: read logs, load data sets by name, filter and split them, build batches."""
 
 import glob
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from recblr.data.log import Interactions, read_log
 from recblr.data.sequences import MARKER, Part, Sequences, index_in, prepare
 from recblr.data.sources import STDIN
 from recblr.errors import InputError
-
-logger = logging.getLogger(__name__)
+from recblr.progress import report
 
 
 def open_log(
@@ -23,7 +21,7 @@ def open_log(
     split: str | None = None,
     columns: Columns | None = None,
 ) -> Sequences:
-    """Read, filter and split a log, and say by ``logging`` what orders its events.
+    """Read, filter and split a log, and report what orders its events.
 
     Args:
         source: Sequences, Interactions, the path of a prepared folder, the name of a data set, or a
@@ -58,7 +56,7 @@ def open_log(
 
 def _opened(data: Sequences) -> Sequences:
     if "order" in data.summary:
-        logger.info("%s: %s", data.summary["source"], data.summary["order"])
+        report(f"{data.summary['source']}: {data.summary['order']}")
     return data
 
 
@@ -67,7 +65,8 @@ def open_with_items(
 ) -> Sequences:
     """Open another log with the core, the split and the items of ``data``.
 
-    Events of other items are removed, except for targets of ``part``, which count as missed.
+    Events of other items are removed, except for targets of ``part``. Such targets count as missed, and
+    so do the targets of users without a known item before.
 
     Raises:
         InputError: the logs have no item in common.
@@ -82,7 +81,8 @@ def open_with_items(
     if not known.all():
         warnings.warn(
             f"the model does not know {(~known).sum():,} of the {len(known):,} items of that log; they "
-            "are removed from the histories, and targets among them count as missed",
+            "are removed from the histories, and targets among them count as missed, as do users with "
+            "no other item before the target",
             stacklevel=3,
         )
     return other.with_items(data.item_ids, part)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from recblr.data.table import Name, Table
 from recblr.data.times import TimeColumn
-from recblr.data.values import BadValue, shorten
+from recblr.data.values import BadValue, plain, shorten
 from recblr.errors import InputError
 
 Columns = Mapping[str, Name | None]
@@ -23,8 +23,7 @@ Columns = Mapping[str, Name | None]
 # Common names of our columns, in lower case, without punctuation.
 ALIASES = {
     "user_id": "userid user uid customerid customer visitorid reviewerid memberid sessionid",
-    "item_id": "itemid item iid movieid movie productid product asin bookid songid trackid "
-    "itemids items itemidlist",
+    "item_id": "itemid item iid movieid movie productid product asin bookid songid trackid",
     "timestamp": "timestamp time ts date datetime eventtime unixreviewtime createdat",
 }
 # Words in the name of a column that holds times; others end in one of them, such as "eventtime".
@@ -125,7 +124,7 @@ def parse_columns(text: str) -> dict[str, Name | None]:
     pair = re.compile(r'\s*(\w+)\s*=\s*(?:"((?:[^"]|"")*)"|([^",]*?))\s*(?:,|$)')
     columns: dict[str, Name | None] = {}
     position = 0
-    while position < len(text):
+    while position < len(text) or not columns:
         match = pair.match(text, position)
         name, quoted, plain = match.groups() if match else ("", None, "")
         if not match or name in columns or not (quoted or plain or name == "timestamp"):
@@ -178,13 +177,21 @@ def _check_line_1(table: Table, given: Mapping[str, Name]) -> None:
             raise InputError(
                 f"{table.where} looks like data, not like names; {name_by_position(fields)}"
             )
-    elif all(isinstance(column, int) for column in given.values()) and names & known:
-        by_name = {
-            name: fields[column - 1]
-            for name, column in given.items()
-            if isinstance(column, int) and 0 < column <= len(fields)
+        return
+    positions = [n for n in table.names if isinstance(n, int)]
+    head = table.head() if positions else {}
+    unlike = any(
+        len(head[n]) > 1 and not _is_data(fields[n - 1])
+        and all(map(_is_data, head[n][1:100].to_pylist()))
+        for n in positions
+    )  # fmt: skip
+    if positions and (names & known or unlike):
+        by_name: dict[str, Name] = {
+            name: fields[n - 1]
+            for name, n in given.items()
+            if isinstance(n, int) and n in positions
         }
-        raise InputError(f"{table.where} has the names of the columns; pass {_option(by_name)}")
+        raise InputError(f"{table.where} looks like names, not like data; pass {_option(by_name)}")
 
 
 def _is_data(field: str) -> bool:
@@ -248,7 +255,7 @@ def _words(column: Name) -> set[str]:
 
 def _holds_times(column: pa.Array) -> bool:
     """Whether all values that are not null are times of our days in one unit."""
-    values = column.drop_null()
+    values = plain(column).drop_null()
     times = TimeColumn()
     try:
         if len(values):
@@ -270,10 +277,10 @@ def _holds_places(column: pa.Array) -> bool:
 def _runs_backwards(users: pa.Array, column: pa.Array) -> bool:
     """Whether the times of no user grow from row to row, and those of some decrease."""
     times = TimeColumn()
-    valid = column.is_valid()
-    times.add(column.filter(valid))
+    times.add(plain(column).drop_null())
     values = times.parts[0][0]
-    codes = users.filter(valid).dictionary_encode().indices.to_numpy()
+    known = column.is_valid().to_numpy(zero_copy_only=False)
+    codes = plain(users).dictionary_encode().indices.fill_null(-1).to_numpy()[known]
     order = np.argsort(codes, kind="stable")
     same = codes[order][1:] == codes[order][:-1]
     steps = np.diff(values[order])[same] if same.any() else np.diff(values)

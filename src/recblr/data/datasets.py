@@ -4,13 +4,10 @@ A data set is one record of ``DATASETS`` with a parser of its publisher's format
 the folder ``RECBLR_DATA``, then in the cache, then downloaded. docs/datasets.md describes each.
 """
 
-import gzip
 import os
-import re
 import sys
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -212,23 +209,6 @@ def _converted(record: Dataset, folder: Path) -> Iterator[Path]:
 
 
 def _read_converted(record: Dataset, path: Path) -> Interactions:
-    names: list[str] = []
-    with suppress(*DAMAGED, ValueError):  # read_log then explains the error
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            names = pq.read_schema(path).names
-        else:
-            opened = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rt", encoding="utf-8") as lines:
-                names = re.split(r"[,\t]", lines.readline().strip())
-    # Some public copies have no timestamps, only the place of each event in the history.
-    if "order" in names and "timestamp" not in names:
-        log = read_log(path, columns={"timestamp": "order"})
-        assert log.timestamps is not None
-        rows = np.lexsort((log.timestamps, log.users))
-        # Places are not times, so that a split by time refuses this log.
-        return replace(log, users=log.users[rows], items=log.items[rows], timestamps=None)
     log = read_log(path)
     return _by_user(log, record.float32) if record.by_user else log
 
@@ -245,7 +225,15 @@ def _by_user(log: Interactions, float32: bool) -> Interactions:
     if float32:
         times = times.astype(np.float32).astype(times.dtype)
     frame = replace(log, timestamps=times).to_polars()[np.lexsort((times, log.users))]
-    return replace(read_log(frame), source=log.source, dates=log.dates)
+    sorted_log = read_log(frame)
+    return replace(
+        log,
+        users=sorted_log.users,
+        items=sorted_log.items,
+        timestamps=sorted_log.timestamps,
+        user_ids=sorted_log.user_ids,
+        item_ids=sorted_log.item_ids,
+    )
 
 
 def _read_original(record: Dataset, paths: list[Path]) -> Interactions:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from recblr.data.columns import ALIASES, name_by_position
 from recblr.data.table import Batch, Name, Table
 from recblr.data.text import split_into_blocks
-from recblr.data.values import BadValue, shorten
+from recblr.data.values import BadValue, plain, shorten
 from recblr.errors import InputError
 
 
@@ -47,7 +47,7 @@ def explode(arrays: dict[str, pa.Array]) -> tuple[dict[str, pa.Array], np.ndarra
                 )
             exploded[name] = column.flatten()
         elif name != "item_id":
-            exploded[name] = column.take(pa.array(rows))
+            exploded[name] = plain(column).take(pa.array(rows))
     return exploded, rows
 
 

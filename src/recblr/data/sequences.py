@@ -241,12 +241,13 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
             f"({len(log):,} events, {core}-core, {split}); give a longer log{smaller}"
         )
     if not np.any(parts.test >= 0):
-        what = "a later time" if cuts else "three events"
+        part = "test" if np.any(parts.validation >= 0) else "validation"
+        needs = "with events before and in that part" if cuts else "with three events"
         raise InputError(
-            f"{log.source}: no user is left to test, as none has {what} "
-            f"({len(log):,} events, {core}-core, {split}); give a longer log or another split"
+            f"{log.source}: no user has an event to predict in the {part} part ({len(log):,} events, "
+            f"{core}-core, {split}); give a log that has users {needs}, or another split"
         )
-    backwards = "; newest first, so events at the same time are reversed" * newest_first
+    backwards = "; newest first, so equal times are in order from the last row" * newest_first
     summary = {
         "source": log.source,
         "order": log.order + backwards,

@@ -68,40 +68,45 @@ def open_tables(
 
 
 def find_files(source: str) -> list[Path]:
-    """The files of a path, a folder with all its folders, or a pattern, in order of their names.
+    """The files of a path, or of all paths that a pattern matches, in order of their names.
 
-    Numbers in names count by their value. Names that start with a dot or an underscore are left out of
-    folders.
+    A folder stands for its files and those of its folders, except names that start with a dot or an
+    underscore. Numbers in names count by their value.
     """
     path = Path(source)
-    if path.is_file() or (path.exists() and not path.is_dir()):
-        return [path]
-    if path.is_dir():
-        for marker, what in FOREIGN.items():
-            if (path / marker).is_file():
-                raise InputError(f"{path}: is {what}, not a log; give the file or folder of a log")
-        inside = [each.relative_to(path) for each in path.rglob("*") if each.is_file()]
-        files = [path / each for each in inside if not any(p[0] in "._" for p in each.parts)]
+    if path.exists():
+        paths = [path]
     elif glob.has_magic(source):
-        files = [Path(each) for each in glob.glob(source, recursive=True) if Path(each).is_file()]
+        paths = [Path(match) for match in glob.glob(source, recursive=True)]
     else:
         siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, siblings, 1)
         hint = f"did you mean {path.with_name(close[0])}?" if close else "check the path"
         raise InputError(f"{path}: no such file; {hint}")
+    files = {file for each in paths for file in ([each] if not each.is_dir() else _inside(each))}
     if not files:
         raise InputError(f"{path}: holds no files; check the path")
-    endings = {_format_of(each): each for each in files}
+    endings = {_format_of(file): file for file in files}
     if len(endings) > 1:
-        first, second = list(endings.values())[:2]
+        first, second = sorted(file.name for file in endings.values())[:2]
         raise InputError(
-            f"{path}: holds files of several formats, such as {first.name} and {second.name}; give a "
-            "pattern such as 'folder/*.csv'"
+            f"{path}: holds files of several formats, such as {first} and {second}; give a pattern "
+            "such as 'folder/*.csv'"
         )
-    return sorted(files, key=lambda each: [
+    return sorted(files, key=lambda file: [
         (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
-        for part in re.split("([0-9]+)", str(each))
+        for part in re.split("([0-9]+)", str(file))
     ])  # fmt: skip
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for marker, what in FOREIGN.items():
+        if (folder / marker).is_file():
+            raise InputError(f"{folder}: is {what}, not a log; give the file or folder of a log")
+    for path in folder.rglob("*"):
+        hidden = any(part[0] in "._" for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden:
+            yield path
 
 
 def _format_of(path: Path) -> str:
@@ -236,7 +241,7 @@ def _parquet(file: pq.ParquetFile, source: str) -> Table:
         with progress(f"reading {Path(source).name}", file.metadata.num_rows) as advance:
             for arrays, location in _rename(batches, source, chosen):
                 yield arrays, location
-                advance(len(arrays["user_id"]))
+                advance(len(next(iter(arrays.values()))))
 
     return Table(source, source, file.schema_arrow.names, head, read)
 

@@ -86,7 +86,7 @@ def text_table(
         line, body = (line + 1, rest) if rest else next(blocks, (2, b""))
         second = body.partition(b"\n")[0].decode()
         names = [*_strip_names(fields, second, source, dialect.separator)]
-        if ending == ".inter" and not given:
+        if ending == ".inter":
             names = [str(name).split(":")[0] for name in names]
     elif by_position:
         names = [*range(1, len(fields) + 1)]

@@ -8,6 +8,7 @@ Any other number, such as a place in a history, only orders events.
 import math
 import operator
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -30,7 +31,8 @@ FLOAT_DIGITS = 17  # times of at most so many characters that differ also differ
 # The numbers of a block in their own unit and, if they are exact only so, in whole nanoseconds.
 Values = tuple[NDArray[Any], NDArray[np.int64] | None]
 TIME_FORMAT = (
-    "write every time as a whole number, a finite decimal or an ISO 8601 date, exact in 64 bits"
+    "write all times alike, as whole numbers, finite decimals or ISO 8601 dates with or without zone, "
+    "exact in 64 bits"
 )
 
 
@@ -49,7 +51,7 @@ class Time:
 
 def unit_of(value: float) -> str:
     """The unit in which a number is a time of our days; "" for none."""
-    place = int(np.searchsorted(EDGES, value, "right"))
+    place = bisect_right(EDGES, value)
     return list(UNITS)[place // 2] if place % 2 else ""
 
 

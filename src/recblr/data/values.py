@@ -20,6 +20,11 @@ def is_text(column: pa.Array) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
+def plain(column: pa.Array) -> pa.Array:
+    """The column, with text as the type string, for which Arrow has all functions."""
+    return column.cast(pa.string()) if is_text(column) else column
+
+
 def cast(column: pa.Array, to: pa.DataType) -> pa.Array | None:
     """The column as another type; None if that would change a value."""
     try:

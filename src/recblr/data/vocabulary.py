@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recblr.config import plain_value
 from recblr.errors import InputError
 
 Id = str | int
@@ -38,14 +39,6 @@ def check_id(value: Id, name: str) -> str:
     if "\0" in text:
         raise InputError(f"{name}: contains a NUL character")
     return text
-
-
-def as_whole_number(value: object, name: str) -> int:
-    """A whole number of any type, such as ``np.int64(3)``; not 3.0, "3" or True."""
-    number = _plain(value)
-    if isinstance(number, bool) or not isinstance(number, Integral):
-        raise InputError(f"{name} must be a whole number, found {number!r}")
-    return int(number)
 
 
 def as_ids(values: object, name: str, ordered: bool = False) -> list[Id]:
@@ -86,22 +79,13 @@ def as_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
 
 
 def _as_id(value: object, name: str) -> Id:
-    value = _plain(value)
+    value = plain_value(value)
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     kind = type(value).__name__
     raise InputError(f"{name}: {value!r} is a {kind}; ids are text or whole numbers")
-
-
-def _plain(value: Any) -> object:
-    """A scalar of NumPy, PyTorch or Arrow as a Python value; any other value as it is."""
-    if isinstance(value, pa.Scalar):
-        return value.as_py()
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return value.item()
-    return value
 
 
 # ---- ids of a log --------------------------------------------------------------------------------
@@ -143,6 +127,7 @@ class Vocabulary:
 
     def describe_unknown(self, names: Sequence[Id]) -> str:
         """One line about unknown ids: the first of them, and an id of the log that is similar."""
+        names = list(dict.fromkeys(names))
         first, kind = names[0], "whole numbers" if pa.types.is_integer(self.ids.type) else "text"
         near = self.nearest(first)
         if near is None:
@@ -152,9 +137,9 @@ class Vocabulary:
         else:
             hint = f"its ids are {kind}, did you mean {near!r}?"
         if len(names) == 1:
-            return f"{self.kind} {first!r} is not in the log of the model; {hint}"
+            return f"{self.kind} {first!r} is not in the log of the model ({hint})"
         shown = ", ".join(map(repr, names[:3])) + ", …" * (len(names) > 3)
-        return f"{len(names):,} {self.kind}s are not in the log of the model: {shown}; {hint}"
+        return f"{len(names):,} {self.kind}s are not in the log of the model: {shown} ({hint})"
 
     def nearest(self, name: Id) -> Id | None:
         """The id that is spelled most like ``name``, among those with the same beginning or end.

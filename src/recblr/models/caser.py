@@ -45,7 +45,8 @@ class CaserConfig:
 
     def __post_init__(self) -> None:
         check(self, "model")
-        expect_sizes(self, "model", "dim", "order", "horizontal", "vertical")
+        expect_sizes(self, "model", "dim", "horizontal", "vertical")
+        expect_sizes(self, "model", "order", at_most=1000)
         expect_dropouts(self, "model", "dropout")
 
 

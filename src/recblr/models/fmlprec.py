@@ -36,7 +36,8 @@ class FMLPRecConfig:
 
     def __post_init__(self) -> None:
         check(self, "model")
-        expect_sizes(self, "model", "dim", "layers", "inner")
+        expect_sizes(self, "model", "dim", "inner")
+        expect_sizes(self, "model", "layers", at_most=1000)
         expect_dropouts(self, "model", "dropout")
 
 

@@ -34,7 +34,8 @@ class GRU4RecConfig:
 
     def __post_init__(self) -> None:
         check(self, "model")
-        expect_sizes(self, "model", "dim", "hidden", "layers")
+        expect_sizes(self, "model", "dim", "hidden")
+        expect_sizes(self, "model", "layers", at_most=1000)
         expect_dropouts(self, "model", "dropout")
 
 

@@ -40,7 +40,8 @@ class LRURecConfig:
 
     def __post_init__(self) -> None:
         check(self, "model")
-        expect_sizes(self, "model", "dim", "layers")
+        expect_sizes(self, "model", "dim")
+        expect_sizes(self, "model", "layers", at_most=1000)
         expect_dropouts(self, "model", "dropout")
 
 

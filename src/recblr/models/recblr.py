@@ -51,7 +51,8 @@ class RecBLRConfig:
 
     def __post_init__(self) -> None:
         check(self, "model")
-        expect_sizes(self, "model", "dim", "layers", "expansion", "conv_width")
+        expect_sizes(self, "model", "dim", "expansion", "conv_width")
+        expect_sizes(self, "model", "layers", at_most=1000)
         expect_dropouts(self, "model", "dropout")
 
 

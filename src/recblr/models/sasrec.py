@@ -43,7 +43,8 @@ class SASRecConfig:
 
     def __post_init__(self) -> None:
         check(self, "model")
-        expect_sizes(self, "model", "dim", "layers", "heads", "inner")
+        expect_sizes(self, "model", "dim", "heads", "inner")
+        expect_sizes(self, "model", "layers", at_most=1000)
         if self.dim % self.heads:
             raise InputError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
         expect_dropouts(self, "model", "dropout")

@@ -76,24 +76,22 @@ class Accuracy(Study):
         runs = [
             {"dataset": name, "row": row, **{key: record[key] for key in RUN if key in record}}
             for name, kept in records.items()
-            for row, of_row in kept.items()
-            for record in of_row.values()
+            for row, record in _each(kept)
             if row != TRANSITIONS
         ]
         every = table(COLUMNS, [line for line in figures if "mean" in line])
-        reached = [f"{it['figure']} on {name}" for name, it in verdicts.items() if it["figure"]]
+        details = f"{table(('dataset', 'row', *RUN), runs)}\n\n## All metrics\n\n{every}"
+        reached = [f"{text} on {name}" for name in verdicts if (text := verdicts[name]["figure"])]
         shown = [row for row in self.rows if not row.endswith(MEMORY)]
-        drawn = [line for line in main if line["row"] in (*shown, CHAIN)]
+        drawn = [line for line in main if line["row"] in (*shown, CHAIN * (not self.axis))]
         draw = partial(dots, drawn, shown, ("mean", "published"), MAIN, highlight=self.reference)
         return Report(
             headline=f"{self._what}: {', '.join(reached)}" if reached else "",
             table=table(COLUMNS, main),
-            sentences=[it["sentence"] for it in verdicts.values()],
-            details=f"{table(('dataset', 'row', *RUN), runs)}\n\n## All metrics\n\n{every}"
-            if runs
-            else "",
+            sentences=[verdict["sentence"] for verdict in verdicts.values()],
+            details=details if runs else "",
             data={"figures": figures, "runs": runs, "verdicts": verdicts},
-            records=[it for kept in records.values() for of in kept.values() for it in of.values()],
+            records=[record for kept in records.values() for _, record in _each(kept)],
             picture=draw if runs else None,
         )
 
@@ -106,13 +104,12 @@ class Accuracy(Study):
     ) -> dict[str, dict[int, Record]]:
         """By row and seed, the records of the runs on a data set; and of the baselines beside them."""
         records: dict[str, dict[int, Record]] = {}
-        for it in self.measurements(seeds, "cpu"):
-            if it.dataset == dataset and isinstance(it, Run) and (record := it.find(folder)):
-                records.setdefault(it.row, {})[it.seed] = record
+        for run in self.measurements(seeds, "cpu"):
+            if run.dataset == dataset and isinstance(run, Run) and (record := run.find(folder)):
+                records.setdefault(run.row, {})[run.seed] = record
         if records and (record := Baselines(dataset, TRANSITIONS).find(folder)):
             records[TRANSITIONS] = {0: record}
-        found = ((row, it) for row, of_row in records.items() for it in of_row.values())
-        data = {it["test"][0]["protocol"]["data"]: row for row, it in found}
+        data = {record["test"][0]["protocol"]["data"]: row for row, record in _each(records)}
         if len(data) > 1:
             unlike = ", ".join(f"{fingerprint} ({row})" for fingerprint, row in data.items())
             raise InputError(f"{folder / dataset}: runs on different data, {unlike}; delete one")
@@ -125,7 +122,7 @@ class Accuracy(Study):
         lines: dict[tuple[str, str], Line] = {}
         for row in self.rows:
             published = self.published.get(dataset, {}).get(row, {})
-            lines |= {(row, metric): {"published": it} for metric, it in published.items()}
+            lines |= {(row, metric): {"published": paper} for metric, paper in published.items()}
             if row not in records:
                 for metric in published or [MAIN]:
                     reason = f"not measured: {missing[dataset, row]}"
@@ -134,15 +131,13 @@ class Accuracy(Study):
             masked = summary(_ranks(records[row].values(), "masked"))
             for metric, ours in summary(_ranks(records[row].values(), "unmasked")).items():
                 line = lines.setdefault((row, metric), {})
-                line |= ours | {f"masked_{key}": it for key, it in masked[metric].items()}
+                line |= ours | {f"masked_{key}": value for key, value in masked[metric].items()}
                 if paper := published.get(metric):
-                    line["percent"] = 100 * (ours["mean"] / paper - 1)
-                    (low, high), side = (
-                        ours["interval"],
-                        "better" if ours["mean"] > paper else "worse",
-                    )
+                    low, high = ours["interval"]
+                    side = "better" if ours["mean"] > paper else "worse"
                     line["verdict"] = "reproduced" if low <= paper <= high else side
-        for record in chain(*(of_row.values() for of_row in records.values())):
+                    line["percent"] = 100 * (ours["mean"] / paper - 1)
+        for _, record in _each(records):
             for key, evaluation in zip(("mean", "masked_mean"), record["test"], strict=True):
                 for name, values in current_evaluation(evaluation)["baselines"].items():
                     for metric, value in values.items():
@@ -158,7 +153,8 @@ class Accuracy(Study):
         """Add to the lines the lead of the reference row over theirs, and its stars."""
         ahead = leads(self.reference, rows) | leads(self.reference + MEMORY, memory)
         judged = {name: rows[name] for name in rows if self.published.get(name)}
-        earned = stars(self.reference, judged, sum(not it.endswith(MEMORY) for it in self.rows))
+        plain = [row for row in self.rows if not row.endswith(MEMORY)]
+        earned = stars(self.reference, judged, len(plain))
         for line in chain(*lines.values()):
             if line["metric"] == MAIN:
                 line |= ahead.get((line["dataset"], line["row"]), {})
@@ -188,13 +184,19 @@ class Accuracy(Study):
                 side = "ahead of" if least["ahead"] > 0 else "behind"
                 beside = f"{share}{side} {least['row']} (p = {least['p']:.2g})"
                 facts.append(f"{self.reference}{kind} {beside}")
-        counts = Counter(it["verdict"].split(":")[0] for it in lines if "published" in it)
-        facts += [f"{count} published figures {name}" for name, count in sorted(counts.items())]
+        verdicts = [line["verdict"].split(":")[0] for line in lines if "published" in line]
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(Counter(verdicts).items()))
+        facts += [f"published figures: {counts}"] if counts else []
         failed = [row for row in self.rows if "mean" in main[row] and (dataset, row) in missing]
         facts += [f"without {missing[dataset, row]}" for row in failed]
         remark = f" ({self.remarks[dataset]})" if dataset in self.remarks else ""
         sentence = "; ".join(facts) or ("no comparison" if rows else "not measured")
         return {"figure": figure, "sentence": f"{dataset}{remark}: {sentence}.", "optimum": best}
+
+
+def _each(records: Mapping[str, Mapping[int, Record]]) -> list[tuple[str, Record]]:
+    """The records with their rows."""
+    return [(row, record) for row in records for record in records[row].values()]
 
 
 def _ranks(records: Iterable[Record], seen: str) -> np.ndarray:
@@ -204,11 +206,10 @@ def _ranks(records: Iterable[Record], seen: str) -> np.ndarray:
 
 def _values(records: Mapping[str, Mapping[int, Record]], memory: bool) -> Rows:
     """The values of the rows with the memory, or without it, over the seeds that all of them have."""
-    rows = {row: of_row for row, of_row in records.items() if row.endswith(MEMORY) == memory}
-    rows.pop(TRANSITIONS, None)
-    seeds = sorted(set.intersection(*map(set, rows.values()))) if rows else []
-    kept = {row: [of_row[seed] for seed in seeds] for row, of_row in rows.items() if seeds}
-    return {row: per_user(_ranks(of_row, "unmasked")) for row, of_row in kept.items()}
+    rows = [row for row in records if row.endswith(MEMORY) == memory and row != TRANSITIONS]
+    seeds = sorted(set.intersection(*(set(records[row]) for row in rows))) if rows else []
+    kept = {row: [records[row][seed] for seed in seeds] for row in rows if seeds}
+    return {row: per_user(_ranks(kept[row], "unmasked")) for row in kept}
 
 
 def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
@@ -218,13 +219,13 @@ def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
 
 def summary(ranks: np.ndarray) -> dict[str, dict[str, Any]]:
     """By metric of ranks (S, U): mean, deviation over seeds (None of one seed), and 95% interval."""
-    seeds = [metrics.means(of_seed) for of_seed in ranks]
+    seeds = [metrics.means(seed_ranks) for seed_ranks in ranks]
     cells = {}
-    for name, of_users in per_user(ranks).items():
-        values = [of_seed[name] for of_seed in seeds]
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        interval = [*metrics.mean_interval(of_users)]
-        cells[name] = {"mean": float(np.mean(values)), "deviation": deviation, "interval": interval}
+    for name, users in per_user(ranks).items():
+        means = [seed[name] for seed in seeds]
+        deviation = float(np.std(means, ddof=1)) if len(means) > 1 else None
+        interval = [*metrics.mean_interval(users)]
+        cells[name] = {"mean": float(np.mean(means)), "deviation": deviation, "interval": interval}
     return cells
 
 

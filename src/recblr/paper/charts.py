@@ -14,11 +14,8 @@ def dots(
     lines: Sequence[Line], rows: Sequence[str], keys: tuple[str, str], label: str, path: Path,
     highlight: str = "",
 ) -> None:  # fmt: skip
-    """A panel a data set: by row, the value with its interval, and the published value hollow.
-
-    ``keys`` are those of the two values in the lines. A line of another row is a dotted line; the row
-    ``highlight`` is vermilion.
-    """
+    """A panel a data set: by row, the value with its interval, and the published value hollow, by their
+    ``keys`` in the lines. Other rows are dotted lines; the row ``highlight`` is vermilion."""
     value, published = keys
     datasets = list(dict.fromkeys(line["dataset"] for line in lines if value in line))
     figure, panels = _panels(len(datasets), (2.6, 1.7 + 0.33 * len(rows)))
@@ -43,17 +40,17 @@ def dots(
 
 
 def curves(
-    panels: Mapping[str, Mapping[str, Mapping[float, float]]], label: str, log: str, path: Path
+    panels: Mapping[str, Mapping[str, Mapping[float, float]]], label: str, scale: str, path: Path
 ) -> None:
-    """A panel a quantity: by row, its values along a number; the last row, ours, in vermilion. The axis
-    ``log``, "x" or "y", is logarithmic."""
+    """A panel a quantity: by row, its values along a number, on an axis of this scale, "linear" or
+    "log"; the last row, ours, in vermilion."""
     figure, places = _panels(len(panels), (3.6, 3.2))
     legend: dict[str, Any] = {}
     for axes, (title, rows) in zip(places, panels.items(), strict=True):
         for number, (row, values) in enumerate(rows.items(), 1 - len(rows)):
             style, colour = "osD^vP"[-number] + "-", COLOURS[-number]
             (legend[row],) = axes.plot([*values], [*values.values()], style, color=colour)
-        axes.set(title=title, xlabel=label, **{f"{log}scale": "log"})
+        axes.set(title=title, xlabel=label, xscale=scale)
     _save(figure, legend, path)
 
 

@@ -1,5 +1,4 @@
-"""Studies of size and cost: Table 2, the size of the data sets; Table 5, seconds an epoch by scan and
-padding; Figure 4, cost by the length of histories."""
+"""Studies of size (Table 2) and of cost, by scan and padding (Table 5) and by length (Figure 4)."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -31,22 +30,23 @@ class Sizes(Study):
         return [Size(dataset, dataset) for dataset in self.datasets]
 
     def report(self, folder: Path, seeds: Sequence[int], missing: Missing) -> Report:
-        records = {it.dataset: it.find(folder) for it in self.measurements(seeds, "cpu")}
+        records = {size.dataset: size.find(folder) for size in self.measurements(seeds, "cpu")}
         lines = list[Line]()
         for dataset, record in records.items():
             published = self.published.get(dataset, {})
-            paper = {f"{count}, paper": it["count"] for count, it in published.items()}
+            paper = {f"{count}, paper": cell["count"] for count, cell in published.items()}
             ours = {count: record[count] for count in self.rows} if record else {}
-            verdict = "equal" if [*ours.values()] == [*paper.values()] else "different"
+            equal = [*ours.values()] == [*paper.values()]
+            verdict = "equal" if equal else "different" if paper else "not in the paper"
             verdict = verdict if ours else f"not measured: {missing[dataset, dataset]}"
             lines.append({"data set": dataset, **ours, **paper, "verdict": verdict})
         columns = chain(*((count, f"{count}, paper") for count in self.rows))
         remarks = {name: f" ({remark})" for name, remark in self.remarks.items()}
         verdicts = {line["data set"]: line["verdict"] for line in lines}
         return Report(
-            headline=", ".join(f"{name} {it}" for name, it in verdicts.items() if records[name]),
+            headline=", ".join(f"{name} {verdicts[name]}" for name in records if records[name]),
             table=table(["data set", *columns, "verdict"], lines),
-            sentences=[f"{name}: {it}{remarks.get(name, '')}." for name, it in verdicts.items()],
+            sentences=[f"{name}: {verdicts[name]}{remarks.get(name, '')}." for name in verdicts],
             data={"sizes": lines},
             records=[record for record in records.values() if record],
         )
@@ -58,13 +58,13 @@ class Cost(Study):
     batch, ``published`` the paper's seconds an epoch.
 
     Attributes:
-        claims: what the paper says, with a cost and pairs of rows of which the first needs less.
+        claims: what the paper says; a cost, and pairs of rows of which the first needs less of it.
         long: events of a history from which on the claims hold.
         base: the row by which the seconds of the others are divided.
         stand_ins: data sets that are not the paper's.
     """
 
-    claims: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]
+    claims: Mapping[str, Sequence[Any]]
     long: int = 0
     base: str = ""
     stand_ins: Sequence[str] = ()
@@ -88,27 +88,27 @@ class Cost(Study):
         lines, claims, records = list[Line](), list[Line](), list[Record]()
         for device in ("cuda", "cpu"):
             timings = self.measurements(seeds, device)
-            kept = [(it, record) for it in timings if (record := it.find(folder))]
-            machines = {str((it["hardware"], it.get("gpu"), it["threads"])) for _, it in kept}
+            kept = [(timing, record) for timing in timings if (record := timing.find(folder))]
+            machines = {
+                f"{r['hardware']} {r.get('gpu', '')} {r['threads']} threads" for _, r in kept
+            }
             if len(machines) > 1:
                 where = f"{folder / 'timings' / device}: timed on different machines"
                 raise InputError(f"{where}, {'; '.join(sorted(machines))}; delete all but one")
-            of_device = [self._line(it, record) for it, record in kept]
-            claims += self._judge(of_device)
-            lines += of_device
+            new = [self._line(timing, record) for timing, record in kept]
+            claims += self._judge(new)
+            lines += new
             records += [record for _, record in kept]
         counts = Counter(claim["verdict"] for claim in claims)
-        absent = [{"dataset": it[0], "row": it[1], "note": why} for it, why in missing.items()]
+        sentence = "{dataset}, {device}: {claim}: {verdict}{ratios}."
+        absent = [{"dataset": key[0], "row": key[1], "note": missing[key]} for key in missing]
         return Report(
             headline=", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
             table=table(COLUMNS, [*lines, *absent]),
-            sentences=[
-                f"{it['dataset']}, {it['device']}: {it['claim']}: {it['verdict']}{it['ratios']}."
-                for it in claims
-            ],
+            sentences=[sentence.format(**claim) for claim in claims],
             data={"costs": lines, "claims": claims},
             records=records,
-            picture=self._picture([it for it in lines if it["device"] == lines[0]["device"]]),
+            picture=self._picture([x for x in lines if x["device"] == lines[0]["device"]]),
         )
 
     def _line(self, timing: Timing, record: Record) -> Line:
@@ -126,21 +126,22 @@ class Cost(Study):
         """Whether the claims hold for the data sets on a device; adds the ratios to the base."""
         claims = list[Line]()
         for dataset in dict.fromkeys(line["dataset"] for line in lines):
-            costs = {(it["row"], it["length"]): it for it in lines if it["dataset"] == dataset}
+            costs = {(x["row"], x["length"]): x for x in lines if x["dataset"] == dataset}
             for (_, length), line in costs.items():
                 if base := costs.get((self.base, length)):
                     line["ratio"] = line["epoch_seconds"] / base["epoch_seconds"]
-            for claim, ((cost, pairs),) in ((it, of.items()) for it, of in self.claims.items()):
+            for claim, (cost, *pairs) in self.claims.items():
                 shares = {
                     length: [costs[a, length][cost] / costs[b, length][cost] for a, b in pairs]
                     for length in sorted({length for _, length in costs})
                     if length >= self.long
                     and all(cost in costs.get((row, length), {}) for row in chain(*pairs))
                 }
-                holds = all(share < 1 for it in shares.values() for share in it)
+                holds = all(share < 1 for share in chain(*shares.values()))
                 verdict = "the same" if dataset in self.stand_ins else "reproduced"
                 verdict = (verdict if holds else f"not {verdict}") if shares else "not measured"
-                last = " and ".join(f"{it:.2f}" for it in shares.get(max(shares, default=0), ()))
+                longest = shares.get(max(shares, default=0), [])
+                last = " and ".join(f"{share:.2f}" for share in longest)
                 ratios = f" ({last} of it at {max(shares):,} events)" if shares else ""
                 claims.append({"device": lines[0]["device"], "dataset": dataset, "claim": claim,
                                "verdict": verdict, "ratios": ratios})  # fmt: skip
@@ -149,10 +150,14 @@ class Cost(Study):
     def _picture(self, lines: Sequence[Line]) -> Callable[..., None] | None:
         """The ratios of each data set by row, or the costs of each row by length."""
         if self.base and any("ratio" in line for line in lines):
-            label = f"times the seconds of {self.base}"
-            return partial(dots, lines, [*self.rows], ("ratio", "published_ratio"), label)
+            keys = ("ratio", "published_ratio")
+            return partial(dots, lines, [*self.rows], keys, f"times {self.base}")
         panels: dict[str, Any] = {title: {row: {} for row in self.rows} for title in COSTS.values()}
         for line, cost in product(lines, COSTS):
             if cost in line:
                 panels[COSTS[cost]][line["row"]][line["length"]] = line[cost]
-        return partial(curves, panels, "longest history", "y") if lines and not self.base else None
+        return (
+            partial(curves, panels, "longest history", "linear")
+            if lines and not self.base
+            else None
+        )

@@ -1,14 +1,10 @@
-"""How far back an event may depend on another, and which models learn it.
-
-Models are trained on short distances (data/associative_recall.py) and tested at longer ones, which
-only those with a recurrent state can read.
-"""
+"""The study of lengths: models are trained on events that depend on one not far back, and tested on
+events that depend on one farther back (data/associative_recall.py)."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +83,19 @@ class Distances(Study):
         for row, kept in records.items():
             line: Line = {"model": row}
             for distance in map(str, [*recall.distances, *self.farther]):
-                shares = [it["right"][distance] for it in kept if distance in it["right"]]
+                shares = [r["right"][distance] for r in kept if distance in r["right"]]
                 if shares:
                     right.setdefault(row, {})[int(distance)] = float(np.mean(shares))
                 spread = f" ± {np.std(shares, ddof=1):.1%}" if len(shares) > 1 else ""
                 cannot = "cannot" if kept else ""
                 line[distance] = f"{np.mean(shares):.1%}{spread}" if shares else cannot
-            seconds = float(np.mean([it["seconds"] for it in kept])) if kept else None
+            seconds = float(np.mean([r["seconds"] for r in kept])) if kept else None
             note = "" if kept else f"not measured: {missing[dataset, row]}"
             lines.append({**line, "seconds": seconds, "seeds": len(kept) or None, "note": note})
-        learned = {
-            row: max([0, *(it for it, _ in takewhile(lambda it: it[1] >= LEARNED, of.items()))])
-            for row, of in right.items()
-        }
+        learned: dict[str, float] = {}
+        for row, answers in right.items():
+            missed = min((d for d in answers if answers[d] < LEARNED), default=np.inf)
+            learned[row] = max((d for d in answers if d < missed), default=0)
         reached = ", ".join(f"{row} {distance:,}" for row, distance in learned.items())
         headline = f"events back with nine of ten answers right: {reached}" if right else ""
         label = "events between a purchase and the one it repeats"
@@ -109,7 +105,7 @@ class Distances(Study):
             sentences=[f"{dataset}: {headline}."] if right else [],
             data={"figures": lines, "right": right, "learned": learned},
             records=[record for kept in records.values() for record in kept],
-            picture=partial(curves, {"answers right": right}, label, "x") if right else None,
+            picture=partial(curves, {"answers right": right}, label, "log") if right else None,
         )
 
 

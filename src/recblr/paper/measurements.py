@@ -60,9 +60,9 @@ class Measurement:
         record = read_record(folder / self.file)
         if record is None or not self.model:
             return record
-        settings = dict(record["settings"])  # one that was added since counts as its default
+        settings = dict(record["settings"])  # a setting that was added since has its default
         if not settings.get("memory", {}).get("enabled"):  # version 0.1.0 had no memory
-            settings["memory"] = {"enabled": False}  # of a disabled one no numbers count
+            settings["memory"] = {"enabled": False}  # its numbers do not count
         try:
             then = Recommender.configured(self.model, settings, "cpu")
         except InputError:
@@ -103,13 +103,13 @@ class Baselines(Measurement):
 
     def measure(self, folder: Path, command: str, device: str) -> Record:
         data = open_dataset(self.dataset)
-        return {"test": [it.to_json() for it in evaluate(popularity(data), data, 1)]}
+        evaluations = evaluate(popularity(data), data, 1)
+        return {"test": [evaluation.to_json() for evaluation in evaluations]}
 
 
 @dataclass(frozen=True)
 class Timing(Measurement):
-    """The cost of training on a kind of device with histories of up to ``length`` events, and of
-    inference on request."""
+    """What training on a kind of device costs, with histories of up to ``length`` events."""
 
     length: int = 0
     kind: str = "cpu"
@@ -149,7 +149,8 @@ class Run(Measurement):
         def resolved(*settings: str) -> Any:
             return replace(self, settings=settings).recommender("cpu").settings
 
-        changes = sorted(setting for setting in self.settings if resolved(setting) != resolved())
+        plain = resolved()
+        changes = sorted(setting for setting in self.settings if resolved(setting) != plain)
         return f"{self.dataset}/{','.join([self.model, *changes, f'seed={self.seed}'])}.json"
 
     def measure(self, folder: Path, command: str, device: str) -> Record:
@@ -193,8 +194,8 @@ class Run(Measurement):
     def test(self, recommender: Recommender) -> Record:
         """The evaluations on the test part, and by protocol the rank of every user's target."""
         evaluations = recommender.evaluate()
-        ranks = {it.protocol.seen: pack_ranks(it.ranks) for it in evaluations}
-        return {"test": [it.to_json() for it in evaluations], "ranks": ranks}
+        ranks = {test.protocol.seen: pack_ranks(test.ranks) for test in evaluations}
+        return {"test": [test.to_json() for test in evaluations], "ranks": ranks}
 
     def kept(self, folder: Path, device: str) -> Recommender | None:
         """Its trained network; None if it is absent, unfinished, or of other data or settings."""

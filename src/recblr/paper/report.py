@@ -78,7 +78,7 @@ def write(
 ) -> Page:
     """Write ``<name>.md``, ``<name>.json`` and ``<name>.png`` to ``folder``."""
     title, measured = study.title, measured_on(report.records)
-    reasons = [{"dataset": it[0], "row": it[1], "why": why} for it, why in missing.items()]
+    reasons = [{"dataset": key[0], "row": key[1], "why": missing[key]} for key in missing]
     content = {
         "study": name, "title": title, "command": command, "headline": report.headline,
         "verdict": " ".join(report.sentences), "measured": measured, "not_measured": reasons,
@@ -106,9 +106,7 @@ def write_index(names: Iterable[str], folder: Path, index: Path) -> None:
         study = f"[{page['title']}]({link})" if "title" in page else ""
         command = f"`{page.get('command', f'recblr reproduce {name}')}`"
         lines.append({"study": study, "command": command, "result": page["headline"]})
-    about = (
-        "Each command makes the measurements that are missing, and writes its page and this one."
-    )
+    about = "Each command makes the missing measurements, and writes its page and this one."
     replace_file(index, f"{INDEX}\n\n{table([*lines[0]], lines)}\n\n{about}\n")
 
 
@@ -153,7 +151,7 @@ def measured_on(records: Sequence[Record]) -> str:
     """The dates, hardware, versions of torch and commits of the records."""
     dates = sorted({record["date"][:10] for record in records})
     period = dates if len(dates) < 3 else [f"{dates[0]} to {dates[-1]}"]
-    machines = {it[kind] for it in records for kind in ("hardware", "gpu") if kind in it}
+    machines = {r[kind] for r in records for kind in ("hardware", "gpu") if kind in r}
     versions = {f"torch {record['versions']['torch']}" for record in records}
     commits = sorted({record["commit"] or "unknown" for record in records})
     about = ", ".join([*period, *sorted(machines), *sorted(versions)])
@@ -161,10 +159,11 @@ def measured_on(records: Sequence[Record]) -> str:
     return f"{about}; {word} {', '.join(commits)}." if records else ""
 
 
-def table(columns: Mapping[str, str] | Sequence[str], lines: Sequence[Line]) -> str:
+def table(columns: dict[str, str] | Sequence[str], lines: Sequence[Line]) -> str:
     """A Markdown table, aligned in plain text too; ``columns`` are keys of the lines, or headings by
     key, and those without any text are left out."""
-    head = columns if isinstance(columns, Mapping) else {it: it.replace("_", " ") for it in columns}
+    head = {key: key.replace("_", " ") for key in columns}
+    head |= columns if isinstance(columns, dict) else {}
     padded = []
     for key in head:
         texts = [head[key], *(_text(key, line.get(key)) for line in lines)]
@@ -180,7 +179,7 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(_text(key, end) for end in value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {it:g}" for name, it in value.items())
+        return ", ".join(f"{name} {number:g}" for name, number in value.items())
     if isinstance(value, float):
         digits = 0 if value >= 1000 else 1 if value >= 10 else 2 if value >= 1 else 4
         return f"{value:{FORMATS.get(key, f',.{digits}f')}}"

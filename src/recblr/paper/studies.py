@@ -34,7 +34,8 @@ def read_study(kind: str, datasets: Any, rows: Any, published: str = "", **more:
     if not isinstance(datasets, dict):
         datasets = dict.fromkeys(datasets, "")
     rows = {row: words.split() for row, words in rows.items()}
-    datasets = {name: it.split() if isinstance(it, str) else it for name, it in datasets.items()}
+    for name, settings in datasets.items():
+        datasets[name] = settings.split() if isinstance(settings, str) else settings
     figures: dict[str, Any] = {}
     for line in published.strip().splitlines():
         dataset, metric, *values = line.split()
@@ -53,8 +54,7 @@ def reproduce(
     seeds: Sequence[int] = SEEDS, quick: bool = False, device: str = "auto",
     report_only: bool = False, console: Console,
 ) -> Page:  # fmt: skip
-    """Make the missing measurements of a study, all or those of some data sets, rows and seeds, and
-    write its page.
+    """Make what is missing of a study, or of some of its data sets, rows and seeds; write its page.
 
     The page has all that ``folder`` holds of these and the default seeds, and is written after Ctrl-C
     too. A run that another process is making is left to it; one that fails is reported with the reason.
@@ -78,18 +78,18 @@ def reproduce(
     finally:
         every = sorted({*seeds, *([] if quick else SEEDS)})
         measurements = study.measurements(every, kind)
-        absent = [it for it in measurements if it.find(folder) is None]
-        kept = {(it.dataset, it.row) for it in measurements if it not in absent}
-        failed = {it.name: failed[it.name] for it in absent if it.name in failed}
+        absent = [one for one in measurements if one.find(folder) is None]
+        kept = {(one.dataset, one.row) for one in measurements if one not in absent}
+        failed = {one.name: failed[one.name] for one in absent if one.name in failed}
         # Older pages have the error itself, of a data set in almost all cases.
-        failed = {it: why if why in REASONS else UNAVAILABLE for it, why in failed.items()}
+        failed = {name: why if why in REASONS else UNAVAILABLE for name, why in failed.items()}
         reasons: dict[tuple[str, str], dict[str, None]] = {}
-        for it in absent:
-            place, reason = (it.dataset, it.row), failed.get(it.name, NOT_RUN)
+        for one in absent:
+            place, reason = (one.dataset, one.row), failed.get(one.name, NOT_RUN)
             if place not in kept:
                 reasons.setdefault(place, {})[reason] = None
             elif reason != NOT_RUN:
-                reasons.setdefault(place, {})[f"{it.name}: {reason}"] = None
+                reasons.setdefault(place, {})[f"{one.name}: {reason}"] = None
         missing = {place: "; ".join(texts) for place, texts in reasons.items()}
         report = study.report(folder, every, missing)
         report = replace(report, data={**report.data, "failed": failed})
@@ -100,13 +100,13 @@ def reproduce(
 
 def _choose(every: Sequence[Measurement], key: str, names: Sequence[str]) -> list[Measurement]:
     """The measurements of these data sets or rows, all where none are named; case is ignored."""
-    known = {getattr(it, key).lower(): getattr(it, key) for it in every}
+    known = {getattr(one, key).lower(): getattr(one, key) for one in every}
     for name in names:
         if name.lower() not in known:
             what, hint = key.replace("dataset", "data set"), did_you_mean(name.lower(), known)
             raise InputError(f"this study has no {what} {name!r}{hint}")
     wanted = {known[name.lower()] for name in names or known}
-    return [it for it in every if getattr(it, key) in wanted]
+    return [one for one in every if getattr(one, key) in wanted]
 
 
 def _make(
@@ -116,16 +116,16 @@ def _make(
     """Make those that are missing, and put into ``failed`` why one could not be made."""
     tell = partial(console.print, highlight=False, soft_wrap=True)
     unavailable: set[str] = set()
-    for number, it in enumerate(measurements, 1):
-        if it.find(folder) is not None:
+    for number, one in enumerate(measurements, 1):
+        if one.find(folder) is not None:
             continue
         reason = UNAVAILABLE
-        if it.dataset not in unavailable:
-            tell(f"{number} of {len(measurements)}: {it.name}")
+        if one.dataset not in unavailable:
+            tell(f"{number} of {len(measurements)}: {one.name}")
             try:
-                open_dataset(it.dataset)
+                open_dataset(one.dataset)
                 reason = REFUSED
-                it.make(folder, command, device)
+                one.make(folder, command, device)
                 continue
             except Exception as error:
                 if isinstance(error, DivergedError):
@@ -134,6 +134,6 @@ def _make(
                     reason = NO_MEMORY
                 elif not isinstance(error, InputError):
                     raise
-                tell(f"{it.name}: {reason}: {str(error).partition(chr(10))[0]}")
-            unavailable |= {it.dataset} if reason == UNAVAILABLE else set()
-        failed[it.name] = reason
+                tell(f"{one.name}: {reason}: {str(error).partition(chr(10))[0]}")
+            unavailable |= {one.dataset} if reason == UNAVAILABLE else set()
+        failed[one.name] = reason

@@ -11,6 +11,7 @@ from recblr.errors import InputError
 from recblr.files import check_writable, write_errors
 
 ADMIN = "admin"  # the tenant that may swap models and read metrics, and has no users
+MAX_BYTES = 10_000_000  # of a file of keys
 DEFAULT_TENANT = "default"  # the tenant of all users of a server without keys
 
 
@@ -62,7 +63,8 @@ def _hash(key: str) -> str:
 def _read(path: Path) -> dict[str, list[str]]:
     """The hashes of a key file by tenant."""
     try:
-        content = json.loads(path.read_text())
+        with path.open(encoding="utf-8") as file:
+            content = json.loads(file.read(MAX_BYTES))  # a device may have no end
         if all(len(digest) == 64 for hashes in content.values() for digest in hashes):
             return {str(tenant): list(hashes) for tenant, hashes in content.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:

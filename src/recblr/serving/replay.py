@@ -15,7 +15,6 @@ import torch
 from recblr.data.batches import pack_latest
 from recblr.data.log import Interactions, read_log
 from recblr.data.times import unit_of
-from recblr.data.vocabulary import check_id
 from recblr.errors import InputError
 from recblr.progress import progress
 from recblr.serving.keys import DEFAULT_TENANT
@@ -87,9 +86,10 @@ def _add(log: EventLog, interactions: Interactions) -> int:
     """Add the interactions that an event log does not have; returns how many.
 
     Raises:
-        InputError: an id is too long, or the order of some events is unknown.
+        InputError: a time cannot be stored, or the order of some events is unknown.
     """
-    users, items = (_texts(interactions, name) for name in ("user", "item"))
+    users = [str(name) for name in interactions.user_ids.to_pylist()]
+    items = [str(name) for name in interactions.item_ids.to_pylist()]
     rows = np.arange(len(interactions))
     times = rows if interactions.timestamps is None else interactions.timestamps
     try:
@@ -122,12 +122,6 @@ def _add(log: EventLog, interactions: Interactions) -> int:
     return added
 
 
-def _texts(interactions: Interactions, kind: str) -> list[str]:
-    """The ids of the users or items as text."""
-    ids = getattr(interactions, f"{kind}_ids").to_pylist()
-    return [check_id(name, f"{interactions.source}: {kind}_id {name!r}") for name in ids]
-
-
 def _new_events(user: User, wanted: Sequence[tuple[float, str]], history: History) -> list[Event]:
     """The events of a user, as (timestamp, item id) in order, that are not in ``history`` yet.
 
@@ -155,9 +149,12 @@ def _new_events(user: User, wanted: Sequence[tuple[float, str]], history: Histor
 def _check_places(
     source: str, user: User, history: History, wanted: Sequence[tuple[float, str]]
 ) -> None:
-    """InputError if a user has events without a time that are not in this log without times."""
+    """InputError if a user has events without a time, but not the first ones of this log without times.
+
+    A log may have grown since it was added, or may be an older copy.
+    """
     places = {(timestamp, item_id) for timestamp, _, item_id in history if not unit_of(timestamp)}
-    if not places <= set(wanted):
+    if not (places <= set(wanted) or set(wanted) <= places):
         raise InputError(
             f"{source}: has no times, and user {user[1]!r} has events of another log without times, so "
             "that their order is unknown; add a column timestamp, or give another --store"

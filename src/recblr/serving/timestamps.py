@@ -21,16 +21,15 @@ def parse_timestamp(value: object) -> float:
     """
     try:
         time = parse_time(value)
-        times = np.array([time.value])
-        nanoseconds = int(to_nanoseconds(times, time.unit)[0])
+        (seconds,) = to_unit(np.array([time.value]), time.unit)
     except InputError as error:
         raise InputError(f"timestamp: {error}") from None
-    if time.unit == "nanoseconds" and nanoseconds % 1000:
+    if time.unit == "nanoseconds" and time.value % 1000:
         raise InputError(
             f"timestamp: {value} is finer than a microsecond, and the order of such events would be "
-            f"lost; send microseconds, {nanoseconds // 1000}"
+            f"lost; send microseconds, {int(time.value) // 1000}"
         )
-    return to_unit(times, time.unit)[0]
+    return seconds
 
 
 def to_unit(times: NDArray[Any], unit: str, stored: str = "seconds") -> list[float]:
@@ -44,6 +43,12 @@ def to_unit(times: NDArray[Any], unit: str, stored: str = "seconds") -> list[flo
     Raises:
         InputError: a time is beyond 64 bits of nanoseconds.
     """
+    if (
+        times.dtype.kind == "f"
+        and np.all(np.rint(times) == times)
+        and np.all(np.abs(times) < 2**63)
+    ):
+        times = times.astype(np.int64)  # whole numbers are converted exactly
     nanoseconds = to_nanoseconds(times, unit)
     if (unit or "seconds") == stored:
         values: list[float] = times.astype(np.float64).tolist()
