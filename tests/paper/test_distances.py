@@ -59,7 +59,7 @@ def test_equal_scores_are_not_right() -> None:
 
 
 def test_a_run_is_kept_and_found_again(tmp_path: Path) -> None:
-    (run,) = (it for it in SMALL.measurements((0,), "cpu") if it.row == "RecBLR")
+    (run,) = (run for run in SMALL.measurements((0,), "cpu") if run.row == "RecBLR")
     assert run.find(tmp_path) is None
     record = run.make(tmp_path, "a command", "cpu")
     assert run.find(tmp_path) == record
@@ -69,7 +69,7 @@ def test_a_run_is_kept_and_found_again(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_state_is_not_tested_beyond_its_length(tmp_path: Path) -> None:
-    (run,) = (it for it in SMALL.measurements((0,), "cpu") if it.row == "SASRec")
+    (run,) = (run for run in SMALL.measurements((0,), "cpu") if run.row == "SASRec")
     assert list(run.make(tmp_path, "a command", "cpu")["right"]) == ["4", "8"]
 
 

@@ -26,13 +26,13 @@ def test_values_as_text() -> None:
         return table([key], [{key: value}]).splitlines()[-1].strip("| ")
 
     numbers = [0.01234, 0.5, 1.0, 99.94, 100.44, 12345.6, 12345, 0]
-    assert [text(it) for it in numbers] == [
+    assert [text(number) for number in numbers] == [
         "0.0123", "0.5000", "1.00", "99.9", "100.4", "12,346", "12,345", "0",
     ]  # fmt: skip
     assert text([0.1, -0.25]) == "0.1000 to -0.2500"
     assert text({"weight": 1.5, "scale": 10.0}) == "weight 1.5, scale 10"
     assert [text(12.34, "percent"), text(-0.00012, "ahead")] == ["+12.3", "-0.0001"]
-    assert [text(it, "p") for it in (1.0, 0.0123, 1.2e-20)] == ["1", "0.012", "1.2e-20"]
+    assert [text(p, "p") for p in (1.0, 0.0123, 1.2e-20)] == ["1", "0.012", "1.2e-20"]
     assert table(["x"], [{"x": None}]) == ""
 
 

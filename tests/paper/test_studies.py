@@ -65,7 +65,7 @@ def content(folder: str = "results", study: str = "table4") -> Any:
 
 def verdict(text: str, row: str) -> str:
     """The verdict of a row in the first table of a page."""
-    head, *lines = ([*map(str.strip, it.split("|"))] for it in text.splitlines() if "|" in it)
+    head, *lines = ([*map(str.strip, x.split("|"))] for x in text.splitlines() if "|" in x)
     return next(line[head.index("verdict")] for line in lines if line[2] == row)
 
 
