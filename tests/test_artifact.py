@@ -346,7 +346,7 @@ def test_a_failed_save_keeps_the_old_folder(
 
     monkeypatch.setattr("recblr.artifact.pq.write_table", full)
     for folder in (artifact_copy, artifact_copy.parent / "new"):
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(InputError, match=r"cannot be written \(no space"):
             tiny.recommender.save(folder, overwrite=True)
     assert names(artifact_copy.parent) == {"copy"}
     load(artifact_copy)

@@ -12,14 +12,13 @@ from recblr.models import MODELS, find_model
 from recblr.presets import for_model, read_preset
 from recblr.training.config import TrainConfig
 
-
 PRESETS = sorted(Path(presets.__file__).parent.glob("*.toml"))
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_every_preset_is_valid_for_every_model(model):
     assert [preset.stem for preset in PRESETS] == [
-        "beauty", "gowalla", "gowalla-10core", "ml-1m", "ml-1m-recbole", "sports", "steam", "xlong",
+        "beauty", "gowalla-10core", "gowalla", "ml-1m-recbole", "ml-1m", "sports", "steam", "xlong",
     ]  # fmt: skip
     for preset in PRESETS:
         settings = read_preset(preset.stem, model)

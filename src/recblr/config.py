@@ -97,10 +97,10 @@ def expect_dropouts(config: object, where: str, *names: str) -> None:
             )
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: object, names: Iterable[str]) -> str:
     """A hint for a message: the nearest of ``names``, else all of them."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, 1)
+    close = difflib.get_close_matches(str(name), names, 1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
 
 

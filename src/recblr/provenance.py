@@ -4,6 +4,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def provenance(command: str, device: str = "cuda") -> dict[str, Any]:
     if device == "cuda" and torch.cuda.is_available():
         gpu["gpu"] = torch.cuda.get_device_name()
         versions["cuda"] = str(torch.version.cuda)
-        versions["triton"] = version("triton")
+        if find_spec("triton"):
+            versions["triton"] = version("triton")
     return {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),

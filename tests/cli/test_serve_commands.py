@@ -88,7 +88,7 @@ def test_a_damaged_event_log_is_one_line(
 
     monkeypatch.setattr(SQLiteLog, "users", fail)
     for command in ("replay", "verify"):
-        with pytest.raises(InputError, match="^the event log failed: disk I/O error; restore it"):
+        with pytest.raises(InputError, match=r"^the event log failed: disk I/O error; restore it"):
             call(command, models / "a", "--store", store)
 
 

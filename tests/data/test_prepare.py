@@ -16,6 +16,8 @@ EVENTS = st.lists(
     st.tuples(st.integers(0, 5), st.integers(10, 15), st.integers(0, 9)), min_size=1, max_size=40
 )
 
+A: list[Event] = [("a", f"i{time % 4}", time) for time in range(9)]
+
 
 def core_of(events: list[Event], k: int) -> list[Event]:
     """The events that a naive k-core filter keeps."""
@@ -139,6 +141,21 @@ def test_a_split_by_time_filters_by_past_events_only(
         valid, tested = (second - 1, whole - 1) if split == "time-last" else (first, second)
         assert validation.get(user) == (valid if first < second else None)
         assert test.get(user) == (tested if second < whole else None)
+
+
+@pytest.mark.parametrize(
+    ("events", "split", "part"),
+    [
+        ([*A[:8], ("u8", "i1", 8), ("u9", "i1", 9)], "time", "validation"),
+        ([*A, ("u", "i1", 9)], "time", "test"),
+        ([("a", "x", 1), ("a", "y", 2)], "leave-one-out", "validation"),
+    ],
+)  # fmt: skip
+def test_prepare_refuses_a_split_that_leaves_nobody_to_test(
+    events: list[Event], split: str, part: str
+) -> None:
+    with pytest.raises(InputError, match=f"no user has an event to predict in the {part} part"):
+        prepare(log_of(events), split=split)
 
 
 def test_users_and_items_frequent_only_after_the_cut_are_removed() -> None:

@@ -1,6 +1,8 @@
 """Prepared folders, the fingerprint, and histories in another vocabulary."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from data.builders import Event, held_out, histories, log_of, sequences
 from recblr.data.batches import pack
 from recblr.data.sequences import Part, Sequences, prepare
+from recblr.data.split import leave_one_out
 from recblr.errors import InputError
 
 
@@ -57,6 +60,24 @@ def test_a_saved_folder_is_loaded_unchanged(tmp_path: Path, split: str, text: bo
     assert ours.targets.tolist() == theirs.targets.tolist()
     ours.items[0] = 99  # a copy of its own
     assert loaded.items[0] != 99
+
+
+def test_loading_does_not_copy_the_items(tmp_path: Path) -> None:
+    offsets = np.array([0, 5, 1 << 24])
+    items = np.zeros(offsets[-1], np.int32)  # 64 MiB
+    users = pa.array(["a", "b"])
+    whole = Sequences(items, offsets, users, pa.array(["x"]), leave_one_out(offsets), 1)
+    whole.save(tmp_path / "p")
+    code = (
+        "import resource, sys; from pathlib import Path; from recblr.data.sequences import Sequences\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); data = Sequences.load(Path(sys.argv[1])); print(peak() - before)\n"
+        "print(data.fingerprint)"
+    )
+    run = subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "p")], text=True)
+    kibibytes, fingerprint = run.split()
+    assert int(kibibytes) < 32 << 10
+    assert fingerprint == whole.fingerprint
 
 
 def test_save_overwrites_only_if_told(tmp_path: Path, data: Sequences) -> None:

@@ -7,10 +7,13 @@ Any other number, such as a place in a history, only orders events.
 
 import math
 import operator
+import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -30,6 +33,10 @@ MAX_EXACT = 2**53 - 1  # float64 represents every whole number up to here exactl
 FLOAT_DIGITS = 17  # times of at most so many characters that differ also differ in float64
 # The numbers of a block in their own unit and, if they are exact only so, in whole nanoseconds.
 Values = tuple[NDArray[Any], NDArray[np.int64] | None]
+DATE = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"([T ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
+)
 TIME_FORMAT = (
     "write all times alike, as whole numbers, finite decimals or ISO 8601 dates with or without zone, "
     "exact in 64 bits"
@@ -78,6 +85,11 @@ def parse_time(value: object) -> Time:
             if -(2**63) <= value < 2**63:
                 return Time(value, unit_of(value))
     text = value.isoformat() if hasattr(value, "isoformat") else str(value)
+    if DATE.fullmatch(text):  # the column below takes a hundred times as long
+        with suppress(ValueError):
+            date = datetime.fromisoformat(text)
+            since = date.replace(tzinfo=date.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+            return Time(since // timedelta(microseconds=1), "microseconds")
     column = TimeColumn()
     try:
         column.add(pa.array([text], pa.string()))

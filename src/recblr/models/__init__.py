@@ -37,6 +37,6 @@ def create_model(name: str, config: Any, *, items: int, users: int, max_length: 
 
 def find_model(name: str) -> tuple[type[Model], type[Any]]:
     """The class of a model and the class of its configuration; InputError for an unknown model."""
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise InputError(f"unknown model {name!r}{did_you_mean(name, MODELS)}")
     return MODELS[name]

@@ -15,8 +15,8 @@ def read_preset(config: str, model: str = "recblr") -> dict[str, Any]:
 
     Args:
         config: the path of a TOML file or the name of a preset.
-        model: a name in :data:`recblr.models.MODELS`. Presets are adapted by :func:`for_model`; settings
-            of a file that only other models have are ignored, with a warning.
+        model: a name in :data:`recblr.models.MODELS`. Presets are adapted by :func:`for_model`, and
+            settings of a file that only other models have are ignored, with a warning.
 
     Raises:
         InputError: there is no such preset or model, or the file cannot be read.
@@ -30,26 +30,17 @@ def read_preset(config: str, model: str = "recblr") -> dict[str, Any]:
         raise InputError(
             f"--config {config}: no TOML file and no preset{did_you_mean(config, names)}"
         )
-    settings = read_toml(Path(config))
-    adapted = _merge_model_section(settings, model)
-    foreign = _foreign(adapted.get("model"), model)
+    settings = _merge_model_section(read_toml(Path(config)), model)
+    shape = settings.get("model")
+    if not isinstance(shape, dict):
+        return settings
+    known = {name: {field.name for field in fields(kind)} for name, (_, kind) in MODELS.items()}
+    foreign = [name for name in shape if name in set().union(*known.values()) - known[model]]
     for name in foreign:
         warnings.warn(
             f"{config}: model.{name} is ignored, as {model} has no such setting", stacklevel=2
         )
-    if foreign:
-        shape = adapted["model"].items()
-        adapted["model"] = {name: value for name, value in shape if name not in foreign}
-    return adapted
-
-
-def _foreign(shape: Any, model: str) -> list[str]:
-    """The settings in a [model] section that only other models have."""
-    known = {name: {field.name for field in fields(config)} for name, (_, config) in MODELS.items()}
-    own = known.pop(model)
-    others = set().union(*known.values())
-    names = shape if isinstance(shape, dict) else {}
-    return [name for name in names if name in others - own]
+    return {**settings, "model": {name: shape[name] for name in shape if name not in foreign}}
 
 
 def for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
