@@ -1,6 +1,7 @@
 """The memory of transitions against its equations, written out in float64."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import Tiny
 from recblr import memory_search
 from recblr.data.batches import pack_latest
 from recblr.data.sequences import Sequences
@@ -202,3 +204,36 @@ def test_given_numbers_are_kept() -> None:
 def test_invalid_settings_are_refused(setting: str, value: float) -> None:
     with pytest.raises(InputError, match=f"memory.{setting}"):
         MemoryConfig(**{setting: value})
+
+
+def test_representations_are_short(tiny: Tiny) -> None:
+    memory, choice = tiny.recommender.memory, tiny.recommender.memory_choice
+    assert memory is not None
+    assert choice is not None
+    assert repr(memory).startswith(f"Memory(24 items, {memory.matrix.nnz:,} transitions, weight ")
+    assert repr(choice) == f"Choice(150 users, {len(choice.trials)} trials, best {choice.best})"
+    assert len(repr(tiny.recommender.training)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limits"),
+    [
+        ("lag_power", 11.0, "in 0 .. 10"),
+        ("decay", -0.1, "in 0 .. 10"),
+        ("weight", 1e300, r"in 0 .. 1e\+06"),
+        ("scale", math.nan, r"in 0 .. 1e\+06"),
+        ("repeat", -math.inf, r"in -1e\+06 .. 1e\+06"),
+        ("reach", 1001, "at most 1,000"),
+        ("pairs", 0, "at least 1"),
+    ],
+)
+def test_numbers_beyond_the_limits_are_refused(name: str, value: Any, limits: str) -> None:
+    with pytest.raises(InputError, match=rf"^memory\.{name} = .*: must be {limits}$"):
+        MemoryConfig(**{name: value})
+
+
+def test_a_memory_that_overflows_is_an_error() -> None:
+    config = MemoryConfig(backward=1e-5, row_power=10.0)  # the row of item 1 has a sum of 1e-5
+    overflow = pytest.warns(RuntimeWarning, match="overflow")
+    with overflow, pytest.raises(InputError, match=r"lower memory\.row_power"):
+        fit(log_of([[0, 1, 2, 3]]), config)

@@ -113,7 +113,7 @@ def test_fewer_than_k_items_are_allowed(tiny: Tiny) -> None:
 def test_unknown_items_of_a_history_are_ignored(tiny: Tiny) -> None:
     items = tiny.recommender.data.item_ids.to_pylist()
     with_unknown = [["new", items[0], "newer", items[1]]]
-    message = "ignored in histories: 2 items are not in the log of the model: 'new', 'newer' \\(its"
+    message = "histories: 2 items are not in the log of the model: 'new', 'newer' \\(its"
     with pytest.warns(UserWarning, match=message):
         frame = tiny.recommender.recommend(histories=with_unknown)
     assert frame.equals(tiny.recommender.recommend(histories=[items[:2]]))

@@ -33,6 +33,7 @@ Unknown = Literal["error", "skip", "popular"]
 
 SKIP = "pass unknown='skip' (command line: --unknown skip)"
 SKIP_OR_POPULAR = "pass unknown='skip' or 'popular' (command line: --unknown)"
+EFFECTS = {"skip": "left out of the result", "popular": "recommending the most popular items"}
 NONE_LEFT = "allow, deny and hide_seen leave none"
 _PART_USERS = 4096  # about, in a part of the file; a killed call loses at most one part
 
@@ -75,7 +76,7 @@ class Selection:
                 message = f"{name}: {items.describe_unknown(missing)}"
                 if unknown == "error":
                     raise InputError(f"{message}; correct it, or {SKIP}")
-                warnings.warn(message, stacklevel=3)
+                warnings.warn(f"{message}; ignored", stacklevel=3)
             if name == "allow":
                 excluded[:] = True
             excluded[rows[rows >= 0]] = name == "deny"
@@ -114,7 +115,7 @@ class Audience:
         except (pa.ArrowException, TypeError, OverflowError):
             raise InputError(f"{message}; a user in the result needs an id of that type") from None
         if missing:
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(f"{message}; {EFFECTS[unknown]}", stacklevel=3)
         offsets = data.offsets
         histories = [
             data.items[offsets[row] : offsets[row + 1]] if row >= 0 else data.items[:0]
@@ -139,7 +140,7 @@ class Audience:
             message = f"history {nothing[0]} has no item that the model knows{others}: {reason}"
             if unknown == "error":
                 raise InputError(f"{message}; correct it, or {SKIP_OR_POPULAR}")
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(f"{message}; {EFFECTS[unknown]}", stacklevel=3)
             if unknown == "skip":
                 numbers = np.array([number for number in numbers if len(kept[number])], np.int64)
         if missing := [
@@ -147,7 +148,7 @@ class Audience:
             for number in numbers if len(kept[number]) < len(named[number])
             for name, row in zip(named[number], rows[number], strict=True) if row < 0
         ]:  # fmt: skip
-            warnings.warn(f"ignored in histories: {known.describe_unknown(missing)}", stacklevel=3)
+            warnings.warn(f"histories: {known.describe_unknown(missing)}; ignored", stacklevel=3)
         users = np.full(len(numbers), -1)
         return Audience(pa.array(numbers), users, [kept[number] for number in numbers])
 

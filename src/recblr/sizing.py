@@ -56,7 +56,6 @@ def by_size(
             "ema_decay": 0.99,
             "label_smoothing": 0.1 if smooth else 0.0,
             "mask_seen_in_loss": mask_seen and "cloze" not in cls.examples,
-            "selection_protocol": "masked",
             **cls.recipe,
         },
     }

@@ -23,8 +23,8 @@ def test_unknown_items_are_named(run: Run, tiny: Tiny) -> None:
     partly = run("recommend", tiny.artifact, "--history", f'{a},"x,y",{b}')
     assert (partly.code, partly.out) == (0, plain.out)
     assert partly.err == (
-        "recblr: ignored in histories: item 'x,y' is not in the log of the model (its ids are text, "
-        f"such as {a!r})\n"
+        "recblr: histories: item 'x,y' is not in the log of the model (its ids are text, "
+        f"such as {a!r}); ignored\n"
     )
 
 

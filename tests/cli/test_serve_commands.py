@@ -39,7 +39,9 @@ def test_add_a_log_replay_and_verify(
         )
         assert result["users"] == tiny.frame["user_id"].n_unique()
     call("replay", models / "a", *storage, "--log", tiny.log)
-    assert f" events (0 added, {total:,} already there), " in capsys.readouterr().out
+    order, line = capsys.readouterr().out.splitlines()
+    assert order.startswith(f"{tiny.log}: ordered by 'timestamp' (seconds, 2024-01-")
+    assert f" events (0 added, {total:,} already there), " in line
     call("verify", models / "a", *storage)
     users, events = f"{result['users']} users", f"{result['events']:,} events"
     assert capsys.readouterr().out.startswith(f"equal: {users}, {events}, scores differ")
@@ -141,6 +143,18 @@ def test_dates_of_a_log_become_seconds(models: Path, tmp_path: Path) -> None:
     (user,) = events.users()
     assert [time for time, _, _ in events.events(user)] == [1714521600.5, 1714521601.0]
     events.close()
+
+
+def test_a_log_of_another_format(models: Path, tmp_path: Path) -> None:
+    store, log = tmp_path / "events.sqlite", tmp_path / "clicks.log"
+    log.write_text("user_id;item_id;timestamp\nann;c001-i0002;1714521601000\n")
+    options = ["--format", "csv", "--separator", ";"]
+    call("replay", models / "a", "--store", store, "--log", log, *options)
+    events = SQLiteLog(store)
+    assert [time for time, _, _ in events.events(("default", "ann"))] == [1714521601.0]
+    events.close()
+    with pytest.raises(InputError, match="--format and --separator describe a log"):
+        call("replay", models / "a", "--store", store, *options)
 
 
 def test_a_server_that_cannot_start_leaves_no_file(models: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recblr.data.sequences import Sequences
 from recblr.data.split import by_time, k_core, leave_one_out, time_cuts
 from recblr.errors import InputError
 
@@ -190,3 +191,10 @@ def test_an_event_at_a_cut_is_after_it() -> None:
     assert split.train_end.tolist() == [1, 4, 7]
     assert split.validation.tolist() == [1, -1, -1]  # the second user has no history at 5
     assert split.test.tolist() == [3, 5, 7]
+
+
+def test_representations_are_short(sequences: Sequences) -> None:
+    assert repr(sequences.split) == "Split('leave-one-out', 150 validation users, 150 test users)"
+    assert repr(sequences) == (
+        "Sequences(simulated shop, seed 0: 1,842 events, 150 users, 24 items, 1-core, leave-one-out)"
+    )

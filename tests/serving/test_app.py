@@ -62,7 +62,7 @@ def test_events_and_recommendations(site: Site, a: ServedModel) -> None:
 
 def test_ids_that_the_model_does_not_know_are_named(site: Site, a: ServedModel) -> None:
     known = str(a.item_ids[0])
-    hint = f"not in the log of the model (its ids are text, such as {known!r})"
+    hint = f"not in the log of the model (its ids are text, such as {known!r}); ignored"
     body = {"history": [known, "x"], "deny": ["y", "z"], "allow": [*a.item_ids, 7], "k": 3}
     answer = site.client.post("/v1/recommend", json=body)
     assert answer.status_code == 200
@@ -70,7 +70,7 @@ def test_ids_that_the_model_does_not_know_are_named(site: Site, a: ServedModel) 
         f"history: item 'x' is {hint}",
         f"allow: item '7' is {hint}",
         "deny: 2 items are not in the log of the model: 'y', 'z' "
-        f"(its ids are text, such as {known!r})",
+        f"(its ids are text, such as {known!r}); ignored",
     ]
     body = {"history": [known], "allow": a.item_ids, "k": 3}
     expected = site.client.post("/v1/recommend", json=body).json()
@@ -78,7 +78,7 @@ def test_ids_that_the_model_does_not_know_are_named(site: Site, a: ServedModel) 
     assert answer.json()["items"] == expected["items"]
     body = {"user_id": "u", "deny": [known.upper()]}
     (warning,) = site.client.post("/v1/recommend", json=body).json()["warnings"]
-    assert warning.endswith(f"is not in the log of the model (did you mean {known!r}?)")
+    assert warning.endswith(f"is not in the log of the model (did you mean {known!r}?); ignored")
     influence = site.client.get("/v1/users/u/influence", params={"item_id": known.upper()})
     assert influence.status_code == 404
 

@@ -106,6 +106,19 @@ def test_a_new_user_sees_popular_items(browser: Any, site: Site) -> None:
     assert len(browser.find_elements("css selector", "#items button")) == 10
 
 
+def test_an_empty_list_says_why(browser: Any, site: Site, a: ServedModel) -> None:
+    events = [
+        {"event_id": f"e{n}", "user_id": "all", "item_id": item, "timestamp": n}
+        for n, item in enumerate(a.item_ids)
+    ]
+    site.client.post("/v1/events", json={"events": events})
+    browser.get(str(site.client.base_url))
+    find(browser, "#user").send_keys("all")
+    find(browser, "#ask button").click()
+    wait_for(browser, "24 events in a state of")
+    assert find(browser, "#basis").text == "No items: allow, deny and hide_seen leave none."
+
+
 def test_the_page_asks_for_a_key(browser: Any, open_site: OpenSite, tmp_path: Path) -> None:
     key = add_key(tmp_path / "keys", "shop")
     site = open_site(tmp_path / "keys")

@@ -123,7 +123,8 @@ def test_resuming_another_run_is_refused(
     train(fresh(sequences), sequences, TINY_TRAINING, tmp_path)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     filtered = prepare(interactions, core=9)
-    by_time = prepare(interactions, split="time")
+    reordered = prepare(interactions)
+    reordered = reordered.with_items(reordered.item_ids[::-1], "test")
     longer = replace(TINY_TRAINING, epochs=3)
     for data, model, config, difference in (
         (sequences, TINY_MODEL, longer, "train.epochs = 2, not 3"),
@@ -136,7 +137,7 @@ def test_resuming_another_run_is_refused(
         ),
         (sequences, replace(TINY_MODEL, dim=8), TINY_TRAINING, "model.dim = 16, not 8"),
         (filtered, TINY_MODEL, TINY_TRAINING, "another log"),
-        (by_time, TINY_MODEL, TINY_TRAINING, "another log"),
+        (reordered, TINY_MODEL, TINY_TRAINING, "another log"),
     ):
         with pytest.raises(InputError, match=rf"to another run \({difference}\);"):
             train(fresh(data, model), data, config, tmp_path, resume=True)

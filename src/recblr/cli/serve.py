@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from recblr.cli.options import Columns, Json, Model, print_json, read_columns
+from recblr.cli.options import Columns, Format, Json, Model, Separator, print_json, read_source
 from recblr.errors import InputError, from_extra
 
 
@@ -95,6 +95,8 @@ def replay(
         typer.Option("--log", metavar="LOG", help="First add the events of this log."),
     ] = None,
     columns: Columns = None,
+    format: Format = None,
+    separator: Separator = None,
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
@@ -102,13 +104,17 @@ def replay(
     with _serving():
         from recblr.serving.replay import replay as run
 
-        result = run(model, store, log, cache, read_columns(columns))
+        source, names = read_source(log, columns, format, separator)
+        result = run(model, store, source, cache, names)
     if as_json:
         print_json(result)
         return
-    from_log = f" ({result['added']:,} added, {result['present']:,} already there)"
+    from_log = ""
+    if log is not None:
+        print(f"{log}: {result['order']}")
+        from_log = f" ({result['added']:,} added, {result['present']:,} already there)"
     print(
-        f"{result['users']:,} users, {result['events']:,} events{from_log * (log is not None)}, "
+        f"{result['users']:,} users, {result['events']:,} events{from_log}, "
         f"{result['seconds']:.1f} s"
     )
 

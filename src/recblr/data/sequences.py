@@ -51,6 +51,12 @@ class Sequences:
     def users(self) -> int:
         return len(self.offsets) - 1
 
+    def __repr__(self) -> str:
+        return (
+            f"Sequences({self.summary.get('source', '')}: {len(self.items):,} events, {self.users:,} "
+            f"users, {len(self.item_ids):,} items, {self.core}-core, {self.split.name})"
+        )
+
     def training_part(self) -> tuple[np.ndarray, np.ndarray]:
         """The items of the training events, user by user, and the number of events (U,) per user."""
         starts = self.offsets[:-1]

@@ -233,6 +233,7 @@ def simulate_shop(shop: Shop = DEMO) -> SimulatedLog:
         user_ids=pa.array([f"{first_names[i % len(first_names)]}-{i:04d}" for i in numbers]),
         item_ids=pa.array([item_names[row] for row in item_rows]),
         source=f"simulated shop, seed {shop.seed}",
+        unit="seconds",
     )
     return SimulatedLog(log, oracle[np.ix_(user_rows, item_rows)])
 

@@ -25,6 +25,10 @@ class Split:
     validation: np.ndarray
     test: np.ndarray
 
+    def __repr__(self) -> str:
+        counts = ((part, (getattr(self, part) >= 0).sum()) for part in ("validation", "test"))
+        return f"Split({self.name!r}, {', '.join(f'{n:,} {part} users' for part, n in counts)})"
+
 
 def k_core(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     """Mask (N,) of the events that remain.

@@ -115,7 +115,7 @@ class Operations:
         for name, ids in (("history", history), ("allow", allow or ()), ("deny", deny)):
             if not all(map(ranked.model.knows, ids)):
                 text = await asyncio.to_thread(ranked.model.describe_unknown, ids)
-                answer.warnings.append(f"{name}: {text}")
+                answer.warnings.append(f"{name}: {text}; ignored")
         return answer
 
     def _recommendations(self, ranked: RankedItems, whom: str) -> api.Recommendations:

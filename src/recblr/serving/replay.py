@@ -33,25 +33,26 @@ T = TypeVar("T")
 
 
 def replay(
-    model: Path, store: str, source: str | None = None, cache: str | None = None,
-    columns: Any = None,
+    model: Path, store: str, source: Any = None, cache: str | None = None, columns: Any = None
 ) -> dict[str, Any]:  # fmt: skip
     """Rebuild all snapshots from the event log. The events of the log ``source``, if given, are added
     first.
 
     An event that the event log has already, with the same user, item and time, is not added again, so
-    adding a log twice has no effect. Equal rows of ``source`` are as many events. ``columns`` as for
-    :func:`read_log`.
+    adding a log twice has no effect. Equal rows of ``source`` are as many events. ``source`` and
+    ``columns`` are as for :func:`read_log`; ``source`` may also be Interactions.
 
     Returns:
         ``users`` and ``events`` in the event log, how many events of ``source`` were ``added`` and how
-        many were ``present``, and ``seconds``.
+        many were ``present``, what gives the ``order`` of its events, and ``seconds``.
     """
     if columns is not None and source is None:
         raise InputError("--columns describes a log; pass it with --log")
     begin = time.perf_counter()
     served = ServedModel(model)
-    interactions = None if source is None else read_log(source, columns=columns)
+    interactions: Interactions | None = source
+    if source is not None and not isinstance(source, Interactions):
+        interactions = read_log(source, columns=columns)
     if interactions is not None:
         _warn_of_unknown_items(served, interactions)
     log, cached = open_storage(store, cache, BATCH_USERS)  # last: an error leaves no new file
@@ -70,7 +71,8 @@ def replay(
         "users": len(users),
         "events": events,
         "added": added,
-        "present": (0 if interactions is None else len(interactions)) - added,
+        "present": 0 if interactions is None else len(interactions) - added,
+        "order": None if interactions is None else interactions.order,
         "seconds": time.perf_counter() - begin,
     }
 
