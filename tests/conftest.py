@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import polars as pl
 import pytest
 import torch
@@ -19,6 +20,10 @@ from recblr.training.config import TrainConfig
 
 if not torch.cuda.is_available():  # read when the kernels are first imported
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A busy machine may be slow: no example has a deadline.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 pytest_plugins = [
     "cli.fixtures",

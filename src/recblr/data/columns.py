@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from recblr.data.table import Name, Table
 from recblr.data.times import TimeColumn
-from recblr.data.values import BadValue, plain, shorten
+from recblr.data.values import BadValue, is_text, plain, shorten
 from recblr.errors import InputError
 
 Columns = Mapping[str, Name | None]
@@ -129,8 +129,8 @@ def parse_columns(text: str) -> dict[str, Name | None]:
         name, quoted, plain = match.groups() if match else ("", None, "")
         if not match or name in columns or not (quoted or plain or name == "timestamp"):
             raise InputError(
-                f"--columns {text}: write user_id=COLUMN,item_id=COLUMN,timestamp=COLUMN, and a name "
-                "with a comma in double quotes"
+                f"--columns {shorten(text, 100)}: write user_id=COLUMN,item_id=COLUMN,timestamp=COLUMN "
+                "with names that have a comma in double quotes"
             )
         position = match.end()
         if quoted is not None:
@@ -148,7 +148,8 @@ def _option(columns: Mapping[str, Name]) -> str:
         if isinstance(column, str) and (re.search(r'[",]|^\s|\s$', text) or text.isdecimal()):
             text = '"' + text.replace('"', '""') + '"'
         pairs.append(f"{name}={text}")
-    return f"columns={columns} (command line: --columns {shlex.quote(','.join(pairs))})"
+    option = shlex.quote(",".join(pairs))
+    return f"columns={columns}" + f" (command line: --columns {option})" * option.isprintable()
 
 
 def _similar(present: Sequence[Name], chosen: Mapping[str, Name]) -> dict[str, Name]:
@@ -229,7 +230,7 @@ def _choose_times(table: Table, given: Mapping[str, Name], chosen: dict[str, Nam
         )
         return Choice(chosen | {"timestamp": first})
     backwards = [
-        column for column in by_value if _runs_backwards(head[chosen["user_id"]], head[column])
+        column for column in by_value if _runs_backwards(head.get(chosen["user_id"]), head[column])
     ]
     newest = f"the rows run backwards in {backwards[0]!r}; " if backwards else ""
     listed = " and ".join(map(repr, unused))
@@ -274,8 +275,11 @@ def _holds_places(column: pa.Array) -> bool:
     return times.form == "whole number"
 
 
-def _runs_backwards(users: pa.Array, column: pa.Array) -> bool:
+def _runs_backwards(users: pa.Array | None, column: pa.Array) -> bool:
     """Whether the times of no user grow from row to row, and those of some decrease."""
+    types = (pa.types.is_integer, pa.types.is_dictionary)
+    if users is None or not (is_text(users) or any(matches(users.type) for matches in types)):
+        return False  # these are no ids
     times = TimeColumn()
     times.add(plain(column).drop_null())
     values = times.parts[0][0]

@@ -140,7 +140,7 @@ def _read_fields(first: str, source: str, ending: str, dialect: Dialect, given: 
         fields = next(csv.reader([encoded], delimiter=dialect.byte, strict=True), [])
     except csv.Error as error:
         raise InputError(
-            f"{source}: line 1: {error} in {shorten(repr(first))}; correct its quotes"
+            f"{source}: line 1: {shorten(str(error), 80)} in {shorten(repr(first))}; correct its quotes"
         ) from error
     return [dialect.decode(field) for field in fields]
 
