@@ -16,7 +16,7 @@ MEASURED := benchmarks/results
 demo: .venv/.installed
 	$(BIN)/recblr demo
 
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup
+PARALLEL := --numprocesses auto --maxprocesses 8
 # The tests' tensors are small: more threads would only wait for one another.
 test test-gpu check: export OMP_NUM_THREADS ?= 1
 test check: export CUDA_VISIBLE_DEVICES = # they ask a CPU for equal bits; test-gpu is for a GPU

@@ -51,14 +51,6 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before the names of groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that use the shared stores run in one process, one after another (--dist loadgroup)."""
-    for item in items:
-        if "shared" in item.nodeid or "shared" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("shared"))
-
-
 @dataclass(frozen=True)
 class Tiny:
     """A recommender trained on ``frame``, which is also the file ``log``, saved at ``artifact``."""

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from hypothesis import given
 
+from fuzz.frames import frames
 from fuzz.outcomes import Outcomes, Result, fuzz
 from fuzz.written_logs import (
     TIME_NAMES,
+    UNITS,
     Written,
     read_plainly,
     same_time,
@@ -47,7 +51,45 @@ def check_log(log: Interactions, written: Written, warnings: list[str]) -> None:
     if not log.dates:
         units = {unit_of(Decimal(str(text))) for text in columns["timestamp"]}
         assert len(units) == 1 or "" in units, "units are mixed"
-        assert units <= {log.unit, "nanoseconds"} or log.unit in ("", "nanoseconds") or warnings
+        assert warnings or not log.unit or "" not in units, "a time outside of our days is said"
+
+
+def check_frame(log: Interactions, columns: dict[str, list[Any]], warnings: list[str]) -> None:
+    """The log has the values that the frame was made from."""
+    frame = log.to_polars()
+    assert frame["user_id"].to_list() == columns["user_id"]
+    assert frame["item_id"].to_list() == columns["item_id"]
+    assert log.timestamps is not None
+    for value, time in zip(columns["timestamp"], log.timestamps, strict=True):
+        if isinstance(value, str) or hasattr(value, "isoformat"):
+            text = value if isinstance(value, str) else value.isoformat()
+            is_date = "-" in text[1:]
+            assert same_time(text, time, log.unit, is_date), (text, time)
+        elif isinstance(value, np.datetime64):
+            assert int(time) * UNITS[log.unit] == int(value.astype("datetime64[ns]").astype(int))
+        else:
+            value = value.item() if hasattr(value, "item") else value
+            assert same_time(Decimal(value), time, log.unit, False), (value, time)
+    kinds = {type(value) for value in columns["timestamp"]}
+    assert warnings or kinds != {np.float32} or max(columns["timestamp"]) < 2**24
+
+
+def test_frames(keep: Callable[..., None]) -> None:
+    outcomes = Outcomes()
+
+    @fuzz(4000)
+    @given(frames())
+    def test(made: tuple[Any, dict[str, list[Any]]]) -> None:
+        frame, columns = made
+        outcome = outcomes.of(lambda: read_log(frame))
+        if isinstance(outcome, Result):
+            check_frame(outcome.value, columns, outcome.warnings)
+        else:
+            assert "<frame>" in outcome
+
+    test()
+    assert outcomes.counts["results"] > 0 < outcomes.counts["errors"]
+    keep("fuzz of frames", **outcomes.figures())
 
 
 def test_text(tmp_path: Path, keep: Callable[..., None]) -> None:

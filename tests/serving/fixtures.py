@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import random
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from recblr.memory import MemoryConfig
 from recblr.models.model import RecurrentModel
@@ -155,18 +157,20 @@ def file(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def shared() -> Store:
+def shared() -> Iterator[Store]:
     if missing := [name for name in SHARED if not os.environ.get(name)]:
         pytest.skip(f"needs {' and '.join(missing)}")
     store = Store(*(os.environ[name] for name in SHARED))
-    import psycopg
-    from redis import Redis
+    # Parallel processes of tests share these databases.
+    with FileLock(Path(tempfile.gettempdir()) / "recblr-shared-tests.lock"):
+        import psycopg
+        from redis import Redis
 
-    with psycopg.connect(store.name) as connection:
-        connection.execute("DROP SCHEMA IF EXISTS recblr CASCADE")
-    with Redis.from_url(store.cache_url or "") as redis:
-        redis.flushdb()
-    return store
+        with psycopg.connect(store.name) as connection:
+            connection.execute("DROP SCHEMA IF EXISTS recblr CASCADE")
+        with Redis.from_url(store.cache_url or "") as redis:
+            redis.flushdb()
+        yield store
 
 
 @pytest.fixture(params=["file", "shared"])

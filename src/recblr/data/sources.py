@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -285,15 +286,26 @@ def _columns(frame: Any, names: list[Name], rows: int | None = None) -> pa.Table
     if isinstance(frame, pa.Table):
         return frame.select(names).slice(0, rows)
     part = frame[names] if rows is None else frame[names].head(rows)
-    arrays = [pa.array(_dates_as_text(part[name]), from_pandas=True) for name in names]
+    arrays = [pa.array(_plain_objects(part[name]), from_pandas=True) for name in names]
     return pa.table(arrays, names=[str(name) for name in names])
 
 
-def _dates_as_text(series: Any) -> Any:
-    """Dates in a column of objects as ISO text: Arrow would drop their zones and nanoseconds."""
-    if series.dtype != object or not any(hasattr(value, "isoformat") for value in series):
+def _plain_objects(series: Any) -> Any:
+    """A column of objects with dates as ISO text, and scalars of NumPy as Python numbers.
+
+    Arrow would drop the zones and nanoseconds of such dates, and can crash on mixed scalars of NumPy.
+    """
+    if series.dtype != object or not len(series) or isinstance(series.iloc[0], str):
         return series
-    return series.map(lambda value: value.isoformat() if hasattr(value, "isoformat") else value)
+    return series.map(_plain_object)
+
+
+def _plain_object(value: Any) -> Any:
+    if isinstance(value, np.datetime64):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.isoformat() if hasattr(value, "isoformat") else value
 
 
 def _unreadable(frame: Any, error: Exception) -> InputError:
