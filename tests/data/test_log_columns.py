@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -189,6 +190,22 @@ def test_an_id_has_at_most_256_bytes(size: int) -> None:
             InputError, match=r"(line 3|row 2), column 'user_id': the id must have 1 to"
         ):
             read_log(source)
+
+
+def test_a_column_of_objects_of_several_types() -> None:
+    """Arrow crashes on some of them, and takes others for something else."""
+    for ids, expected in (
+        ([np.datetime64("2024-01-01"), np.int8(5)], "cannot read this DataFrame"),
+        ([np.int8(5), None], "row 2, column 'user_id': the id is null"),
+        ([1, "1"], "cannot read this DataFrame"),
+        ([1, True], "cannot read this DataFrame"),
+    ):
+        users = pd.Series(ids, dtype=object)
+        with pytest.raises(InputError, match=expected):
+            read_log(pd.DataFrame({"user_id": users, "item_id": ["a", "b"]}))
+    numbers = pd.Series([np.int8(5), np.uint64(6), 7], dtype=object)
+    log = read_log(pd.DataFrame({"user_id": numbers, "item_id": ["a", "b", "c"]}))
+    assert log.user_ids.to_pylist() == [5, 6, 7]
 
 
 def test_an_id_has_no_nul() -> None:

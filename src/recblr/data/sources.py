@@ -297,7 +297,7 @@ def _plain_objects(series: Any) -> Any:
     """
     if series.dtype != object or not len(series) or isinstance(series.iloc[0], str):
         return series
-    return series.map(_plain_object)
+    return [_plain_object(value) for value in series]
 
 
 def _plain_object(value: Any) -> Any:
