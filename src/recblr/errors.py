@@ -7,8 +7,11 @@ from contextlib import contextmanager
 class InputError(ValueError):
     """Wrong input: a file, an id, a setting. The command line exits with code 2.
 
-    The message says what is wrong, where (file, line, column, id), and what to do.
+    The message says what is wrong, where (file, line, column, id), and what to do. It is made one line.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class NotFittedError(InputError, AttributeError):

@@ -143,7 +143,8 @@ def test_numbers_as_names() -> None:
 @given(
     st.dictionaries(
         st.sampled_from(["user_id", "item_id", "timestamp"]),
-        st.text(st.characters(codec="utf-8"), min_size=1) | st.integers(0, 99),
+        st.text(st.characters(codec="utf-8"), min_size=1).filter(str.isprintable)
+        | st.integers(0, 99),
         min_size=1,
     )
 )

@@ -141,8 +141,11 @@ def evaluate(
 ) -> None:
     """Evaluate a model on held-out events."""
     import recblr
+    from recblr.data import report_order
 
     recommender = recblr.load(folder, device)
+    if log is None:
+        report_order(recommender.data)
     source, names = read_source(log, columns, format, separator)
     evaluations = recommender.evaluate(source, columns=names)
     results = [evaluation.to_json() for evaluation in evaluations]

@@ -42,7 +42,7 @@ def open_log(
                 f"this data was prepared with core {source.core} and split {source.split.name}; "
                 "to change that, or to map columns, prepare the log again"
             )
-        return _opened(source)
+        return report_order(source)
     if isinstance(source, str) and not (Path(source).exists() or source == STDIN):
         if source in DATASETS:
             core = DATASETS[source].core if core is None else core
@@ -51,10 +51,11 @@ def open_log(
             hint = did_you_mean(source.lower(), DATASETS)
             raise InputError(f"{source}: no such file and no such data set{hint}")
     log = source if isinstance(source, Interactions) else read_log(source, columns=columns)
-    return _opened(prepare(log, 1 if core is None else core, split or "leave-one-out"))
+    return report_order(prepare(log, 1 if core is None else core, split or "leave-one-out"))
 
 
-def _opened(data: Sequences) -> Sequences:
+def report_order(data: Sequences) -> Sequences:
+    """Log what orders the events of some data, and return the data."""
     if "order" in data.summary:
         report(f"{data.summary['source']}: {data.summary['order']}")
     return data

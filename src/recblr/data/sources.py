@@ -303,7 +303,8 @@ def _plain_objects(series: Any) -> Any:
 def _plain_object(value: Any) -> Any:
     if isinstance(value, np.datetime64):
         return str(value)
-    if isinstance(value, np.generic):
+    # Times of float32 keep their type, of which a warning says that it rounds them.
+    if isinstance(value, np.generic) and not isinstance(value, np.float16 | np.float32):
         return value.item()
     return value.isoformat() if hasattr(value, "isoformat") else value
 
