@@ -281,7 +281,7 @@ def test_a_data_set_that_is_not_available(
     monkeypatch.setattr(studies, "open_dataset", nowhere)
     result = reproduce("table4", "-o", "results", "--dataset", "xlong")
     assert (result.code, asked, made) == (0, ["xlong"], [])  # asked for once, not for every run
-    assert "data set not available: xlong needs a login: get it somewhere\n" in result.err
+    assert "data set not available: xlong needs a login: get it somewhere and more\n" in result.err
     reason = "not measured: data set not available"
     assert verdict(result.out, "all") == reason
     assert "login" not in result.out + Path("results/table4.md").read_text()
