@@ -50,12 +50,12 @@ def test_figures_and_verdicts(tmp_path: Path) -> None:
     assert sentence.startswith("beauty: NDCG@10 of RecBLR 0.3000 (paper 0.6000, worse); RecBLR ")
     assert sentence.endswith("; published figures: 1 better, 1 reproduced, 1 worse.")
     head, _, *lines = cells(result.table)
-    assert " | ".join(head).startswith("data set | row | metric | ours | ± | 95% interval | publ")
+    assert " | ".join(head).startswith("row | ours | ± | 95% interval | published")
     interval = "{:.4f} to {:.4f}".format(*sasrec["interval"])
-    assert lines[0][1:9] == ["SASRec", "NDCG@10", "0.5200", "0.0200", interval, "0.5000", "+4.0",
+    assert lines[0][:7] == ["SASRec", "0.5200", "0.0200", interval, "0.5000", "+4.0",
                              "reproduced"]  # fmt: skip
-    assert [cells[1] for cells in lines] == [*ROWS, "popularity"]
-    assert lines[-1][3:7] == ["0.1000", "", "", ""]
+    assert [cells[0] for cells in lines] == [*ROWS, "popularity"]
+    assert lines[-1][1:5] == ["0.1000", "", "", ""]
     runs, every = (cells(part) for part in result.details.split("## All metrics"))
     assert runs[2][:10] == ["beauty", "SASRec", "0", "all-positions", "12,345", "20", "17", "epochs",
                             "60.0", "AMD"]  # fmt: skip
@@ -189,15 +189,15 @@ def test_the_optimum_within_the_interval(tmp_path: Path) -> None:
 def test_what_is_missing_has_a_reason(tmp_path: Path) -> None:
     result = report(tmp_path)
     assert (result.picture, result.headline, result.details) == (None, "", "")
-    assert cells(result.table)[2:] == [["beauty", "all", "not measured: not run"]]
+    assert cells(result.table)[2:] == [["all", "not measured: not run"]]
     assert result.sentences == ["beauty: published figures: 3 not measured."]
     unpublished = report(tmp_path, replace(STUDY, published={}))
     assert unpublished.sentences == ["beauty: not measured."]
 
     keep(tmp_path, run(), hits(0.6))
     result = report(tmp_path)
-    expected = ["GRU4Rec", "NDCG@10", "", "", "0.4000", "", "not measured: not run"]
-    assert expected in [line[1:8] for line in cells(result.table)]
+    expected = ["GRU4Rec", "", "", "0.4000", "", "not measured: not run"]
+    assert expected in [line[:6] for line in cells(result.table)]
     assert "ahead" not in line(result, "RecBLR")
     missing = dict.fromkeys((("beauty", row) for row in ROWS), "seed 1: training diverged")
     (sentence,) = STUDY.report(tmp_path, (0, 1), missing).sentences
@@ -288,10 +288,11 @@ def test_the_page(tmp_path: Path, study: Accuracy) -> None:
     assert kept["not_measured"] == [{"dataset": "beauty", "row": "x", "why": "why"}]
     assert kept["measured"] == "2026-11-21, AMD, torch 2.13.0; commit abc."
     text = (tmp_path / "study.md").read_text()
-    parts = [f"# {study.title}\n\n| data set", "(study.png)", "\n- beauty", "## How it was made",
-             "Command: `recblr reproduce study`. 2026-11-21, AMD", "## All metrics"]  # fmt: skip
+    parts = [f"# {study.title}\n\n## beauty: NDCG@10\n\n| row", "(study.png)", "\n- beauty",
+             "## How it was made", "Command: `recblr reproduce study`. 2026-11-21, AMD",
+             "## All metrics"]  # fmt: skip
     assert sorted(parts, key=text.index) == parts
-    assert page.text.startswith(f"{study.title}\n\n| data set")
+    assert page.text.startswith(f"{study.title}\n\n## beauty: NDCG@10\n")
 
 
 # ---- the published figures, against sums and shares that were taken from the paper on their own ----

@@ -23,9 +23,9 @@ ALPHA = 0.01  # of the paper's star
 CHAIN, TRANSITIONS = "markov chain", "transitions"  # baselines; the second is the memory alone
 MEMORY = " + memory"  # ends the name of a row whose scores the memory of transitions adds to
 COLUMNS = {
-    "dataset": "data set", "row": "row", "metric": "metric", "mean": "ours", "deviation": "±",
-    "star": "star", "interval": "95% interval", "published": "published", "percent": "difference %",
-    "verdict": "verdict", "masked_mean": "masked", "masked_deviation": "± masked",
+    "row": "row", "mean": "ours", "deviation": "±", "star": "star", "interval": "95% interval",
+    "published": "published", "percent": "difference %", "verdict": "verdict",
+    "masked_mean": "masked", "masked_deviation": "± masked",
     "masked_interval": "95% interval masked", "ahead": "ahead", "best_other": "ahead of",
     "ahead_interval": "95% interval ahead", "p": "p",
 }  # fmt: skip
@@ -79,7 +79,12 @@ class Accuracy(Study):
             for row, record in _each(kept)
             if row != TRANSITIONS
         ]
-        every = table(COLUMNS, [line for line in figures if "mean" in line])
+        tables = [
+            f"## {name}: {MAIN}\n\n" + table(COLUMNS, [x for x in main if x["dataset"] == name])
+            for name in records
+        ]
+        all_columns = {"dataset": "data set", "row": "row", "metric": "metric"} | COLUMNS
+        every = table(all_columns, [line for line in figures if "mean" in line])
         details = f"{table(('dataset', 'row', *RUN), runs)}\n\n## All metrics\n\n{every}"
         reached = [f"{text} on {name}" for name in verdicts if (text := verdicts[name]["figure"])]
         shown = [row for row in self.rows if not row.endswith(MEMORY)]
@@ -87,7 +92,7 @@ class Accuracy(Study):
         draw = partial(dots, drawn, shown, ("mean", "published"), MAIN, highlight=self.reference)
         return Report(
             headline=f"{self._what}: {', '.join(reached)}" if reached else "",
-            table=table(COLUMNS, main),
+            table="\n\n".join(tables),
             sentences=[verdict["sentence"] for verdict in verdicts.values()],
             details=details if runs else "",
             data={"figures": figures, "runs": runs, "verdicts": verdicts},
