@@ -1,11 +1,11 @@
-# make demo | test | test-gpu | check | bench | soak | docs | docs-serve | dist
+# make demo | test | test-gpu | check | bench | gpu | soak | docs | docs-serve | dist
 # Everything is installed into .venv; set PYTHON to choose an interpreter, and DEVICE=cuda to measure a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE ?= cpu
 MEASURED := benchmarks/results
 
-.PHONY: demo test test-gpu check bench soak docs docs-serve dist
+.PHONY: demo test test-gpu check bench gpu soak docs docs-serve dist
 .venv/.installed: pyproject.toml setup.py constraints.txt src/recblr/ops/kernels.c src/recblr/ops/kernels.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "recblr needs Python 3.11 or newer; run make PYTHON=python3.11"; exit 1; }
@@ -42,10 +42,16 @@ bench: .venv/.installed
 		mv $(MEASURED)/new $(MEASURED)/serve-cpu.json || { rm -f $(MEASURED)/new; exit 1; }
 	$(BIN)/python benchmarks/tables.py
 
-# The promises of docs/serving.md at full length.
+# All that a GPU can show in some minutes; what is done is not repeated. Then the tables.
+MINUTES ?= 9
+gpu: .venv/.installed
+	$(BIN)/recblr bench gpu --minutes $(MINUTES) --device cuda -o build/gpu
+	$(BIN)/python benchmarks/tables.py build/gpu
+
+# The promises of docs/serving.md at full length; random inputs at every door, more than 20,000; `bench gpu` on a CPU.
 soak: .venv/.installed
 	rm -f $(MEASURED)/new
-	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/serving
+	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/serving tests/fuzz tests/benchmark/test_gpu.py
 	mv $(MEASURED)/new $(MEASURED)/soak.json
 
 # The documentation with the API reference, in site/. A warning, such as a dead link, is an error.

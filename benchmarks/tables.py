@@ -1,13 +1,15 @@
 """Write the figures of README.md and docs/results.md from the results kept, and draw their pictures.
 
-    python benchmarks/tables.py
+    python benchmarks/tables.py [DIR]
 
-A section is what lies between its two markers. A test writes all sections anew and expects the pages
-as they are.
+With DIR, first keep the results of `recblr bench gpu -o DIR`. A section is what lies between its two
+markers. A test writes all sections anew and expects the pages as they are.
 """
 
 import json
 import re
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
@@ -23,10 +25,7 @@ TABLE_1 = ROOT / "paper" / "results" / "table1.json"
 METRICS = [f"{name}@{k}" for k in (10, 20) for name in ("HR", "NDCG", "MRR")]
 MASKED = ["HR@10", "NDCG@10"]  # shown of the second protocol
 LEAD = ("HR@10", "NDCG@10")
-FIGURES = [
-    *(("", metric) for metric in METRICS),
-    *(("masked_", metric) for metric in MASKED),
-]
+FIGURES = [("", metric) for metric in METRICS] + [("masked_", metric) for metric in MASKED]
 BEST_KNOWN: dict[tuple[str, str], tuple[str, float, float]] = {
     ("ml-1m-recbole", "unmasked"): ("RecGRELA", 0.3311, 0.1959),
     ("ml-1m", "masked"): ("HSTU by RecTools, which sees the target's time", 0.3642, 0.2164),
@@ -39,6 +38,20 @@ BEST_KNOWN: dict[tuple[str, str], tuple[str, float, float]] = {
 model, HR@10, NDCG@10."""
 NAMES = {"cpu": "CPU", "cuda": "GPU"}
 Result = dict[str, Any]
+
+
+def keep(folder: Path) -> None:
+    """Keep the results of ``recblr bench gpu``: its figures, and the records that are not there yet."""
+    for path in folder.glob("*-cuda.json"):
+        content = json.loads(path.read_text())
+        if "--quick" in content["command"]:
+            sys.exit(f"{path}: --quick only tries the command; measure without it")
+        if "records" not in content:
+            shutil.copyfile(path, RESULTS / path.name)
+        for name, record in content.get("records", {}).items():
+            if not (target := TABLE_1.parent / name).exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def write(text: str) -> str:
@@ -154,9 +167,15 @@ def parts() -> str:
         f"A step on the {NAMES[device]}: "
         + ", ".join(f"{part} {share:.0%}" for part, share in it["all_positions"]["parts"].items())
         for device, it in by_device("train").items()
-        if it
+        if it and "all_positions" in it
     ]
-    return blocks(*(paragraph(f"{text}.") for text in shares))
+    whole = [
+        f"On the {NAMES[device]} an evaluation takes {seconds(it['evaluation_seconds'])}, and all "
+        f"{it['run']['epochs']} epochs of the preset {seconds(it['run']['seconds'])} with validation"
+        for device, it in by_device("train").items()
+        if it and {"evaluation_seconds", "run"} <= it.keys()
+    ]
+    return blocks(*(paragraph(f"{text}.") for text in (*shares, *whole)))
 
 
 def recurrence() -> str:
@@ -191,6 +210,9 @@ def recurrence() -> str:
                 for row in result["lengths"]
             ]
             parts.append(table(["fused, events of a sequence", *columns.values()], rows))
+    if exam := read("exam-cuda"):
+        tests = f"{exam['passed']:,} tests passed on the GPU and {len(exam['failed'])} failed"
+        parts.append(paragraph(f"{tests}; `make gpu`; {measured([exam])}."))
     return blocks(*parts, not_measured(ops=ops))
 
 
@@ -248,7 +270,7 @@ SECTIONS = {f.__name__: f for f in (lead, accuracy, speed, parts, recurrence, le
 
 
 def epoch(result: Result | None, kind: str) -> str:
-    if result is None:
+    if result is None or kind not in result:
         return "not measured"
     found = result[kind]
     about = "estimated" if found["estimated"] else f"{found['events_per_second']:,.0f} events/s"
@@ -368,6 +390,8 @@ def blocks(*parts: str) -> str:
 
 
 if __name__ == "__main__":
+    for folder in sys.argv[1:]:
+        keep(Path(folder))
     for device, result in by_device("length").items():
         if result:
             draw(result, picture(device))

@@ -8,7 +8,7 @@
 
 import os
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 # torch's threads wait for one another by spinning. Where another program wants the cores too, a small
@@ -63,7 +63,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `recblr --help` need not wait for torch."""
     if name == "__version__":
-        return version("recblr")
+        try:
+            return version("recblr")
+        except PackageNotFoundError:
+            return "not installed"  # runs from a source tree
     if name not in _HOMES:
         raise AttributeError(f"module 'recblr' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

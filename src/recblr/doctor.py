@@ -2,12 +2,12 @@
 
 import os
 import platform
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+import recblr
 from recblr import ops
 from recblr.data.datasets import cache_folder
 from recblr.ops import cpu, reference
@@ -19,7 +19,7 @@ def examine() -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     error, gpu_error = _recurrence_error("cpu"), _recurrence_error("cuda") if gpu else None
     return {
-        "recblr": version("recblr"),
+        "recblr": recblr.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

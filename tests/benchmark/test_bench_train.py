@@ -9,7 +9,7 @@ from recblr.benchmark.train import default_log, time_epoch, time_training
 from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences
 from recblr.training.config import TrainConfig
-from recblr.training.examples import prefixes
+from recblr.training.examples import prefixes, training_histories
 from recblr.training.trainer import Trainer
 
 PARTS = {
@@ -39,6 +39,7 @@ def test_both_kinds_of_examples(sequences: Sequences, monkeypatch: pytest.Monkey
     assert result["items"] == len(sequences.item_ids)
     assert result["all_positions"]["estimated"] is False
     assert result["prefixes"]["parts"].keys() == PARTS
+    assert result["evaluation_seconds"] > 0
 
 
 def test_an_epoch_is_estimated_from_some_batches(
@@ -57,7 +58,8 @@ def test_an_epoch_is_estimated_from_some_batches(
     monkeypatch.setattr(Trainer, "step", count)
     monkeypatch.setattr("recblr.benchmark.train.time", SimpleNamespace(perf_counter=lambda: clock))
     config = TrainConfig(examples="prefixes", batch_size=64, max_length=7)
-    events = sum(int((stops - starts).sum()) for starts, stops in prefixes(sequences, config, 0))
+    histories = training_histories(sequences)
+    events = sum(int((stops - starts).sum()) for starts, stops in prefixes(histories, config, 0))
     for batches in (None, 1, 4):
         result = time_epoch(sequences, config, torch.device("cpu"), batches)
         assert result["estimated"] is (batches is not None)

@@ -3,13 +3,14 @@
 import math
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from recblr.benchmark import ops as bench
-from recblr.benchmark.peers import BdLru, peers
+from recblr.benchmark.peers import BdLru, peers, slow_to_build
 from recblr.ops import reference
 
 CPU = torch.device("cpu")
@@ -71,6 +72,7 @@ def test_only_correct_implementations_are_timed(fake_peers: dict[str, BdLru]) ->
     assert torch.get_num_threads() == threads
     assert (result["shape"], result["dtype"]) == ([3, 9, 4], "float32")
     rows = {row["name"]: row for row in result["rows"]}
+    assert rows["fused"]["times_slower"] == 1
     assert {name: row["gate"] for name, row in rows.items()} == {
         "fused": "ok", "fused, bfloat16": "ok", "two trees": "ok", "serial": "ok", "right": "ok",
         "off": "y is off by 1e-02", "no gradient": "dr is off by 2e-01", "nan": "last is off by nan",
@@ -80,9 +82,49 @@ def test_only_correct_implementations_are_timed(fake_peers: dict[str, BdLru]) ->
         figures = [row["forward_ns"], row["both_ns"], row["times_slower"]]
         if row["gate"] == "ok":
             assert all(figure > 0 for figure in figures)
-            assert figures[2] == pytest.approx(figures[1] / rows["fused"]["both_ns"])
         else:
             assert figures == [None] * 3
+
+
+def test_results_are_kept_as_soon_as_they_are_known(fake_peers: dict[str, BdLru]) -> None:
+    fake_peers["right"] = reference.bd_lru
+    kept: list[list[str]] = []
+
+    def keep(result: dict[str, Any]) -> None:
+        kept.append([row["name"] for row in result["rows"]])
+
+    assert bench.implementations("cpu") == ["fused, bfloat16", "right", "two trees", "serial"]
+    result = bench.time_ops("cpu", (3, 9, 4), 0.1, ["serial", "right"], keep)
+    assert kept == [["fused"], ["fused", "serial"], ["fused", "serial", "right"]]
+    assert [row["name"] for row in result["rows"]] == kept[-1]
+
+
+def test_what_takes_long_to_compile_comes_last() -> None:
+    names = bench.implementations("cuda")
+    slow = [slow_to_build(name) for name in names]
+    assert slow == sorted(slow)
+    assert names[:2] == ["fla HGRN recurrent", "fla HGRN chunk"]
+    assert names[slow.index(True) :][:2] == [
+        "accelerated-scan warp",
+        "fla HGRN recurrent, compiled",
+    ]
+
+
+def test_a_peer_is_compared_with_the_kernels_beside_it(
+    fake_peers: dict[str, BdLru], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine becomes slower all the time, but not in relation to the kernels."""
+    now = 1.0
+
+    def seconds(work: partial[Any], device: torch.device) -> float:
+        nonlocal now
+        now *= 1.02
+        return now * (3 if work.__self__.bd_lru is reference.bd_lru else 1)
+
+    fake_peers["right"] = reference.bd_lru
+    monkeypatch.setattr(bench, "_seconds", seconds)
+    row = bench.time_ops("cpu", (3, 9, 4), 0.0, ["right"])["rows"][1]
+    assert row["times_slower"] == pytest.approx(3, rel=0.3)
 
 
 def test_wrong_kernels_are_an_error(

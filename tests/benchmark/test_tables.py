@@ -200,6 +200,35 @@ def test_recurrence(tables: Any, tmp_path: Path) -> None:
     assert "Not measured" not in found
 
 
+def test_results_of_a_gpu_are_kept(tables: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "gpu"
+    folder.mkdir()
+    about = {**GPU, "command": "recblr bench gpu"}
+    run = {"seconds": 15.2, "epochs": 34, "metrics": {}}
+    files = {
+        "train": {"log": "ml-1m", "run": run, "evaluation_seconds": 0.12},
+        "exam": {"passed": 606, "skipped": 0, "failed": ["a", "b"]}, "steps": {"steps": {}},
+        "runs": {"records": {"beauty/a.json": {"seed": 1}, "beauty/b.json": {"seed": 2}}},
+    }  # fmt: skip
+    for name, content in files.items():
+        (folder / f"{name}-cuda.json").write_text(json.dumps({**about, **content}))
+    (tmp_path / "results" / "beauty").mkdir()
+    (tmp_path / "results" / "beauty" / "a.json").write_text("as before")
+    tables["keep"](folder)
+    assert (tmp_path / "results" / "beauty" / "a.json").read_text() == "as before"
+    assert json.loads((tmp_path / "results" / "beauty" / "b.json").read_text()) == {"seed": 2}
+    assert not (tmp_path / "results" / "runs-cuda.json").exists()
+    assert "| an epoch of all positions | not measured | not measured |" in tables["speed"]()
+    assert "606 tests passed on the GPU and 2 failed; `make gpu`; 2026-" in tables["recurrence"]()
+    text = " ".join(tables["parts"]().split())
+    assert text == (
+        "On the GPU an evaluation takes 0.12 s, and all 34 epochs of the preset 15 s with validation."
+    )
+    (folder / "step-cuda.json").write_text(json.dumps({**about, "command": "bench gpu --quick"}))
+    with pytest.raises(SystemExit, match="--quick only tries the command"):
+        tables["keep"](folder)
+
+
 def test_length(tables: Any, tmp_path: Path) -> None:
     rows = [
         {"length": length, "recblr": {"event_ns": 6500.0}, "attention": {"event_ns": attention}}

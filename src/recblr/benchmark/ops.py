@@ -4,7 +4,7 @@ Axes: B sequences of T events each, C channels, N = B T. An element is one chann
 """
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recblr import ops
 from recblr.allocator import keep_freed_memory
-from recblr.benchmark.peers import BdLru, compiled, peers
+from recblr.benchmark.peers import BdLru, compiled, peers, slow_to_build
 from recblr.ops import reference
 from recblr.progress import progress
 from recblr.timing import peak_bytes, seconds
@@ -45,17 +45,21 @@ class Job(NamedTuple):
 
 
 def time_ops(
-    device: str, shape: tuple[int, int, int] | None = None, budget: float = 60.0
-) -> dict[str, Any]:
+    device: str, shape: tuple[int, int, int] | None = None, budget: float = 60.0,
+    names: Sequence[str] | None = None, keep: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Time every implementation of the recurrence with its gates, forward and with gradients.
 
     Each implementation must first pass a check: its values and gradients on the inputs of the timing
-    must equal those of the float64 loop. One that fails is not timed. A CPU runs one thread.
+    must equal those of the float64 loop. One that fails is not timed. Each is timed in turn with the
+    fused kernels, so that a slow phase of the machine affects both. A CPU runs one thread.
 
     Args:
         device: ``cpu`` or ``cuda``.
         shape: (B, T, C).
         budget: seconds of timing, divided evenly.
+        names: the implementations to time; by default those of :func:`implementations`.
+        keep: receives the result as far as it is known, after each implementation.
 
     Returns:
         ``shape``, ``dtype`` and ``rows``. A row has the ``name`` of an implementation; ``gate``, "ok"
@@ -73,52 +77,82 @@ def time_ops(
     torch.set_num_threads(1)
     try:
         keep_freed_memory()
-        return _time_ops(torch.device(device), shape or SHAPES[device], budget)
+        names = implementations(device) if names is None else names
+        return _time_ops(torch.device(device), shape or SHAPES[device], budget, names, keep)
     finally:
         torch.set_num_threads(threads)
 
 
-def _time_ops(device: torch.device, shape: tuple[int, int, int], budget: float) -> dict[str, Any]:
-    cuda = device.type == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
-    jobs = {"fused": _make_job(ops.bd_lru, shape, dtype, device)}
-    if not cuda:
-        jobs["fused, bfloat16"] = _make_job(ops.bd_lru, shape, torch.bfloat16, device)
+def implementations(device: str) -> list[str]:
+    """The names of all implementations but the fused kernels, those that take long to compile last."""
+    return sorted(_functions(device), key=slow_to_build)
+
+
+def _functions(device: str) -> dict[str, BdLru]:
+    narrow: dict[str, BdLru] = {} if device == "cuda" else {"fused, bfloat16": ops.bd_lru}
+    eager = peers(device)
     plain: dict[str, BdLru] = {
         "two trees": partial(ops.bd_lru, implementation="tree"),
         "serial": partial(ops.bd_lru, implementation="serial"),
     }
-    eager = peers(device.type)
-    for name, bd_lru in (plain | eager | compiled(eager)).items():
-        jobs[name] = jobs["fused"]._replace(bd_lru=bd_lru)
-    gates = _check(jobs, _make_job(reference.bd_lru, shape, torch.float64, device).both())
-    if gates["fused"] != "ok":
-        raise RuntimeError(f"the fused kernels are wrong: {gates['fused']}")
-    passed: dict[Hashable, Job] = {name: job for name, job in jobs.items() if gates[name] == "ok"}
-    if cuda:
-        for length in LENGTHS:
-            same_size = (max(1, round(shape[0] * shape[1] / length)), length, shape[2])
-            passed[length] = _make_job(ops.bd_lru, same_size, dtype, device)
-    figures = _measure(passed, device, budget)
-    fused = figures["fused"]
-    for figure in figures.values():
-        figure["times_slower"] = figure["both_ns"] / fused["both_ns"]
+    return narrow | eager | plain | compiled(eager)
+
+
+def _time_ops(
+    device: torch.device, shape: tuple[int, int, int], budget: float, names: Sequence[str],
+    keep: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:  # fmt: skip
+    cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
+    fused = _make_job(ops.bd_lru, shape, dtype, device)
+    truth = _make_job(reference.bd_lru, shape, torch.float64, device).both()
+    if (gate := _check(fused, truth)) != "ok":
+        raise RuntimeError(f"the fused kernels are wrong: {gate}")
+    budget /= 1 + len(names)
+    lengths = list[dict[str, Any]]()
     result: dict[str, Any] = {
-        "shape": list(shape),
-        "dtype": str(dtype).removeprefix("torch."),
-        "rows": [
-            {"name": name, "gate": gate, **figures.get(name, dict.fromkeys(fused))}
-            for name, gate in gates.items()
-        ],
-    }
-    if cuda:
-        speed = _copy_gb_per_s(device)  # equals bytes per ns
-        result |= {
-            "copy_gb_per_s": speed,
-            "forward_share": FORWARD_BYTES / fused["forward_ns"] / speed,
-            "backward_share": BACKWARD_BYTES / (fused["both_ns"] - fused["forward_ns"]) / speed,
-            "lengths": [{"length": length, **figures[length]} for length in LENGTHS],
-        }
+        "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "rows": [],
+    }  # fmt: skip
+
+    def add(rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+        rows.append(row)
+        if keep is not None:
+            keep(result)
+
+    with progress("implementations", 1 + len(names)) as advance:
+        figures = _measure({"fused": fused}, device, budget / (2 if cuda else 1))["fused"]
+        if cuda:
+            speed = _copy_gb_per_s(device)  # equals bytes per ns
+            result |= {
+                "copy_gb_per_s": speed,
+                "forward_share": FORWARD_BYTES / figures["forward_ns"] / speed,
+                "backward_share": BACKWARD_BYTES
+                / (figures["both_ns"] - figures["forward_ns"])
+                / speed,
+                "lengths": lengths,
+            }
+        add(result["rows"], {"name": "fused", "gate": "ok", **figures, "times_slower": 1.0})
+        for length in LENGTHS if cuda else ():
+            same_size = (max(1, round(shape[0] * shape[1] / length)), length, shape[2])
+            job = _make_job(ops.bd_lru, same_size, dtype, device)
+            same = _measure({"fused": job}, device, budget / 2 / len(LENGTHS))["fused"]
+            slower = same["both_ns"] / figures["both_ns"]
+            add(lengths, {"length": length, **same, "times_slower": slower})
+        advance(1)
+        functions = _functions(device.type)
+        for name in names:
+            job = fused._replace(bd_lru=functions[name])
+            if name == "fused, bfloat16":
+                job = _make_job(ops.bd_lru, shape, torch.bfloat16, device)
+            row: dict[str, float | None] = dict.fromkeys((*figures, "times_slower"))
+            if (gate := _check(job, truth)) == "ok":
+                pair = _measure({"fused": fused, name: job}, device, budget)
+                row = {
+                    **pair[name],
+                    "times_slower": pair[name]["both_ns"] / pair["fused"]["both_ns"],
+                }
+            add(result["rows"], {"name": name, "gate": gate, **row})
+            advance(1, name)
     return result
 
 
@@ -140,19 +174,14 @@ def _make_job(
     return Job(bd_lru, leaves, offsets, start, rows[4])
 
 
-def _check(jobs: Mapping[str, Job], truth: tuple[Tensor, ...]) -> dict[str, str]:
-    """For each job "ok", its difference from the truth, or its error."""
-    gates = {}
-    with progress("checks", len(jobs)) as advance:
-        for name, job in jobs.items():
-            try:
-                gates[name] = _difference(job, truth)
-            except ImportError:
-                gates[name] = "not installed"
-            except Exception as error:  # any error of a peer is its result
-                gates[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            advance(1, name)
-    return gates
+def _check(job: Job, truth: tuple[Tensor, ...]) -> str:
+    """ "ok", the job's difference from the truth, or its error."""
+    try:
+        return _difference(job, truth)
+    except ImportError:
+        return "not installed"
+    except Exception as error:  # any error of a peer is its result
+        return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _difference(job: Job, truth: tuple[Tensor, ...]) -> str:
@@ -166,13 +195,13 @@ def _difference(job: Job, truth: tuple[Tensor, ...]) -> str:
 
 
 def _measure(
-    jobs: Mapping[Hashable, Job], device: torch.device, budget: float
-) -> dict[Hashable, dict[str, float]]:
+    jobs: Mapping[str, Job], device: torch.device, budget: float
+) -> dict[str, dict[str, float]]:
     functions: dict[Hashable, Callable[[], object]] = {}
     for key, job in jobs.items():
         functions[key, "forward_ns"], functions[key, "both_ns"] = job.forward, job.both
     times = _medians(functions, device, budget)
-    figures: dict[Hashable, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for key, job in jobs.items():
         elements = job.dy.numel()
         kinds = ("forward_ns", "both_ns")
@@ -192,14 +221,11 @@ def _medians(
     """
     times: dict[Hashable, list[float]] = {key: [] for key in functions}
     spent = dict.fromkeys(functions, 0.0)
-    with progress("timing", budget) as advance:
-        while sum(spent.values()) < budget or min(map(len, times.values())) < 3:
-            key = min(functions, key=lambda key: (len(times[key]) >= 3, spent[key]))
-            begin = time.perf_counter()
-            times[key].append(_seconds(functions[key], device))
-            elapsed = time.perf_counter() - begin
-            spent[key] += elapsed
-            advance(elapsed)
+    while sum(spent.values()) < budget or min(map(len, times.values())) < 3:
+        key = min(functions, key=lambda key: (len(times[key]) >= 3, spent[key]))
+        begin = time.perf_counter()
+        times[key].append(_seconds(functions[key], device))
+        spent[key] += time.perf_counter() - begin
     return {key: median(ts) for key, ts in times.items()}
 
 

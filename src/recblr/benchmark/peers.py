@@ -5,7 +5,7 @@ start from state zero. Axes: B sequences of T events each, C channels.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from recblr.ops import reference
 
+COMPILED = ", compiled"  # ends the name of a peer that torch.compile compiles
+WARP = "accelerated-scan warp"  # compiled by nvcc, which takes more than a minute
+
 BdLru = Callable[..., tuple[Tensor, Tensor]]
 """Arguments and results of :func:`recblr.ops.bd_lru`."""
 
@@ -23,7 +26,10 @@ Scan = Callable[[Tensor, Tensor], Tensor]
 
 
 def peers(device: str) -> dict[str, BdLru]:
-    """The implementations by name; one that is not installed raises ImportError when called."""
+    """The implementations by name; one that is not installed raises ImportError when called.
+
+    On a GPU the fastest come first, and the one that nvcc compiles comes last.
+    """
     scans: dict[str, Scan] = {
         "loop": loop,
         "loop, gradient by hand": loop_by_hand,
@@ -34,27 +40,43 @@ def peers(device: str) -> dict[str, BdLru]:
         "accelerated-scan reference": time_last("accelerated_scan.ref"),
     }
     if device == "cuda":
-        scans |= {
-            "accelerated-scan scalar": time_last("accelerated_scan.scalar"),
-            "accelerated-scan warp": time_last("accelerated_scan.warp", power_of_two=True),
-            "the authors'": time_last("parallel_scan", "parallel_scan", power_of_two=True),
+        kernels: dict[str, Scan] = {
             "fla HGRN recurrent": fla_hgrn("fused_recurrent_hgrn"),
             "fla HGRN chunk": fla_hgrn("chunk_hgrn"),
+            "the authors'": time_last("parallel_scan", "parallel_scan", power_of_two=True),
+            "accelerated-scan scalar": time_last("accelerated_scan.scalar"),
         }
+        warp: dict[str, Scan] = {WARP: time_last("accelerated_scan.warp", power_of_two=True)}
+        scans = kernels | scans | warp
     return {name: partial(reference.bd_lru, scan=_packed(scan)) for name, scan in scans.items()}
+
+
+def slow_to_build(name: str) -> bool:
+    """Whether torch.compile or nvcc compiles a peer, which takes up to minutes."""
+    return name.endswith(COMPILED) or name == WARP
 
 
 def compiled(eager: Mapping[str, BdLru]) -> dict[str, BdLru]:
     """The peers that are faster with torch.compile, compiled."""
     faster = (
-        "loop, gradient by hand", "doubling", "torch associative_scan", "accelerated-scan scalar",
-        "accelerated-scan warp", "fla HGRN recurrent", "fla HGRN chunk",
+        "fla HGRN recurrent", "fla HGRN chunk", "accelerated-scan scalar", "torch associative_scan",
+        "doubling", "loop, gradient by hand", WARP,
     )  # fmt: skip
     return {
-        f"{name}, compiled": torch.compile(eager[name], dynamic=False)
+        f"{name}{COMPILED}": partial(_call_compiled, eager[name])
         for name in faster
         if name in eager
     }
+
+
+@cache
+def _compile(bd_lru: BdLru) -> BdLru:
+    return torch.compile(bd_lru, dynamic=False)
+
+
+def _call_compiled(bd_lru: BdLru, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    """Compile at the first call: to import the compiler takes seconds."""
+    return _compile(bd_lru)(*arguments)
 
 
 def _packed(scan: Scan) -> reference.Scan:

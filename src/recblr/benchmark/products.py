@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from recblr.training.cuda_graph import Graphed
+
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm}  # the operators of linear layers
 
@@ -40,7 +42,8 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def repeat(self, device: torch.device) -> Callable[[], None]:
         """A function that repeats the products on buffers of the same sizes, strides and dtypes.
 
-        Equal operands share a buffer, so the products are somewhat faster than in the computation.
+        Equal operands share a buffer, so the products are somewhat faster than in the computation. A
+        GPU replays them as a CUDA graph, from the third call on.
         """
         keys = {key for _, operands in self.calls for key in enumerate(operands)}
         buffers = {(index, operand): operand.buffer(device) for index, operand in keys}
@@ -49,8 +52,12 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for operator, operands in self.calls
         ]
 
-        def work() -> None:
+        def work(_: Tensor) -> None:
             for operator, operands in calls:
                 operator(*operands)
 
-        return work
+        graphed, unused = (
+            Graphed(work),
+            torch.zeros(1, device=device),
+        )  # its device is that of a graph
+        return lambda: graphed(unused)

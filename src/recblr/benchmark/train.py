@@ -19,13 +19,14 @@ from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.errors import InputError
+from recblr.evaluation.ranking import rank_targets
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.progress import progress
-from recblr.timing import seconds, synchronize
+from recblr.timing import medians, seconds, synchronize
 from recblr.training.config import TrainConfig
 from recblr.training.trainer import Trainer
 
-_SAMPLE = 3  # batches from which an epoch of prefix samples is estimated on a CPU
+SAMPLE = 3  # batches from which an epoch of prefix samples is estimated on a CPU
 _PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
     "recurrence": ("recblr::bd_lru", "recblr::linear_scan"),
@@ -49,24 +50,38 @@ def default_log() -> Sequences:
 
 
 def time_training(data: Sequences, device: torch.device) -> dict[str, Any]:
-    """Time an epoch of training, without validation, on both kinds of examples.
+    """Time an epoch of training, without validation, on both kinds of examples, and an evaluation.
 
     Returns:
-        ``log``, ``users`` and ``items``, and the results of :func:`time_epoch` for ``all_positions``
-        and ``prefixes``. On a CPU the epoch of prefix samples is estimated from a few batches.
+        :func:`describe`; the results of :func:`time_epoch` for ``all_positions`` and ``prefixes``; and
+        ``evaluation_seconds``. On a CPU the epoch of prefix samples is estimated from a few batches.
     """
     keep_freed_memory()  # as `recblr train` does
     config = TrainConfig()
     prefixes = replace(config, examples="prefixes", batch_size=2048)
+    sample = SAMPLE if device.type == "cpu" else None
+    return {
+        **describe(data),
+        "all_positions": time_epoch(data, config, device),
+        "prefixes": time_epoch(data, prefixes, device, batches=sample),
+        "evaluation_seconds": time_evaluation(data, device),
+    }
+
+
+def describe(data: Sequences) -> dict[str, Any]:
+    """``log``, its name, and the numbers of its ``users`` and ``items``."""
     return {
         "log": Path(data.summary["source"]).name,
         "users": data.users,
         "items": len(data.item_ids),
-        "all_positions": time_epoch(data, config, device),
-        "prefixes": time_epoch(
-            data, prefixes, device, batches=_SAMPLE if device.type == "cpu" else None
-        ),
     }
+
+
+def time_evaluation(data: Sequences, device: torch.device) -> float:
+    """The seconds in which RecBLR ranks all items for every test event, under both protocols."""
+    model = RecBLR(len(data.item_ids), RecBLRConfig()).to(device).eval()
+    rank = {"test": lambda: rank_targets(model.score, data, "test", TrainConfig().max_length)}
+    return medians(rank, device, repeats=3)["test"]
 
 
 def time_epoch(
@@ -98,9 +113,11 @@ def time_epoch(
     with Products() as products:
         trainer.step(*next(trainer.batches(spans)), lr)
     repeat_products = products.repeat(device)
-    seconds(repeat_products, device)
     # A GPU runs a shape the first time and captures it the second; the last batch has its own shape.
-    for _ in range(1 if device.type == "cpu" else 2):
+    warm_up = 1 if device.type == "cpu" else 2
+    for _ in range(warm_up):
+        repeat_products()
+    for _ in range(warm_up):
         for batch, continues in trainer.batches(spans[:2] if device.type == "cpu" else spans):
             trainer.step(batch, continues, lr)
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from recblr.cli.options import Device, Json, print_json
+from recblr.cli.options import Device, Json, Settings, print_json
+from recblr.cli.options import Log as LogArgument
+from recblr.cli.tables import show
 from recblr.errors import from_extra
 
 LOADS = {
@@ -39,7 +40,7 @@ def bench_ops(device: Device = "auto", as_json: Json = False) -> None:
         numbers = (row[name] for name in ("forward_ns", "both_ns", "times_slower"))
         cells = ("" if number is None else f"{number:.2f}" for number in numbers)
         table.add_row(row["name"], row["gate"], *cells)
-    Console().print(table)
+    show(table)
 
 
 @bench.command("step")
@@ -57,7 +58,7 @@ def bench_step(device: Device = "auto", as_json: Json = False) -> None:
         table.add_row(
             f"{row['history']:,}", *(f"{row[name]:.0f}" for name in ("median", "p10", "p90"))
         )
-    Console().print(table)
+    show(table)
 
 
 @bench.command("length")
@@ -71,7 +72,10 @@ def bench_length(
     """Time a RecBLR layer and an attention layer by history length."""
     from recblr.benchmark.length import draw, time_lengths
     from recblr.device import find_device
+    from recblr.files import check_writable
 
+    if out is not None:
+        check_writable(out)
     result = time_lengths(find_device(device))
     if as_json:
         _print_measured("length", device, result)
@@ -92,7 +96,7 @@ def _print_lengths(result: dict[str, Any]) -> None:
         numbers = (row[name][key] for key in keys for name in names)
         cells = ("" if number is None else f"{number:,.0f}" for number in numbers)
         table.add_row(f"{row['length']:,}", *cells)
-    Console().print(table)
+    show(table)
 
 
 @bench.command("train")
@@ -121,7 +125,7 @@ def bench_train(
         table.add_row(name, *(f"{kind[key]:,.{digits}f}" for kind in both))
     for part in both[0]["parts"]:
         table.add_row(f"  {part}", *(f"{kind['parts'][part]:.0%}" for kind in both))
-    Console().print(table)
+    show(table)
     if both[1]["estimated"]:
         print("prefix samples: estimated from a few batches")
 
@@ -161,6 +165,34 @@ def bench_prepare(
     print(f"{result['events']:,} events: {result['seconds']} s, peak {result['peak_gib']} GiB")
 
 
+@bench.command("update")
+def bench_update(
+    log: LogArgument,
+    known: Annotated[
+        list[int], typer.Option(min=1, max=8, help="Tenths of the log before it. Repeatable.")
+    ] = [8],  # noqa: B006 - typer reads it
+    settings: Settings = [],  # noqa: B006
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare an update by a tenth of a log with training anew."""
+    from recblr.benchmark.update import time_updates
+    from recblr.config import apply_settings
+    from recblr.data.log import read_log
+
+    result = time_updates(read_log(log), apply_settings({}, settings), known, device)
+    if as_json:
+        options = [f"--known {number}" for number in known] + [f"--set {text}" for text in settings]
+        _print_measured(" ".join(["update", log, *options]), device, result)
+        return
+    table = Table("tenths", "model", "NDCG@10 of the next tenth", "seconds", box=None)
+    for row in result["rows"]:
+        for name in ("before", "memory only", "update", "anew"):
+            seconds = sum(value for key, value in row[name].items() if key.endswith("seconds"))
+            table.add_row(f"{row['known']}", name, f"{row[name]['NDCG@10']:.4f}", f"{seconds:,.1f}")
+    show(table)
+
+
 @bench.command("serve")
 def bench_serve(as_json: Json = False) -> None:
     """Load a server and measure its throughput, latency and memory."""
@@ -176,13 +208,39 @@ def bench_serve(as_json: Json = False) -> None:
             load = row[key]
             quantiles = (f"{load[quantile]:.1f}" for quantile in ("p50", "p90", "p99"))
             table.add_row(f"{row['items']:,}", name, f"{load['per_second']:,}", *quantiles)
-    Console().print(table)
+    show(table)
     times = ", ".join(
         f"{row['median']:.0f} after {row['history']:,}" for row in result["histories"]
     )
     print(f"a durable event after so many events, µs: {times}")
     print(f"memory per cached user: {result['user_bytes']:,} bytes")
     print(f"longest pause of the machine itself: {result['gaps']['longest']} ms")
+
+
+@bench.command("gpu")
+def bench_gpu(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="The folder of the results.")
+    ],
+    minutes: Annotated[
+        float, typer.Option("--minutes", metavar="N", min=0.1, help="How long it may take.")
+    ] = 9.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use small sizes, to try the command.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Test and measure all that a GPU can show in N minutes.
+
+    The most valuable steps come first. If the command is repeated, it goes on where it ended.
+    """
+    from recblr.benchmark.gpu import measure_all
+    from recblr.benchmark.gpu_table import summarize
+    from recblr.device import find_device
+
+    found = find_device(device)
+    measure_all(out, minutes, found, quick)
+    print("\n".join(summarize(out, found.type)))
 
 
 def _print_measured(command: str, device: str | None, result: dict[str, Any]) -> None:

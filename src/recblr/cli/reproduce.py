@@ -37,6 +37,9 @@ def reproduce(
     quick: Annotated[
         bool, typer.Option("--quick", help="Use a simulated shop and small models, in seconds.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option("--jobs", metavar="K", min=1, help="Make K runs at a time.")
+    ] = 1,
     report_only: Annotated[
         bool,
         typer.Option("--report-only", help="Train nothing; write the page from the results."),
@@ -57,6 +60,7 @@ def reproduce(
             seeds=read_seeds(seeds) if seeds is not None else (0,) if quick else SEEDS,
             quick=quick,
             device=device,
+            jobs=jobs,
             report_only=report_only,
             console=Console(stderr=True, quiet=as_json),
         )

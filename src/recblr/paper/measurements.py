@@ -40,6 +40,10 @@ class Measurement:
         return self.dataset if self.row == self.dataset else f"{self.dataset} {self.row}"
 
     @property
+    def has_memory(self) -> bool:  # of transitions, fitted to the network of a run without it
+        return "memory.enabled=true" in self.settings
+
+    @property
     def file(self) -> str:  # of its record, in a folder of results
         raise NotImplementedError
 

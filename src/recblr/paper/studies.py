@@ -1,6 +1,7 @@
 """The studies by name, from ``studies.toml``, and how one is made."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from recblr.errors import DivergedError, InputError, out_of_memory
 from recblr.paper.accuracy import MEMORY, Accuracy
 from recblr.paper.cost import Cost, Sizes
 from recblr.paper.distances import Distances
+from recblr.paper.jobs import DIED, InProcess, Make
 from recblr.paper.logs import TABLES, open_dataset
 from recblr.paper.measurements import Measurement
 from recblr.paper.report import Page, Study, check_folder, read_record, write, write_index
@@ -21,8 +23,8 @@ from recblr.paper.report import Page, Study, check_folder, read_record, write, w
 RESULTS = Path("paper") / "results"
 SEEDS = (0, 1, 2)
 KINDS = {"accuracy": Accuracy, "sizes": Sizes, "cost": Cost, "distances": Distances}
-UNAVAILABLE, DIVERGED, NO_MEMORY, REFUSED, NOT_RUN = REASONS = (
-    "data set not available", "training diverged", "out of memory", "could not start", "not run",
+UNAVAILABLE, DIVERGED, NO_MEMORY, REFUSED, NOT_RUN, _ = REASONS = (
+    "data set not available", "training diverged", "out of memory", "could not start", "not run", DIED,
 )  # fmt: skip
 
 
@@ -52,20 +54,24 @@ STUDIES = {name: read_study(**table) for name, table in TABLES.items()}
 def reproduce(
     name: str, folder: Path = RESULTS, *, datasets: Sequence[str] = (), rows: Sequence[str] = (),
     seeds: Sequence[int] = SEEDS, quick: bool = False, device: str = "auto",
-    report_only: bool = False, console: Console,
+    jobs: int = 1, report_only: bool = False, console: Console,
 ) -> Page:  # fmt: skip
     """Make what is missing of a study, or of some of its data sets, rows and seeds; write its page.
 
     The page has all that ``folder`` holds of these and the default seeds, and is written after Ctrl-C
     too. A run that another process is making is left to it; one that fails is reported with the reason.
-    With ``quick`` the study is of simulated data; with ``report_only`` nothing is made.
+    With ``jobs`` above 1 that many processes share the device. With ``quick`` the study is of
+    simulated data; with ``report_only`` nothing is made.
 
     Raises:
-        InputError: no such study, data set, row or device, or ``folder`` holds something else.
+        InputError: no such study, data set, row or device, or ``folder`` holds something else; or
+            several jobs would share a device whose costs are measured.
     """
     if name not in STUDIES:
         raise InputError(f"unknown study {name!r}{did_you_mean(name, STUDIES)}")
     kind = find_device(device).type
+    if jobs > 1 and isinstance(STUDIES[name], Cost):
+        raise InputError(f"{name} measures time and memory, one run at a time; leave out --jobs")
     study = STUDIES[name].small() if quick else STUDIES[name]
     chosen = _choose(_choose(study.measurements(seeds, kind), "dataset", datasets), "row", rows)
     index = (folder.parent if folder == RESULTS else folder) / "README.md"
@@ -74,7 +80,7 @@ def reproduce(
     failed = dict((read_record(folder / f"{name}.json") or {}).get("failed", {}))
     try:
         if not report_only:
-            _make(chosen, folder, command, device, console, failed)
+            _make(chosen, folder, command, device, jobs, console, failed)
     finally:
         every = sorted({*seeds, *([] if quick else SEEDS)})
         measurements = study.measurements(every, kind)
@@ -110,30 +116,57 @@ def _choose(every: Sequence[Measurement], key: str, names: Sequence[str]) -> lis
 
 
 def _make(
-    measurements: Sequence[Measurement], folder: Path, command: str, device: str, console: Console,
-    failed: dict[str, str],
+    measurements: Sequence[Measurement], folder: Path, command: str, device: str, jobs: int,
+    console: Console, failed: dict[str, str],
 ) -> None:  # fmt: skip
     """Make those that are missing, and put into ``failed`` why one could not be made."""
     tell = partial(console.print, highlight=False, soft_wrap=True)
     unavailable: set[str] = set()
-    for number, one in enumerate(measurements, 1):
-        if one.find(folder) is not None:
-            continue
+    command += f" --jobs {jobs}" if jobs > 1 else ""
+    make: Make = partial(_try, folder=folder, command=command, device=device)
+    if jobs > 1:
+        make = InProcess(make, jobs)
+
+    def attempt(numbered: tuple[int, Measurement]) -> None:
+        number, one = numbered
         reason = UNAVAILABLE
         if one.dataset not in unavailable:
             tell(f"{number} of {len(measurements)}: {one.name}")
+            reason, error = make(one)
+            if reason:
+                tell(f"{one.name}: {reason}: {error}")
+            unavailable.update({one.dataset} if reason == UNAVAILABLE else ())
+        if reason:
+            failed[one.name] = reason
+
+    missing = [it for it in enumerate(measurements, 1) if it[1].find(folder) is None]
+    if jobs == 1:
+        for numbered in missing:
+            attempt(numbered)
+        return
+    # A row with the memory needs the plain run of its seed, which another process would be making.
+    for memory in (False, True):
+        with ThreadPoolExecutor(jobs) as pool:
             try:
-                open_dataset(one.dataset)
-                reason = REFUSED
-                one.make(folder, command, device)
-                continue
-            except Exception as error:
-                if isinstance(error, DivergedError):
-                    reason = DIVERGED
-                elif out_of_memory(error):
-                    reason = NO_MEMORY
-                elif not isinstance(error, InputError):
-                    raise
-                tell(f"{one.name}: {reason}: {str(error).partition(chr(10))[0]}")
-            unavailable |= {one.dataset} if reason == UNAVAILABLE else set()
-        failed[one.name] = reason
+                list(pool.map(attempt, (it for it in missing if it[1].has_memory == memory)))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _try(one: Measurement, folder: Path, command: str, device: str) -> tuple[str, str]:
+    """Make a measurement; return the reason and the error if that fails, otherwise twice ""."""
+    reason = UNAVAILABLE
+    try:
+        open_dataset(one.dataset)
+        reason = REFUSED
+        one.make(folder, command, device)
+    except Exception as error:
+        if isinstance(error, DivergedError):
+            reason = DIVERGED
+        elif out_of_memory(error):
+            reason = NO_MEMORY
+        elif not isinstance(error, InputError):
+            raise
+        return reason, str(error).partition("\n")[0]
+    return "", ""
