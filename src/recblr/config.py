@@ -97,6 +97,19 @@ def expect_dropouts(config: object, where: str, *names: str) -> None:
             )
 
 
+def changed_settings(config: Any) -> str:
+    """The ``repr`` of settings, one short line: those that differ from the defaults."""
+    text = type(config).__name__ + "("
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if value != f.default:
+            setting = f"{', ' * (text[-1] != '(')}{f.name}={shown_value(value)}"
+            if len(text + setting) > 110:
+                return f"{text}, …)"
+            text += setting
+    return f"{text})"
+
+
 def did_you_mean(name: object, names: Iterable[str]) -> str:
     """A hint for a message: the nearest of ``names``, else all of them."""
     names = list(names)
@@ -123,15 +136,17 @@ def check_value(value: Any, kind: Any, where: str) -> Any:
         raise InputError(
             f"{where} = {shown_value(value)}: choose one of {', '.join(get_args(kind))}"
         )
+    name = kind.__name__
     if kind in (int, float) and isinstance(plain, int | float | Decimal | Fraction):
         with suppress(ValueError, OverflowError):  # not finite, or too large for a float
             number = kind(plain)
-            exact = kind is float or (number == plain and abs(number) < 2**63)
-            if exact and not isinstance(plain, bool):
-                return number
+            if (kind is float or number == plain) and not isinstance(plain, bool):
+                if kind is float or abs(number) < 2**63:
+                    return number
+                name = "int of 64 bits"
     elif isinstance(plain, kind):
         return kind(plain)
-    raise InputError(f"{where} = {shown_value(value)}: must be {kind.__name__}")
+    raise InputError(f"{where} = {shown_value(value)}: must be {name}")
 
 
 def plain_value(value: Any) -> Any:

@@ -54,8 +54,20 @@ class Influence:
     memory: Tensor
     repeat: float
 
+    def __repr__(self) -> str:
+        return (
+            f"Influence({len(self.score):,} events, network {float(self.score.sum()) + self.rest:.4f}, "
+            f"memory {float(self.memory.sum()):.4f}, repeat {self.repeat:.4f})"
+        )
 
-def influence(model: RecBLR, items: Tensor, target: int, memory: Memory | None = None) -> Influence:
+
+def influence(
+    model: RecBLR,
+    items: Tensor,
+    target: int,
+    memory: Memory | None = None,
+    before: Tensor | None = None,
+) -> Influence:
     """The influence of each event of a history on the score of ``target`` after it.
 
     Time and memory are proportional to T.
@@ -65,6 +77,8 @@ def influence(model: RecBLR, items: Tensor, target: int, memory: Memory | None =
         items: (T,) the history as rows of the vocabulary, T at least 1.
         target: a row of the vocabulary.
         memory: the memory of transitions, if it adds to the scores.
+        before: (1, L, W, C) the state after earlier events, if ``items`` are only the latest ones.
+            ``rest`` then includes the earlier events, and the shares do not sum to 1.
 
     Raises:
         InputError: the history is empty, an item or the target is not in 0 .. V-1, or the model is in
@@ -79,10 +93,13 @@ def influence(model: RecBLR, items: Tensor, target: int, memory: Memory | None =
     if model.training:
         raise InputError("the model is in training mode; call model.eval() first")
     items = items.to(table.device)
-    state, _, parts = state_parts(model, items[:-1])
+    if before is None:
+        before = model.initial_state(1).to(table)
+    state, kept_before, parts = state_parts(model, items[:-1], before)
     _, kept, last = state_parts(model, items[-1:], state)
     first_layer_parts = torch.cat([kept[0] * parts[0], last[0]])
-    first_layer_state = first_layer_parts.sum(0)
+    first_layer_before = kept[0] * kept_before[0] * before[0, 0, 0]
+    first_layer_state = first_layer_before + first_layer_parts.sum(0)
 
     points = (torch.arange(_POINTS, device=state.device) + 0.5) / _POINTS
     factors = torch.cat([points, points.new_tensor([0.0, 1.0])]).to(state.dtype)

@@ -40,7 +40,10 @@ class Choice:
     trials: list[Trial]
 
     def __repr__(self) -> str:
-        return f"Choice({self.users:,} users, {len(self.trials)} trials, best {self.best})"
+        return (
+            f"Choice({self.users:,} users, {len(self.trials)} trials, best weight "
+            f"{self.best.weight:g}, scale {self.best.scale:g}, repeat {self.best.repeat:g})"
+        )
 
     @property
     def best(self) -> Trial:

@@ -105,6 +105,9 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert cache_folder() == tmp_path / "xdg" / "recblr"
     monkeypatch.setenv("RECBLR_CACHE", "~/own")
     assert cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("RECBLR_CACHE", "redis://127.0.0.1")
+    with pytest.raises(InputError, match=r"^RECBLR_CACHE=redis://127.0.0.1: is a URL; give a folder"):
+        load_dataset("ml-1m")
 
 
 # User 2 comes first. For float32, times from 978300705 to 978300767 are 978300736.

@@ -84,6 +84,17 @@ def test_read_log_reads_text_files(
     assert read.user_ids.type == pa.string()
 
 
+@pytest.mark.parametrize("block", [16, text.BLOCK_BYTES])
+def test_a_byte_order_mark_after_line_1_is_part_of_an_id(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", block)
+    users = [f"\ufeffu{number}" for number in range(9)]
+    lines = ["user_id,item_id", *(f"{user},i" for user in users)]
+    log = read_log(write("a.csv", "\n".join(lines).encode()))
+    assert log.to_polars()["user_id"].to_list() == users
+
+
 @pytest.mark.parametrize("ending", ["parquet", "pq"])
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())], ids=str

@@ -213,3 +213,20 @@ def test_an_id_has_no_nul() -> None:
     frame = pd.DataFrame({"user_id": ["a", "b"], "item_id": ["c", "d\0"]})
     with pytest.raises(InputError, match="row 2, column 'item_id': the id contains a NUL"):
         read_log(frame)
+
+
+@pytest.mark.parametrize("columns", ["user_id", ["user_id"], {"user_id": 1.5}, {"user_id": True}])
+def test_columns_of_a_wrong_type_are_refused(columns: Any) -> None:
+    write("log.csv", "user_id,item_id\na,x\n")
+    with pytest.raises(InputError, match=r"columns.*: write|columns: the column of user_id is"):
+        read_log("log.csv", columns=columns)
+
+
+def test_positions_are_numbers_of_any_type_from_1() -> None:
+    write("log.csv", "a,x\nb,y\n")
+    assert rows(read_log("log.csv", columns={"user_id": np.int64(1), "item_id": np.int8(2)})) == [
+        ("a", "x"),
+        ("b", "y"),
+    ]
+    with pytest.raises(InputError, match="positions count from 1"):
+        read_log("log.csv", columns={"user_id": 0, "item_id": 1})

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from data.log_examples import CSV, EVENTS, FRAME, TABLE, TSV, write
 from recblr.data import open_log, sources, text
 from recblr.data.log import Interactions, read_log
+from recblr.data.sequences import Sequences, prepare
 from recblr.errors import InputError
 
 
@@ -299,3 +301,34 @@ def test_other_json_is_refused() -> None:
     assert "ids of type double" in error_message(write("a.json", '{"user_id": 1.5, "item_id": 1}'))
     assert "ids of type bool" in error_message(write("a.json", '{"user_id": true, "item_id": 1}'))
     assert pa.types.is_int64(read_log(write("a.json", GOOD)).item_ids.type)
+
+
+@pytest.mark.parametrize("core", ["2", 2.5, True, float("nan")])
+def test_a_core_that_is_no_whole_number_is_refused(tmp_path: Path, core: Any) -> None:
+    frame = pl.DataFrame({"user_id": ["a"] * 4, "item_id": ["x", "y"] * 2})
+    with pytest.raises(InputError, match=r"core = .*must be int"):
+        open_log(frame, core=core)
+    for whole in (2, 2.0, np.int64(2)):
+        data = open_log(frame, core=whole)  # type: ignore[arg-type]
+        data.save(tmp_path / "data", overwrite=True)
+        assert repr(Sequences.load(tmp_path / "data").core) == "2"
+
+
+def test_an_option_without_effect_is_refused(tmp_path: Path) -> None:
+    FRAME.write_parquet("log.parquet")
+    for options, message in (
+        ({"separator": ";"}, "parquet has no separator; leave out separator="),
+        ({"separator": ";", "format": "jsonl"}, "jsonl has no separator"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_log("log.parquet", **options)  # type: ignore[arg-type]
+    for options in ({"separator": ";"}, {"format": "csv"}):
+        with pytest.raises(InputError, match="are for files, not for a frame"):
+            read_log(FRAME, **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="has no columns to choose"):
+        open_log(read_log(FRAME), columns={"user_id": "item_id"})
+
+
+def test_a_path_is_no_log_for_prepare() -> None:
+    with pytest.raises(InputError, match="prepare takes Interactions, not str; use open_log"):
+        prepare("log.csv")  # type: ignore[arg-type]

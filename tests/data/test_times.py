@@ -233,3 +233,11 @@ def test_rounded_times_give_a_warning(times: np.ndarray, spacing: int) -> None:
 )
 def test_the_log_says_its_unit(times: list[Any], expected: str) -> None:
     assert log_of(times).order == f"ordered by 'timestamp' {expected}"
+
+
+def test_units_are_not_mixed_in_silence_beside_a_time_in_none() -> None:
+    """A date of the year 9999 for a missing time is in no unit, and does not hide the other units."""
+    times = [NOW, NOW * 1000, NOW + 1, (NOW + 1) * 1000, 253_402_300_799]
+    frame = pl.DataFrame({"user_id": [1] * 5, "item_id": [*range(5)], "timestamp": times})
+    with pytest.warns(UserWarning, match="3 of 5 times are not in the years 1993 to 2103"):
+        read_log(frame)

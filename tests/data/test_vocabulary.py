@@ -81,6 +81,9 @@ def test_other_collections() -> None:
         ([b"u"], "is a bytes"),
         ([["u"]], "is a list"),
         (np.array(["2024-05-01"], "M8[D]"), "is a date"),
+        pytest.param(10**5000, "^ids: <int> is one int, not a list", id="5,000 digits"),
+        (["7", 2**63], r"^ids\[1\]: the whole number 9223372036854775808 is beyond 64 bits; write"),
+        ([10**5000], r"^ids\[0\]: the whole number <int> is beyond 64 bits"),
     ],
 )
 def test_values_that_are_not_lists_of_ids(value: Any, message: str) -> None:
@@ -101,6 +104,7 @@ def test_an_id_of_an_event_log_is_text_or_refused(value: Any) -> None:
     except InputError:
         return
     assert text == str(value)
+    assert isinstance(value, str) or -(2**63) <= value < 2**63
     assert 0 < len(text.encode()) <= 256
     assert "\0" not in text
 
@@ -120,7 +124,8 @@ def test_only_the_usual_form_of_a_number_is_an_id(text: str) -> None:
 
 @given(st.integers())
 def test_the_text_of_an_id_stands_for_the_id(number: int) -> None:
-    assert items([1]).from_text(str(number)) == number
+    is_id = -(2**63) <= number < 2**63
+    assert items([1]).from_text(str(number)) == (number if is_id else str(number))
     assert items(["1"]).from_text(str(number)) == str(number)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 from evaluation.scorers import constant, random_data, scorer_of, sequences
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import (
+    MISSED,
     Evaluation,
+    Population,
+    Protocol,
     evaluate,
     markov,
     popularity,
@@ -113,7 +117,7 @@ def test_an_unknown_target_counts_as_rare() -> None:
     data = sequences([[0, 1, 1, 2], [1, 0, 1, 0]], 3).with_items(pa.array(["i0", "i1"]), "test")
     (unmasked, _) = evaluate(constant(0, 2), data, 5)
     assert unmasked.slices["rare items (last 20%)"]["users"] == 1
-    assert unmasked.ranks.tolist() == [3, 2]
+    assert unmasked.ranks.tolist() == [MISSED, 2]
 
 
 @pytest.mark.parametrize(
@@ -142,13 +146,46 @@ def test_json_is_valid_and_complete(make: Callable[[], list[Evaluation]]) -> Non
 def test_representations_are_short(measured: list[Evaluation]) -> None:
     for evaluation in measured:
         hit_rate, ndcg = (f"{name} {evaluation.metrics[name]:.4f}" for name in ("HR@10", "NDCG@10"))
-        assert repr(evaluation) == (
-            f"Evaluation({evaluation.protocol.seen}: {hit_rate}, {ndcg}; {evaluation.protocol})"
+        missed = int((evaluation.ranks == MISSED).sum())
+        about = f"leave-one-out test, {len(evaluation.ranks)} users"
+        about += f", {missed} missed" * (missed > 0)
+        assert (
+            repr(evaluation)
+            == f"Evaluation({evaluation.protocol.seen}: {hit_rate}, {ndcg}; {about})"
         )
-        assert len(repr(evaluation)) < 250
+        assert max(map(len, (repr(evaluation), repr(evaluation.protocol)))) <= 120
         html = evaluation._repr_html_()
         assert html.count("<tr>") == 1 + len(evaluation.metrics)
         for baseline in evaluation.baselines.values():
             assert f"<td>{baseline['MRR@20']:.4f}</td>" in html
         assert str(evaluation.protocol) in html
         assert "left out (no event to predict)" in html
+
+
+def test_a_missed_target_is_no_hit_in_a_small_catalogue() -> None:
+    """Of three items all are among the first 20; a target that cannot be recommended is not."""
+    lists = [
+        [0, 1, 2],
+        [1, 0, 1],
+        [3, 3, 0],
+        [0, 1, 3],
+    ]  # i3 is unknown; user 1 has seen the target
+    data = sequences(lists, 4).with_items(pa.array(["i0", "i1", "i2"]), "test")
+    unmasked, masked = evaluate(constant(0, 3), data, 5)
+    assert unmasked.ranks.tolist() == [3, 3, MISSED, MISSED]
+    assert masked.ranks.tolist() == [1, MISSED, MISSED, MISSED]
+    for evaluation, hits in ((unmasked, 2), (masked, 1)):
+        baselines = evaluation.baselines.values()
+        assert all(row["HR@20"] == hits / 4 for row in (evaluation.metrics, *baselines))
+        assert repr(evaluation).endswith(f"4 users, {4 - hits} missed)")
+        assert evaluation.population == Population(4, 1, 1, 0, 0, 1)
+        for reason in ("no item of the history is known", "the target is in the history"):
+            assert reason in str(evaluation.population)
+            assert reason in evaluation._repr_html_()
+
+
+def test_html_is_escaped(measured: list[Evaluation]) -> None:
+    protocol = Protocol("<b>", "&", 1, 30, "masked", 7, 3, "x")
+    html = replace(measured[0], protocol=protocol)._repr_html_()
+    assert "<b>" not in html
+    assert "&lt;b&gt; &amp;" in html

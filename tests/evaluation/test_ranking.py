@@ -12,7 +12,7 @@ from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Part, Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.evaluation import ranking as module
-from recblr.evaluation.ranking import evaluate, rank_targets
+from recblr.evaluation.ranking import MISSED, evaluate, rank_targets
 
 PARTS: tuple[Part, ...] = ("validation", "test")
 
@@ -31,7 +31,8 @@ def naive_ranks(data: Sequences, part: Part, max_length: int) -> dict[str, list[
         ranks["unmasked"].append(1 + sum(scores[item] >= scores[target] for item in others))
         for item in history:
             scores[item] = -float("inf")
-        ranks["masked"].append(1 + sum(scores[item] >= scores[target] for item in others))
+        rank = 1 + sum(scores[item] >= scores[target] for item in others)
+        ranks["masked"].append(MISSED if target in history else rank)
     return ranks
 
 
@@ -85,14 +86,14 @@ def test_a_constant_scorer_gets_the_worst_rank() -> None:
     for user, rank in zip(ranks["users"].tolist(), ranks["masked"].tolist(), strict=True):
         row = data.split.test[user]
         history = set(data.items[data.offsets[user] : row].tolist())
-        assert rank == (12 if data.items[row] in history else 12 - len(history))
+        assert rank == (MISSED if data.items[row] in history else 12 - len(history))
 
 
-def test_a_seen_target_has_the_worst_rank_when_masked() -> None:
+def test_a_seen_target_is_missed_when_masked() -> None:
     data = sequences([[3, 1, 3], [0, 1, 3]], 6)
     ranks = rank_targets(favourite(3, 6), data, "test", 1)  # item 3 is before the last event
     assert ranks["unmasked"].tolist() == [1, 1]
-    assert ranks["masked"].tolist() == [6, 1]
+    assert ranks["masked"].tolist() == [MISSED, 1]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -133,11 +134,11 @@ def test_a_log_without_targets_is_refused() -> None:
 # ---- a log in another vocabulary -----------------------------------------------------------------
 
 
-def test_a_target_outside_the_catalogue_ranks_after_all_items() -> None:
+def test_a_target_outside_the_catalogue_is_missed() -> None:
     data = sequences([[0, 1, 2], [1, 0, 1]], 3).with_items(pa.array(["i0", "i1"]), "test")
     ranks = rank_targets(favourite(1, 2), data, "test", 5)
-    assert ranks["unmasked"].tolist() == [3, 1]
-    assert ranks["masked"].tolist() == [3, 2]
+    assert ranks["unmasked"].tolist() == [MISSED, 1]
+    assert ranks["masked"].tolist() == [MISSED, MISSED]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -154,7 +155,7 @@ def test_unknown_items_are_ignored_in_histories(part: Part) -> None:
         history, target = [item for item in items[:row] if item != 3], items[row]
         truth["users"].append(user)
         if not history or target == 3:
-            truth["unmasked"].append(4)
+            truth["unmasked"].append(MISSED)
         else:
             scores = scores_of(history, 3).tolist()
             better = sum(scores[item] >= scores[target] for item in range(3) if item != target)

@@ -1,10 +1,11 @@
 """Measure trained recommenders on one log: accuracy with tests of significance, and cost."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from itertools import count
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 from recblr.data import open_log
 from recblr.data.batches import pack_latest
+from recblr.data.columns import Columns
+from recblr.data.vocabulary import as_list
 from recblr.errors import InputError
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import Evaluation, html_table
@@ -79,7 +82,8 @@ class Contender:
     differences: dict[str, Difference | None]
 
     def __repr__(self) -> str:
-        return f"Contender({self.label!r}, {self.model!r}, {list(self.evaluations.values())})"
+        values = (f"{e.metrics[METRIC]:.4f} {seen}" for seen, e in self.evaluations.items())
+        return f"Contender({_short(self.label)!r}, {self.model!r}, {METRIC} {', '.join(values)})"
 
     def verdict(self, seen: str) -> str:
         """Return "best", "as good within the noise" or "worse" under the protocol ``seen``."""
@@ -113,13 +117,21 @@ class Comparison:
     provenance: dict[str, Any]
 
     def __repr__(self) -> str:
-        return f"Comparison({self.headline})"
+        best = [f"{_short(self.ranking(seen)[0].label)!r} {seen}" for seen in self.protocols]
+        return f"Comparison({len(self.contenders)} models, best by {METRIC}: {', '.join(best)})"
 
     def _repr_html_(self) -> str:
         """The headline and the rankings, as tables for notebooks."""
         tables = [self._html_ranking(seen) for seen in self.protocols]
-        protocol = self.contenders[0].evaluations[self.protocols[0]].protocol
-        return "".join([f"<p>{escape(self.headline)}</p>", *tables, f"<p>{protocol}</p>"])
+        evaluation = self.contenders[0].evaluations[self.protocols[0]]
+        notes = [str(evaluation.protocol), *filter(None, [str(evaluation.population)])]
+        return "".join(
+            [
+                f"<p>{escape(self.headline)}</p>",
+                *tables,
+                *(f"<p>{escape(note)}</p>" for note in notes),
+            ]
+        )
 
     def _html_ranking(self, seen: str) -> str:
         rows = []
@@ -180,7 +192,7 @@ class Comparison:
 
 
 def compare(
-    folders: Sequence[str | Path], log: Any = None, columns: Mapping[str, str] | None = None,
+    folders: Iterable[str | Path], log: Any = None, columns: Columns | None = None,
     device: str = "auto",
 ) -> Comparison:  # fmt: skip
     """Measure artifacts on one log and compare each with the best.
@@ -198,6 +210,7 @@ def compare(
             or artifacts that differ in split, core, catalogue, ``max_length`` or, without ``log``, in
             the data.
     """
+    folders = as_list(folders, "folders")
     labels = _labels(folders)
     if log is None and columns is not None:
         raise InputError("columns are given without a log; give the log, too")
@@ -227,6 +240,9 @@ def _labels(folders: Sequence[str | Path]) -> list[str]:
     """The last parts of each path, as many as make the labels differ."""
     if len(folders) < 2:
         raise InputError("a comparison needs at least two artifacts; give their folders")
+    for folder in folders:
+        if not isinstance(folder, str | PathLike):
+            raise InputError(f"{folder!r} is not the path of an artifact; give folders")
     paths = [Path(folder).resolve() for folder in folders]
     for number, path in enumerate(paths):
         if path in paths[:number]:
@@ -333,6 +349,11 @@ def _step(network: RecurrentModel) -> Callable[[], object]:
     state = network.initial_state(1)
     item = torch.zeros(1, dtype=torch.int64, device=state.device)
     return lambda: step(item, state)
+
+
+def _short(label: str) -> str:
+    """The end of a label that is long."""
+    return label if len(label) <= 24 else f"…{label[-23:]}"
 
 
 def _statement(names: Sequence[str], predicate: str) -> list[str]:

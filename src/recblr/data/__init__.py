@@ -9,6 +9,7 @@ from recblr.config import did_you_mean
 from recblr.data.columns import Columns
 from recblr.data.datasets import DATASETS, load_dataset
 from recblr.data.log import Interactions, read_log
+from recblr.data.merge import count_trained
 from recblr.data.sequences import MARKER, Part, Sequences, index_in, prepare
 from recblr.data.sources import STDIN
 from recblr.errors import InputError
@@ -50,6 +51,8 @@ def open_log(
         elif source == Path(source).stem and not glob.has_magic(source):  # a name, not a path
             hint = did_you_mean(source.lower(), DATASETS)
             raise InputError(f"{source}: no such file and no such data set{hint}")
+    if isinstance(source, Interactions) and columns is not None:
+        raise InputError(f"{source.source} has no columns to choose; leave out columns=")
     log = source if isinstance(source, Interactions) else read_log(source, columns=columns)
     return report_order(prepare(log, 1 if core is None else core, split or "leave-one-out"))
 
@@ -86,4 +89,11 @@ def open_with_items(
             "no other item before the target",
             stacklevel=3,
         )
-    return other.with_items(data.item_ids, part)
+    other = other.with_items(data.item_ids, part)
+    if trained := count_trained(data, other, part):
+        warnings.warn(
+            f"the model was trained on {trained:,} of the events of that log that it is to predict, so "
+            "its metrics are too high; give a log of later events",
+            stacklevel=3,
+        )
+    return other

@@ -36,6 +36,12 @@ class PackedBatch:
     seen: Tensor | None = None
     users: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"PackedBatch({len(self.offsets) - 1:,} histories, {len(self.items):,} events, "
+            f"{len(self.targets):,} targets, {self.items.device})"
+        )
+
     @property
     def owners(self) -> Tensor:
         """(M,) the history, 0 .. B-1, of each position."""

@@ -9,10 +9,12 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from recblr.config import plain_value
 from recblr.data.table import Name, Table
 from recblr.data.times import TimeColumn
 from recblr.data.values import BadValue, is_text, plain, shorten
@@ -54,23 +56,40 @@ class Choice:
     unused: tuple[Name, ...] = ()
 
 
-def choose_columns(table: Table, columns: Columns | None) -> Choice:
+def check_columns(columns: Any) -> dict[str, Name | None]:
+    """The columns that a caller gives, with positions as Python numbers. InputError for others."""
+    if not isinstance(columns, Mapping | None):
+        raise InputError(
+            f"columns = {columns!r}: write a dictionary such as {{'user_id': 'userId'}}"
+        )
+    checked = {name: plain_value(column) for name, column in (columns or {}).items()}
+    for name, column in checked.items():
+        if not isinstance(column, str | int | None) or isinstance(column, bool):
+            raise InputError(
+                f"columns: the column of {name} is {column!r}; write its name, or its position from 1"
+            )
+    return checked
+
+
+def choose_columns(table: Table, columns: Columns) -> Choice:
     """Choose the columns to read, and warn of columns that look like times.
 
     Raises:
         InputError: a column is missing, ambiguous or given twice.
     """
-    given = {name: column for name, column in (columns or {}).items() if column is not None}
+    given = {name: column for name, column in columns.items() if column is not None}
     where, present = table.where, table.names
     listed = f"found: {shorten(', '.join(map(repr, present)) or 'none', 200)}"
-    for name in columns or {}:
+    for name in columns:
         if name not in ALIASES:
             raise InputError(f"{where}: columns= accepts {', '.join(ALIASES)}, not {name!r}")
+    if table.first_line and 0 in given.values():
+        raise InputError(f"{where}: columns= has the position 0; positions count from 1")
     _check_line_1(table, given)
     for column in given.values():
         if column not in present:
             raise InputError(f"{where}: no column {column!r}, given by columns=; {listed}")
-    asked_for_rows = "timestamp" in (columns or {}) and "timestamp" not in given
+    asked_for_rows = "timestamp" in columns and "timestamp" not in given
     chosen: dict[str, Name] = {name: name for name in ALIASES if name in present}
     chosen |= given
     if asked_for_rows:

@@ -6,13 +6,14 @@ sources.py says where a log may be, columns.py which columns are read, times.py 
 
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recblr.data.columns import Choice, Columns, choose_columns
+from recblr.data.columns import Choice, Columns, check_columns, choose_columns
 from recblr.data.histories import explode, is_list
 from recblr.data.ids import IdColumn
 from recblr.data.sources import DAMAGED, open_tables
@@ -54,8 +55,8 @@ class Interactions:
 
     def __repr__(self) -> str:
         return (
-            f"Interactions({self.source}: {len(self):,} events, {len(self.user_ids):,} users, "
-            f"{len(self.item_ids):,} items, {self.order})"
+            f"Interactions({shorten(Path(self.source).name, 28)}: {len(self):,} events, "
+            f"{len(self.user_ids):,} users, {len(self.item_ids):,} items, {shorten(self.order, 72)})"
         )
 
     @property
@@ -105,9 +106,10 @@ def read_log(
     Raises:
         InputError: a value or column is missing, ambiguous or damaged; nothing is repaired.
     """
+    columns = check_columns(columns)
     users, items, times = IdColumn(), IdColumn(), TimeColumn()
     encoders: dict[str, Any] = {"user_id": users, "item_id": items, "timestamp": times}
-    given = [column for column in (columns or {}).values() if column is not None]
+    given = [column for column in columns.values() if column is not None]
     by_position = bool(given) and all(isinstance(column, int) for column in given)
     choice = Choice({})
     for name, open_table in open_tables(source, format, separator, by_position):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recblr.config import check_value
 from recblr.data import split as splits
 from recblr.data.batches import ranges
 from recblr.data.log import Interactions
 from recblr.data.split import Split
+from recblr.data.values import shorten
+from recblr.data.vocabulary import Vocabulary
 from recblr.errors import InputError
 from recblr.files import new_folder
 
 Part = Literal["validation", "test"]
 SURE = 20  # pairs of events that must run backwards before a log counts as newest first
+NEWEST_FIRST = "; newest first, so equal times are in order from the last row"
 MARKER = "prepared.json"  # the file that identifies a prepared folder
 
 
@@ -37,6 +41,7 @@ class Sequences:
         split: the rows for training, validation and test.
         core: the k of the k-core filter.
         summary: how much was read and kept, as JSON values.
+        times: (N,) the time of each event, in the unit of ``summary["unit"]``; None if not known.
     """
 
     items: np.ndarray
@@ -46,15 +51,32 @@ class Sequences:
     split: Split
     core: int
     summary: dict[str, Any] = field(default_factory=dict)
+    times: np.ndarray | None = None
 
     @property
     def users(self) -> int:
         return len(self.offsets) - 1
 
+    @cached_property
+    def user_vocabulary(self) -> Vocabulary:
+        """The ids of the users."""
+        return Vocabulary(self.user_ids, "user")
+
+    @cached_property
+    def item_vocabulary(self) -> Vocabulary:
+        """The ids of the items."""
+        return Vocabulary(self.item_ids, "item")
+
+    @property
+    def training_events(self) -> int:
+        """The number of events in the training part."""
+        return int((self.split.train_end - self.offsets[:-1]).sum())
+
     def __repr__(self) -> str:
+        source = shorten(Path(self.summary.get("source", "")).name, 28)
         return (
-            f"Sequences({self.summary.get('source', '')}: {len(self.items):,} events, {self.users:,} "
-            f"users, {len(self.item_ids):,} items, {self.core}-core, {self.split.name})"
+            f"Sequences({source}: {len(self.items):,} events, {self.users:,} users, "
+            f"{len(self.item_ids):,} items, {self.core}-core, {self.split.name})"
         )
 
     def training_part(self) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +104,17 @@ class Sequences:
                 raise InputError(
                     f"no user has an event to predict in the {part} part; give a longer log"
                 )
+
+    def all_for_training(self) -> "Sequences":
+        """The same histories with every event in the training part and none held out."""
+        none = np.full(self.users, -1)
+        counts = {
+            "training_interactions": len(self.items), "validation_users": 0, "test_users": 0
+        }  # fmt: skip
+        return replace(
+            self, split=Split(self.split.name, self.offsets[1:], none, none),
+            summary={**self.summary, **counts},
+        )  # fmt: skip
 
     @cached_property
     def fingerprint(self) -> str:
@@ -125,8 +158,9 @@ class Sequences:
             move(self.split.test),
         )  # fmt: skip
         offsets = new_row[self.offsets]
+        times = None if self.times is None else self.times[keep]
         return Sequences(
-            items[keep], offsets, self.user_ids, item_ids, split, self.core, self.summary
+            items[keep], offsets, self.user_ids, item_ids, split, self.core, self.summary, times
         )
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
@@ -138,6 +172,8 @@ class Sequences:
         with new_folder(folder, overwrite, MARKER) as new:
             np.save(new / "items.npy", self.items)
             np.save(new / "offsets.npy", self.offsets)
+            if self.times is not None:
+                np.save(new / "times.npy", self.times)
             np.save(
                 new / "split.npy",
                 np.stack([self.split.train_end, self.split.validation, self.split.test]),
@@ -160,6 +196,7 @@ class Sequences:
         try:
             metadata = json.loads((folder / MARKER).read_text())
             train_end, validation, test = np.load(folder / "split.npy")
+            times = folder / "times.npy"  # absent if not known, and in folders of version 0.1.0
             sequences = Sequences(
                 items=np.load(folder / "items.npy", mmap_mode="r"),
                 offsets=np.load(folder / "offsets.npy"),
@@ -168,6 +205,7 @@ class Sequences:
                 split=Split(metadata["split"], train_end, validation, test),
                 core=metadata["core"],
                 summary=metadata["summary"],
+                times=np.load(times, mmap_mode="r") if times.exists() else None,
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise InputError(
@@ -224,6 +262,9 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
     """
     if split not in splits.SPLITS:
         raise InputError(f"unknown split {split!r}; choose one of {', '.join(splits.SPLITS)}")
+    if not isinstance(log, Interactions):
+        raise InputError(f"prepare takes Interactions, not {type(log).__name__}; use open_log")
+    core = check_value(core, int, "core")
     if core < 1:
         raise InputError(f"core must be at least 1, found {core}")
     last = split == "time-last"
@@ -232,7 +273,7 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
     users = (np.cumsum(kept_users) - 1).astype(np.int32)[log.users[keep]]
     items = (np.cumsum(kept_items) - 1).astype(np.int32)[log.items[keep]]
     times = None if log.timestamps is None else log.timestamps[keep]
-    order, times, newest_first, duplicates = _sort(users, items, times)
+    order, times, newest_first, duplicates = sort_events(users, items, times)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=kept_users.sum()))])
     offsets = offsets.astype(np.int64)
     if cuts is None:
@@ -253,10 +294,9 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
             f"{log.source}: no user has an event to predict in the {part} part ({len(log):,} events, "
             f"{core}-core, {split}); give a log that has users {needs}, or another split"
         )
-    backwards = "; newest first, so equal times are in order from the last row" * newest_first
     summary = {
         "source": log.source,
-        "order": log.order + backwards,
+        "order": log.order + NEWEST_FIRST * newest_first,
         "unit": log.unit,
         "read": {"users": len(log.user_ids), "items": len(log.item_ids), "interactions": len(log)},
         "kept": {
@@ -275,10 +315,11 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         parts,
         core,
         summary,
+        times,
     )
 
 
-def _sort(
+def sort_events(
     users: np.ndarray, items: np.ndarray, times: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None, bool, int | None]:
     """Sort events by user and time.

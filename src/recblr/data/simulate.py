@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recblr.config import changed_settings, check, expect_sizes
 from recblr.data.log import Interactions
 from recblr.errors import InputError
 from recblr.progress import progress
@@ -100,7 +101,11 @@ class Shop:
     max_length: int = 200
     seed: int = 0
 
+    __repr__ = changed_settings
+
     def __post_init__(self) -> None:
+        check(self, "shop")
+        expect_sizes(self, "shop", "users", "categories", "items_per_category", "max_length")
         if not 0 < self.interests < self.categories:
             raise InputError(
                 f"{self.interests} interests of {self.categories} categories: choose at least 1 "
@@ -122,6 +127,9 @@ class SimulatedLog:
 
     interactions: Interactions
     oracle: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"SimulatedLog({len(self.interactions):,} events, oracle {self.oracle.shape})"
 
 
 class _Simulation:

@@ -61,6 +61,10 @@ def open_tables(
     if format is not None and format not in FORMATS:
         raise InputError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
     if not isinstance(source, str | Path):
+        if format is not None or separator is not None:
+            raise InputError(
+                "format= and separator= are for files, not for a frame; leave them out"
+            )
         yield "<frame>", lambda: _frame(source)
         return
     given = None if separator is None else check_separator(separator)
@@ -137,6 +141,8 @@ def _open(
             f"{path}: unknown file extension; use {', '.join(ENDINGS)}, with {', '.join(COMPRESSIONS)} "
             f"behind those of text, or pass format= (command line: --format) {'|'.join(FORMATS)}"
         )
+    if separator is not None and kind in ("parquet", "jsonl"):
+        raise InputError(f"{source}: {kind} has no separator; leave out separator= (--separator)")
     with ExitStack() as stack:
         if stdin:
             file: Any = io.BufferedReader(cast("io.RawIOBase", sys.stdin.buffer))

@@ -23,6 +23,7 @@ from recblr.data.values import shorten
 from recblr.errors import InputError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".dat": "::"}
+BOM = b"\xef\xbb\xbf"  # a byte order mark at the start of a file is not part of it
 UNIT = "\x1f"  # replaces a separator that is not one byte, as pyarrow takes no other
 BLOCK_BYTES = 1 << 24  # parsed at a time
 MAX_RECORD_BYTES = 1 << 24  # bounds the memory that a quote left open can take
@@ -51,7 +52,7 @@ class Dialect:
 
 def check_separator(separator: str) -> str:
     """A separator given by hand, in which ``\\t`` stands for a tab. InputError if it cannot be one."""
-    text = separator.replace("\\t", "\t")
+    text = separator.replace("\\t", "\t") if isinstance(separator, str) else ""
     if not text or any(mark in text for mark in '"\r\n\0' + UNIT):
         raise InputError(
             f"separator {separator!r}: give one or more characters, such as ';' or '\\t', without "
@@ -167,7 +168,7 @@ def split_into_blocks(stream: Any, name: str, quoting: bool) -> Iterator[tuple[i
     while True:
         chunk = stream.read(BLOCK_BYTES)
         buffer += chunk
-        if offset == 0 and buffer.startswith(b"\xef\xbb\xbf"):
+        if offset == 0 and buffer.startswith(BOM):
             buffer, offset = buffer[3:], 3
         end = _end_of_records(buffer, quoting) if chunk else len(buffer)
         while buffer.endswith(b"\n", 0, end):
@@ -236,7 +237,7 @@ class _Block:
         table, problem = None, "the line ends are ambiguous"
         try:
             table = pyarrow.csv.read_csv(
-                pa.BufferReader(self.body),
+                pa.BufferReader(BOM * self.body.startswith(BOM) + self.body),  # Arrow removes one
                 pyarrow.csv.ReadOptions(column_names=numbers, block_size=len(self.body) + 1),
                 pyarrow.csv.ParseOptions(
                     delimiter=self.dialect.byte,

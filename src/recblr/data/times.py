@@ -35,7 +35,7 @@ FLOAT_DIGITS = 17  # times of at most so many characters that differ also differ
 Values = tuple[NDArray[Any], NDArray[np.int64] | None]
 DATE = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    r"([T ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
+    r"([T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6})?)?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
 )
 TIME_FORMAT = (
     "write all times alike, as whole numbers, finite decimals or ISO 8601 dates with or without zone, "
@@ -198,7 +198,7 @@ class TimeColumn:
         )
 
     def _warn(self, source: str, others: int, total: int) -> None:
-        if 0 < 2 * others < total:
+        if others and self.counts[1::2].sum() * 2 > total:
             other = next(value for place, value in self.first.items() if place != self._main_class)
             shown = np.datetime64(int(other), "us") if self.dates else other
             warnings.warn(

@@ -25,6 +25,7 @@ from recblr.progress import progress
 Scorer = Callable[[PackedBatch], Tensor]
 """Scores (B, V) of every item as the next one of each history of a batch, on any device."""
 
+MISSED = 2**31 - 1  # the rank of a target that cannot be recommended, behind every cutoff
 _BLOCK_NUMBERS = 1 << 22  # in memory at a time, so that they stay in the cache
 _EVENT_NUMBERS = 256  # in memory for each event inside a model
 _MIN_USERS = 16  # in a block, as each block reads the whole table of items
@@ -44,6 +45,13 @@ class Protocol:
     data: str  # fingerprint of the log
     ties: str = "against the target"
 
+    def __repr__(self) -> str:
+        return (
+            f"Protocol({self.split} {self.part}, {self.seen}, {self.core}-core, "
+            f"{self.candidates:,} items, last {self.max_length:,} events, {self.users:,} users, "
+            f"data {self.data})"
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.split} {self.part}, {self.core}-core, full ranking of {self.candidates:,} items, "
@@ -53,19 +61,24 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Population:
-    """Which users of a log an evaluation measures, counts as missed and leaves out."""
+    """Which users of a log an evaluation measures, counts as missed and leaves out.
+
+    Those that count as missed are measured, and each is in one of the groups.
+    """
 
     users: int  # measured: they have an event to predict
-    unknown_history: int  # of these: the model knows no item before the target, which is missed
-    unknown_target: int  # of the others: the model does not know the target, which is missed
+    unknown_history: int  # missed: the model knows no item before the target
+    unknown_target: int  # missed: the model does not know the target
     without_target: int  # left out: no event to predict
     filtered: int  # left out: removed by the k-core filter
+    seen_target: int = 0  # missed under "masked": the target is in the history
 
     def __str__(self) -> str:
         """The users other than those with a rank by score; "" if there are none."""
         reasons = (
             (self.unknown_history, "missed (no item of the history is known)"),
             (self.unknown_target, "missed (the target is not known)"),
+            (self.seen_target, "missed if masked (the target is in the history)"),
             (self.without_target, "left out (no event to predict)"),
             (self.filtered, "left out (removed by the filter)"),
         )
@@ -83,7 +96,7 @@ class Evaluation:
         baselines: the same metrics of each of :data:`BASELINES`.
         slices: the metrics by history length and by popularity of the target.
         population: how many users are measured, count as missed and are left out.
-        ranks: (U,) the rank of each user's target, from 1.
+        ranks: (U,) the rank of each user's target, from 1; :data:`MISSED` if it cannot be recommended.
         users: (U,) the users.
     """
 
@@ -98,7 +111,11 @@ class Evaluation:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in ("HR@10", "NDCG@10"))
-        return f"Evaluation({self.protocol.seen}: {shown}; {self.protocol})"
+        missed = int((self.ranks == MISSED).sum())
+        return (
+            f"Evaluation({self.protocol.seen}: {shown}; {self.protocol.split} {self.protocol.part}, "
+            f"{len(self.ranks):,} users{f', {missed:,} missed' * bool(missed)})"
+        )
 
     def _repr_html_(self) -> str:
         """The metrics beside those of the baselines, a table for notebooks."""
@@ -109,7 +126,7 @@ class Evaluation:
         ]  # fmt: skip
         heads = [self.protocol.seen, "model", "95% interval", *self.baselines]
         notes = [str(self.protocol), *filter(None, [str(self.population)])]
-        return html_table(heads, rows) + "".join(f"<p>{note}</p>" for note in notes)
+        return html_table(heads, rows) + "".join(f"<p>{escape(note)}</p>" for note in notes)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but ``ranks`` and ``users``, as JSON values."""
@@ -129,9 +146,8 @@ def rank_targets(
     """Rank each user's held-out event among all items.
 
     rank = 1 + items with a greater score + other items with an equal score, so that a constant scorer
-    earns nothing. Under "masked", seen items score -∞, also a target that was seen before. A target
-    that is not in the catalogue has rank V + 1, and so has the target of a user without an event before
-    it, as nobody can score it from a history.
+    earns nothing. A target that cannot be recommended has rank :data:`MISSED`: one that is not in the
+    catalogue, that of a user without an event before it, and, under "masked", one that was seen before.
 
     Returns:
         ``{"unmasked": (U,), "masked": (U,), "users": (U,)}``, ranks and users.
@@ -154,11 +170,12 @@ def rank_targets(
             target = target.clamp(max=catalogue - 1)
             blocks["unmasked"].append(_rank(scores, target, missing))
             mask_seen(scores, batch)
-            blocks["masked"].append(_rank(scores, target, missing))
+            seen = scores.gather(1, target).squeeze(1) == -torch.inf
+            blocks["masked"].append(_rank(scores, target, missing | seen))
             advance(len(scores))
     expect_finite(torch.stack(finite))  # once, as the host waits for a GPU here
     ranks = {name: torch.cat(parts).cpu().numpy() for name, parts in blocks.items()}
-    return _with_missed({"users": users, **ranks}, _without_history(data, part), catalogue + 1)
+    return _with_missed({"users": users, **ranks}, _without_history(data, part))
 
 
 def predicted_users(data: Sequences, part: Part) -> np.ndarray:
@@ -188,12 +205,10 @@ def _without_history(data: Sequences, part: Part) -> np.ndarray:
     return np.flatnonzero((rows >= 0) & (rows == data.offsets[:-1]))
 
 
-def _with_missed(
-    ranks: dict[str, np.ndarray], users: np.ndarray, last: int
-) -> dict[str, np.ndarray]:
-    """The ranks of :func:`rank_targets` with further users, whose rank is ``last``."""
+def _with_missed(ranks: dict[str, np.ndarray], users: np.ndarray) -> dict[str, np.ndarray]:
+    """The ranks of :func:`rank_targets` with further users, whose targets are missed."""
     order = np.argsort(np.concatenate([ranks["users"], users]))
-    further = {name: users if name == "users" else np.full(len(users), last) for name in ranks}
+    further = {name: users if name == "users" else np.full(len(users), MISSED) for name in ranks}
     return {name: np.concatenate([ranks[name], further[name]])[order] for name in ranks}
 
 
@@ -231,7 +246,7 @@ def block_size(catalogue: int, max_length: int) -> int:
 
 def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> Tensor:
     ranks = (scores >= scores.gather(1, target)).sum(1)
-    return torch.where(missing, scores.shape[1] + 1, ranks)
+    return torch.where(missing, MISSED, ranks)
 
 
 def popularity(data: Sequences) -> Scorer:
@@ -305,7 +320,7 @@ def evaluate(
     users = ours["users"]
     rows = getattr(data.split, part)[users]
     slices = _slices(data, users, rows)
-    population = _population(data, part, users)
+    population = _population(data, part, ours)
     return [
         Evaluation(
             Protocol(
@@ -328,7 +343,8 @@ def evaluate(
     ]  # fmt: skip
 
 
-def _population(data: Sequences, part: Part, users: np.ndarray) -> Population:
+def _population(data: Sequences, part: Part, ranks: dict[str, np.ndarray]) -> Population:
+    users = ranks["users"]
     rows = getattr(data.split, part)[users]
     known_history = rows > data.offsets[users]
     unknown_target = data.items[rows] >= len(data.item_ids)
@@ -336,6 +352,7 @@ def _population(data: Sequences, part: Part, users: np.ndarray) -> Population:
     return Population(
         len(users), int((~known_history).sum()), int((known_history & unknown_target).sum()),
         data.users - len(users), read - kept,
+        int(((ranks["masked"] == MISSED) & (ranks["unmasked"] != MISSED)).sum()),
     )  # fmt: skip
 
 
