@@ -7,8 +7,6 @@ small cases, as it takes about 0.1 ms per element), and the Triton kernels on a 
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import get_args
 
@@ -16,25 +14,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from ops.tools import (
+    DEVICES,
+    TOLERANCE,
+    compare,
+    compiled,
+    difference,
+    gradient,
+    inputs,
+    interpreted,
+    leaves,
+    offsets_of,
+)  # fmt: skip
 from recblr import ops
 from recblr.models import MODELS
 from recblr.models.model import LinearRecurrence, recurrence_by
-from recblr.ops import cpu, reference, registry
+from recblr.ops import cpu, reference
 
 LENGTHS = [
     [1], [2], [3], [63, 64, 65], [5, 0, 1, 17, 0], [200, 257, 3], [500], [2275, 1], []
 ]  # fmt: skip
 CHANNELS = [1, 3, 64, 128, 257]
 SMALL = [([1], 65), ([9], 64), ([5, 0, 1, 17, 0], 3), ([63, 2], 1), ([], 3)]
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
-
-compiled = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels on this machine")
-interpreted = pytest.mark.skipif(
-    torch.cuda.is_available() or find_spec("triton") is None,
-    reason="Triton's interpreter needs Triton and no GPU",
-)
-CPU = pytest.param("cpu", marks=compiled)
-CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 CASES = [
     pytest.param(device, lengths, channels, marks=marks, id=f"{device}-{lengths}-{channels}")
     for device, marks in (("cpu", compiled), ("cuda", pytest.mark.gpu))
@@ -44,49 +45,6 @@ CASES = [
     pytest.param("triton", lengths, channels, marks=interpreted, id=f"triton-{lengths}-{channels}")
     for lengths, channels in SMALL
 ]
-DEVICES = [CPU, CUDA, pytest.param("triton", marks=interpreted)]
-
-
-@pytest.fixture
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The device of the tensors. New memory holds NaN, so a missing write shows."""
-    if request.param == "triton":
-        from recblr.ops import gpu
-
-        monkeypatch.setattr(registry, "fused_kernels", lambda x: gpu)
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    yield "cuda" if request.param == "cuda" else "cpu"
-    torch.use_deterministic_algorithms(False)
-
-
-def offsets_of(lengths: list[int]) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0)
-
-
-def inputs(lengths: list[int], channels: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x, r, i, z, decay, start; rounded to ``dtype``, so both sides have the same numbers."""
-    generator = torch.Generator().manual_seed(sum(lengths) * 1000 + channels)
-    n, b = sum(lengths), len(lengths)
-    shapes = [(n, channels)] * 4 + [(channels,), (b, channels)]
-    x, r, i, z, decay, start = (
-        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
-    )
-    decay = 10 ** (decay.tanh() * 2 - 1)  # 0.001 ... 10: from thousands of events down to one
-    rounded = [t.to(dtype).double() for t in (x, r * 2, i, z)]
-    return [*rounded, decay.float().double(), start.float().double()]
-
-
-def difference(fast: Tensor, slow: Tensor) -> float:
-    """Largest error relative to the largest true value, at least 1; infinite for NaN."""
-    if slow.numel() == 0:
-        assert fast.shape == slow.shape
-        return 0.0
-    error = (fast.double() - slow).abs().max().item() / max(1.0, slow.abs().max().item())
-    return math.inf if math.isnan(error) else error
-
-
-def gradient(t: Tensor) -> Tensor:
-    return torch.zeros_like(t) if t.grad is None else t.grad
 
 
 def loop(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,31 +82,6 @@ def test_reference_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(
         lambda x, w, b, e: reference.conv_silu(x, w, b, offsets, e), (x, weight, bias, before)
     )
-
-
-def leaves(tensors: list[Tensor], dtype: torch.dtype, device: str, float32: int) -> list[Tensor]:
-    """Leaves on the device: the last ``float32`` of them in float32, the others in ``dtype``."""
-    split = len(tensors) - float32
-    return [
-        t.detach().to(device, dtype if number < split else torch.float32).requires_grad_()
-        for number, t in enumerate(tensors)
-    ]
-
-
-def compare(
-    slow: tuple[Tensor, ...], truth: list[Tensor], fast: tuple[Tensor, ...], ours: list[Tensor]
-) -> None:
-    """Outputs, then the gradients of all inputs for one random gradient of the outputs."""
-    dtype = fast[0].dtype
-    torch.manual_seed(0)
-    gradients = [torch.randn(t.shape).to(f.dtype) for t, f in zip(slow, fast, strict=True)]
-    for number, (t, f) in enumerate(zip(slow, fast, strict=True)):
-        assert difference(f.detach().cpu(), t.detach()) < TOLERANCE[dtype], f"output {number}"
-    for outputs in (slow, fast):  # without events an output may depend on no input
-        pairs = [(t, g) for t, g in zip(outputs, gradients, strict=True) if t.requires_grad]
-        torch.autograd.backward([t for t, _ in pairs], [g.to(t) for t, g in pairs])
-    for number, (t, f) in enumerate(zip(truth, ours, strict=True)):
-        assert difference(gradient(f).cpu(), gradient(t)) < TOLERANCE[dtype], f"input {number}"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -197,28 +130,6 @@ def test_fused_convolution(
     fast = ops.conv_silu(ours[0], ours[2], ours[3], offsets.to(device), ours[1])
     assert fast.dtype == dtype
     compare((slow,), truth, (fast,), ours)
-
-
-@interpreted
-@pytest.mark.parametrize("lengths", [[35], [0, 8, 41, 0, 1], [64]], ids=str)
-def test_few_long_sequences_are_split_over_time(
-    lengths: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from recblr.ops import gpu
-
-    monkeypatch.setattr(registry, "fused_kernels", lambda x: gpu)
-    monkeypatch.setattr(gpu, "_SEGMENT", 8)
-    monkeypatch.setattr(gpu, "_few_and_long", lambda events, sequences: events == sum(lengths))
-    offsets = offsets_of(lengths)
-    truth = [t.requires_grad_() for t in inputs(lengths, 2)]
-    ours = leaves(truth, torch.float32, "cpu", 2)
-    slow = reference.bd_lru(*truth[:5], offsets, truth[5])
-    compare(slow, truth, ops.bd_lru(*ours[:5], offsets, ours[5]), ours)
-    u, alpha, *_, start = inputs(lengths, 2)
-    truth = [t.requires_grad_() for t in (alpha.sigmoid(), u, start)]
-    ours = leaves(truth, torch.float32, "cpu", 1)
-    slow = reference.linear_scan(truth[0], truth[1], offsets, truth[2])
-    compare(slow, truth, ops.linear_scan(ours[0], ours[1], offsets, ours[2]), ours)
 
 
 @pytest.mark.gpu

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import check, expect_dropouts, expect_sizes
+from recblr.config import changed_settings, check, expect_dropouts, expect_sizes
 from recblr.models.model import LinearRecurrence, RecurrentModel
+from recblr.ops.norm import dropout_add_norm
 
 _EPS = 1e-12  # of the layer norms, as in the authors' code
 
@@ -26,6 +27,8 @@ _EPS = 1e-12  # of the layer norms, as in the authors' code
 @dataclass(frozen=True)
 class RecBLRConfig:
     """The shape of the model; the defaults are the paper's."""
+
+    __repr__ = changed_settings
 
     dim: int = 64  # D
     layers: int = 2  # L
@@ -82,8 +85,8 @@ class RecBLR(RecurrentModel):
     ) -> tuple[Tensor, Tensor]:
         if state is None:
             state = self.initial_state(len(offsets) - 1)
-        dropped = ops.dropout(self.embedding(items), self.config.dropout, self.training)
-        h = self.norm(dropped)  # (1)
+        e = self.embedding(items)  # (1)
+        h = dropout_add_norm(e, None, self.norm, self.config.dropout, self.training)
         states = []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
             h, after = layer(h, offsets, before)
@@ -105,11 +108,11 @@ class BehaviorLayer(nn.Module):
     def forward(self, h: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """h (N, D), before (B, W, C) → h (N, D), after (B, W, C)."""
         out, after = self.recurrent(h, offsets, before)
-        h = self.recurrent_norm(ops.dropout(out, self.dropout, self.training) + h)
+        h = dropout_add_norm(out, h, self.recurrent_norm, self.dropout, self.training)
         if self.pffn is None or self.pffn_norm is None:
             return h, after
         out = self.pffn(h)
-        return self.pffn_norm(ops.dropout(out, self.dropout, self.training) + h), after
+        return dropout_add_norm(out, h, self.pffn_norm, self.dropout, self.training), after
 
 
 class GatedRecurrentLayer(nn.Module):
@@ -170,7 +173,8 @@ class BDLRU(LinearRecurrence):
     @torch.no_grad()
     def initialise(self) -> None:
         """exp(-softplus(Λ)) from 0.9 to 0.999, evenly spaced in Λ, as in the authors' code."""
-        ends = torch.log(torch.expm1(-torch.log(torch.tensor([0.9, 0.999], dtype=torch.float64))))
+        decays = torch.tensor([0.9, 0.999], dtype=torch.float64, device="cpu")
+        ends = torch.log(torch.expm1(-torch.log(decays)))
         self.lam.copy_(torch.linspace(float(ends[0]), float(ends[1]), len(self.lam)))
 
     def forward(

@@ -101,9 +101,9 @@ def _check(
         raise ValueError(f"offsets must rise from 0 to {events}, found {bounds}")
 
 
-def kept_states(events: int, sequences: int) -> int:
-    """The number of states that :func:`bd_lru` keeps for its gradient: one every few events."""
-    return events // _ROWS + sequences
+def kept_states(x: Tensor, start: Tensor) -> Tensor:
+    """An empty tensor for the states that :func:`bd_lru` keeps for its gradient, every few events."""
+    return start.new_empty(len(x) // _ROWS + len(start), x.shape[1])
 
 
 def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ def linear_scan_backward(
 def bd_lru(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (N, C), the states kept for the gradient (:func:`kept_states`, C), last states (B, C)."""
+    """Outputs (N, C), the states kept for the gradient (:func:`kept_states`), last states (B, C)."""
     x, r, i, z, decay, offsets, start = (
         t.contiguous() for t in (x, r, i, z, decay, offsets, start)
     )
@@ -145,8 +145,7 @@ def bd_lru(
         offsets, len(x), (r, rows, x.dtype), (i, rows, x.dtype), (z, rows, x.dtype),
         (decay, channels, float32), (start, (len(offsets) - 1, *channels), float32),
     )  # fmt: skip
-    y, last = torch.empty_like(x), torch.empty_like(start)
-    kept = start.new_empty(kept_states(len(x), len(start)), x.shape[1])
+    y, kept, last = torch.empty_like(x), kept_states(x, start), torch.empty_like(start)
     _call(
         "bd_lru_forward", x.dtype, x.shape[1], _BLOCK,
         x, r, i, z, decay, offsets, start, y, kept, last, len(offsets) - 1, x.shape[1],

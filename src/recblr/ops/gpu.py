@@ -1,7 +1,8 @@
-"""The kernels of triton_kernels.py on torch tensors: grids, buffers, and the split over time.
+"""The Triton kernels on torch tensors: grids, buffers, and the split over time.
 
 No function here reads a value from the GPU, so the host does not wait and a CUDA graph can capture the
-calls.
+calls. The number of events and sequences alone decide how long the segments are, so any mixture of
+lengths fills the GPU: see :func:`_segments`.
 """
 
 from typing import Any, NamedTuple
@@ -9,20 +10,59 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from recblr.ops import triton_convolution as convolution
 from recblr.ops import triton_kernels as kernels
+from recblr.ops import triton_norm as norms
 
-_ROWS = 8  # events of a sequence that a program loads at once
 _CHANNELS = 64  # most channels of a program: two for each lane of a warp
-_CONV_ROWS = 32  # rows of a tile of the convolution
-_FEW_SEQUENCES = 256  # fewer than this do not occupy a GPU, so long ones are split over time
-_SEGMENT = 256  # events of a segment of a long sequence
+_KEPT = 4  # events for each state that is kept for the gradient
+_SHORTEST = 32  # rows below which a segment is not cut, as launches would take longer
+# Programs, one warp each, that the events are cut into; an H100 or H200 has 132 multiprocessors. The
+# summary reads the pieces of a recurrence a second time, so five warps for each multiprocessor are a
+# compromise; pieces of a convolution cost almost nothing.
+_RECURRENCES, _CONVOLUTIONS = 640, 3200
+_NORMS = 1056  # programs that add up the gradients of a layer norm
+_BUSY = 2640  # programs from which each needs few registers rather than many rows in flight
 
 
-def kept_states(events: int, sequences: int) -> int:
-    """The number of states that :func:`bd_lru` keeps for its gradient: one every few events."""
-    if _few_and_long(events, sequences):
-        sequences = _segment_count(events, sequences)
-    return events // _ROWS + sequences
+class _Segments(NamedTuple):
+    """Sequences cut into pieces of at most 2^shift rows, see :func:`triton_functions.segment`."""
+
+    sequences: int
+    shift: int
+    numbers: int  # of segments: the most pieces that sequences of any lengths can have
+    blocks: int  # of channels
+
+    @property
+    def programs(self) -> int:
+        return self.numbers * self.blocks
+
+
+def _segments(
+    events: int, sequences: int, channels: int, programs: int, shortest: int = 0
+) -> _Segments:
+    """Segments of about the same work, as few as occupy the GPU; a piece has over shortest / 4 rows."""
+    blocks = -(-channels // _CHANNELS)
+    shift = max(_SHORTEST, shortest, events * blocks // programs).bit_length() - 1
+    return _Segments(sequences, shift, (events >> shift) + sequences, blocks)
+
+
+def _recurrences(x: Tensor, start: Tensor) -> _Segments:
+    return _segments(len(x), len(start), x.shape[1], _RECURRENCES)
+
+
+def _convolutions(x: Tensor, before: Tensor) -> _Segments:
+    """No piece is shorter than the inputs that the next one needs."""
+    sequences, inputs, channels = before.shape
+    return _segments(len(x), sequences, channels, _CONVOLUTIONS, 4 * inputs)
+
+
+def kept_states(x: Tensor, start: Tensor) -> Tensor:
+    """An empty tensor for the states that :func:`bd_lru` keeps for its gradient, every few events.
+
+    They have the dtype of ``x``: each serves only the gradients of the events up to the next one.
+    """
+    return x.new_empty(len(x) // _KEPT + _recurrences(x, start).numbers, x.shape[1])
 
 
 def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,12 +70,16 @@ def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tup
     alpha, u, offsets, start = _contiguous(alpha, u, offsets, start)
     _check_shape(u.shape, alpha)
     _check_shape((len(offsets) - 1, u.shape[1]), start)
-    if not _few_and_long(len(u), len(start)):
-        return _scan(alpha, u, offsets, start)
-    segments = _segment(offsets, len(u))
-    sums = _scan(alpha, u, segments.offsets, start.new_zeros(segments.shape(start)))[1]
-    starts, last = segments.starts(_segment_alphas(alpha, segments, start), sums, start)
-    return _scan(alpha, u, segments.offsets, starts)[0], last
+    segments = _recurrences(u, start)
+    summaries = _summaries(segments, u)
+    if summaries[0].numel():
+        _launch(
+            kernels.linear_scan_summary, segments, u, alpha, u, offsets, *summaries,
+            ROWS=8, REVERSE=False,
+        )  # fmt: skip
+    h, last = torch.empty_like(u), torch.empty_like(start)
+    _launch(kernels.linear_scan, segments, u, alpha, u, offsets, start, *summaries, h, last, ROWS=8)
+    return h, last
 
 
 def linear_scan_backward(
@@ -43,32 +87,17 @@ def linear_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of alpha, u (N, C) and start (B, C)."""
     alpha, offsets, start, h, dh, dlast = _contiguous(alpha, offsets, start, h, dh, dlast)
-    if not _few_and_long(len(h), len(start)):
-        return _scan_backward(alpha, offsets, start, h, dh, dlast)
-    segments = _segment(offsets, len(h))
-    bounds = segments.offsets
-    starts = torch.where(segments.first, start[segments.owner], h[bounds[:-1] - 1].to(start))
-    zeros = dlast.new_zeros(segments.shape(dlast))
-    sums = _scan_backward(alpha, bounds, starts, h, dh, zeros)[2]
-    alphas = _segment_alphas(alpha, segments, dlast)
-    dends, dstart = segments.end_gradients(alphas, sums, dlast)
-    dalpha, du, _ = _scan_backward(alpha, bounds, starts, h, dh, dends)
-    return dalpha, du, dstart
-
-
-def _scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    h, last = torch.empty_like(u), torch.empty_like(start)
-    _launch_per_sequence(kernels.linear_scan, u, offsets, alpha, u, offsets, start, h, last)
-    return h, last
-
-
-def _scan_backward(
-    alpha: Tensor, offsets: Tensor, start: Tensor, h: Tensor, dh: Tensor, dlast: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    segments = _recurrences(h, start)
+    summaries = _summaries(segments, h)
+    if summaries[0].numel():
+        _launch(
+            kernels.linear_scan_summary, segments, h, alpha, dh, offsets, *summaries,
+            ROWS=8, REVERSE=True,
+        )  # fmt: skip
     dalpha, du, dstart = torch.empty_like(alpha), torch.empty_like(h), torch.empty_like(start)
-    _launch_per_sequence(
-        kernels.linear_scan_backward, h, offsets,
-        alpha, offsets, start, h, dh, dlast, dalpha, du, dstart,
+    _launch(
+        kernels.linear_scan_backward, segments, h,
+        alpha, offsets, start, h, dh, dlast, *summaries, dalpha, du, dstart, ROWS=8,
     )  # fmt: skip
     return dalpha, du, dstart
 
@@ -76,24 +105,20 @@ def _scan_backward(
 def bd_lru(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (N, C), the states kept for the gradient (:func:`kept_states`, C), last states (B, C)."""
+    """Outputs (N, C), the states kept for the gradient (:func:`kept_states`), last states (B, C)."""
     x, r, i, z, decay, offsets, start = _contiguous(x, r, i, z, decay, offsets, start)
-    (events, channels), sequences = x.shape, len(offsets) - 1
     _check_shape(x.shape, r, i, z)
-    _check_shape((channels,), decay)
-    _check_shape((sequences, channels), start)
-    last = None
-    if _few_and_long(events, sequences):
-        segments = _segment(offsets, events)
-        offsets = segments.offsets
-        alphas, sums = _summarize(x, x, r, i, decay, offsets, reverse=False)
-        start, last = segments.starts(alphas, sums, start)
-    y, ends = torch.empty_like(x), torch.empty_like(start)
-    kept = start.new_empty(kept_states(events, sequences), channels)
-    _launch_per_sequence(
-        kernels.bd_lru, x, offsets, x, r, i, z, decay, offsets, start, y, kept, ends
-    )
-    return y, kept, ends if last is None else last
+    _check_shape((x.shape[1],), decay)
+    _check_shape((len(offsets) - 1, x.shape[1]), start)
+    segments = _recurrences(x, start)
+    summaries = _summarize(segments, x, z, r, i, decay, offsets, reverse=False)
+    y, kept, last = torch.empty_like(x), kept_states(x, start), torch.empty_like(start)
+    _launch(
+        kernels.bd_lru, segments, x,
+        x, r, i, z, decay, offsets, start, *summaries, y, kept, last,
+        KEPT=_KEPT, **_rows_and_registers(segments, x),
+    )  # fmt: skip
+    return y, kept, last
 
 
 def bd_lru_backward(
@@ -102,19 +127,17 @@ def bd_lru_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, r, i, z (N, C), decay (C,) and start (B, C)."""
     x, r, i, z, decay, offsets, dy, dlast = _contiguous(x, r, i, z, decay, offsets, dy, dlast)
-    dstart = None
-    if _few_and_long(len(x), len(start)):
-        segments = _segment(offsets, len(x))
-        offsets = segments.offsets
-        alphas, sums = _summarize(dy, z, r, i, decay, offsets, reverse=True)
-        dlast, dstart = segments.end_gradients(alphas, sums, dlast)
+    segments = _recurrences(x, start)
+    summaries = _summarize(segments, dy, z, r, i, decay, offsets, reverse=True)
     dx, dr, di, dz = (torch.empty_like(x) for _ in range(4))
-    dlog_decay, dstarts = torch.empty_like(dlast), torch.empty_like(dlast)
-    _launch_per_sequence(
-        kernels.bd_lru_backward, x, offsets,
-        x, r, i, z, decay, offsets, kept, dy, dlast, dx, dr, di, dz, dlog_decay, dstarts,
+    dlog_decay = decay.new_empty(segments.numbers, x.shape[1])
+    dstart = torch.empty_like(dlast)
+    _launch(
+        kernels.bd_lru_backward, segments, x,
+        x, r, i, z, decay, offsets, kept, dy, dlast, *summaries,
+        dx, dr, di, dz, dlog_decay, dstart, KEPT=_KEPT,
     )  # fmt: skip
-    return dx, dr, di, dz, dlog_decay.sum(0) / decay, dstarts if dstart is None else dstart
+    return dx, dr, di, dz, dlog_decay.sum(0) / decay, dstart
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: Tensor) -> Tensor:
@@ -125,8 +148,10 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, before: 
     _check_shape((channels,), bias)
     _check_shape((len(offsets) - 1, width - 1, channels), before)
     y = torch.empty_like(x)
-    owners = _owners(offsets, len(x))
-    _launch_per_tile(kernels.conv_silu, x, width, x, weight, bias, offsets, owners, before, y)
+    segments = _convolutions(x, before)
+    _launch(
+        convolution.conv_silu, segments, x, x, weight, bias, offsets, before, y, W=width, ROWS=8
+    )
     return y
 
 
@@ -135,27 +160,59 @@ def conv_silu_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (N, C), weight (C, W), bias (C,) and before (B, W-1, C)."""
     x, weight, bias, offsets, before, dy = _contiguous(x, weight, bias, offsets, before, dy)
-    (events, channels), width = x.shape, weight.shape[1]
-    owners = _owners(offsets, events)
-    tiles = -(-events // _CONV_ROWS)
-    dsum = torch.empty_like(x, dtype=torch.float32)
-    dweight = dsum.new_empty(tiles, channels, width)
-    dbias = dsum.new_empty(tiles, channels)
-    _launch_per_tile(
-        kernels.conv_silu_backward_sum, x, width,
-        x, weight, bias, offsets, owners, before, dy, dsum, dweight, dbias,
-    )  # fmt: skip
+    channels, width = weight.shape
+    segments = _convolutions(x, before)
     dx, dbefore = torch.empty_like(x), torch.empty_like(before)
-    _launch_per_tile(kernels.conv_silu_backward_inputs, x, width, weight, offsets, owners, dsum, dx)
+    dweight = torch.empty(segments.numbers, channels, width, device=x.device)
+    dbias = torch.empty(segments.numbers, channels, device=x.device)
     _launch(
-        kernels.conv_silu_backward_before, len(before), x,
-        weight, offsets, dsum, dbefore, channels, W=width, num_warps=1,
+        convolution.conv_silu_backward, segments, x,
+        x, weight, bias, offsets, before, dy, dx, dweight, dbias, dbefore, W=width, ROWS=4,
     )  # fmt: skip
     return dx, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dbefore
 
 
+def dropout_add_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, seed: Tensor | None,
+    keep: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """norm(dropout(x) + residual) (N, D) in the dtype of ``weight``; the mean and the inverse of the
+    standard deviation of each row. Without a seed nothing is dropped."""
+    x = x.contiguous()
+    residual = x if residual is None else residual.contiguous()
+    _check_shape(x.shape, residual)
+    _check_shape(x.shape[1:], weight, bias)
+    y = torch.empty_like(x, dtype=weight.dtype)
+    means, inverses = (weight.new_empty(len(x)) for _ in range(2))
+    _launch_norm(
+        norms.dropout_add_norm, x, residual is not x, seed, keep, None,
+        x, residual, weight, bias, seed, y, means, inverses, len(x), eps,
+    )  # fmt: skip
+    return y, means, inverses
+
+
+def dropout_add_norm_backward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, seed: Tensor | None, means: Tensor,
+    inverses: Tensor, dy: Tensor, keep: float,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, residual, weight and bias."""
+    x, dy = x.contiguous(), dy.contiguous()
+    programs = max(1, min(_NORMS, -(-len(x) // _norm_rows(x))))
+    dx = torch.empty_like(x)
+    dresidual = dx if residual is None else torch.empty_like(residual.contiguous())
+    dweight, dbias = (weight.new_empty(programs, len(weight)) for _ in range(2))
+    _launch_norm(
+        norms.dropout_add_norm_backward, x, residual is not None, seed, keep, programs,
+        x, x if residual is None else residual.contiguous(), weight, seed, means, inverses, dy,
+        dx, dresidual, dweight, dbias, len(x),
+    )  # fmt: skip
+    return dx, None if residual is None else dresidual, dweight.sum(0), dbias.sum(0)
+
+
 def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.contiguous() for t in tensors)
+    """Contiguous tensors, aligned for loads of two channels at once."""
+    rows = (t.contiguous() for t in tensors)
+    return tuple(t if t.data_ptr() % 8 == 0 else t.clone() for t in rows)
 
 
 def _check_shape(shape: tuple[int, ...], *tensors: Tensor) -> None:
@@ -165,106 +222,60 @@ def _check_shape(shape: tuple[int, ...], *tensors: Tensor) -> None:
             raise ValueError(f"a tensor must be {tuple(shape)}, found {tuple(tensor.shape)}")
 
 
-def _launch(kernel: Any, programs: int, x: Tensor, *arguments: Any, **constants: Any) -> None:
-    """Launch ``programs`` programs for each block of the channels of ``x``, on its device."""
+def _launch(kernel: Any, segments: _Segments, x: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Launch a program for each segment and block of the channels of ``x``, on its device."""
     channels = x.shape[1]
-    block = min(_CHANNELS, 1 << (channels - 1).bit_length())
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        kernel[(programs, -(-channels // block))](*arguments, **constants, CHANNELS=block)
+        kernel[segments.numbers, segments.blocks](
+            *arguments, segments.sequences, segments.shift, C=channels,
+            CHANNELS=min(_CHANNELS, 1 << (channels - 1).bit_length()),
+            VECTOR=1 if channels % 2 else 2, num_warps=1, **constants,
+        )  # fmt: skip
 
 
-def _launch_per_sequence(
-    kernel: Any, x: Tensor, offsets: Tensor, *arguments: Any, **constants: Any
-) -> None:
-    sequences, channels = len(offsets) - 1, x.shape[1]
-    _launch(kernel, sequences, x, *arguments, channels, **constants, ROWS=_ROWS, num_warps=1)
+def _norm_rows(x: Tensor) -> int:
+    """Rows of a tile of about 2,048 values: 16 in each lane of four warps."""
+    return max(1, 2048 >> (x.shape[1] - 1).bit_length())
 
 
-def _launch_per_tile(kernel: Any, x: Tensor, width: int, *arguments: Any) -> None:
-    """A tile is a number of consecutive rows, of one sequence or of several."""
-    events, channels = x.shape
-    tiles = -(-events // _CONV_ROWS)
-    _launch(kernel, tiles, x, *arguments, events, channels, W=width, ROWS=_CONV_ROWS, num_warps=4)
+def _launch_norm(
+    kernel: Any, x: Tensor, residual: bool, seed: Tensor | None, keep: float,
+    programs: int | None, *arguments: Any,
+) -> None:  # fmt: skip
+    """Without ``programs``, one for each tile."""
+    rows = _norm_rows(x)
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        kernel[(programs or -(-len(x) // rows),)](
+            *(x if argument is None else argument for argument in arguments),
+            D=x.shape[1], THRESHOLD=min(int(keep * 2**32), 2**32 - 1), SCALE=1 / keep,
+            DROPOUT=seed is not None, RESIDUAL=residual,
+            ROWS=rows, WIDTH=1 << (x.shape[1] - 1).bit_length(), num_warps=4,
+        )  # fmt: skip
 
 
-def _owners(offsets: Tensor, events: int) -> Tensor:
-    """The sequence of each row, (N,) int32."""
-    sequences = torch.arange(len(offsets) - 1, dtype=torch.int32, device=offsets.device)
-    return torch.repeat_interleave(sequences, offsets.diff(), output_size=events)
+def _rows_and_registers(segments: _Segments, x: Tensor) -> dict[str, int]:
+    """How the forward kernel hides the time of a load: by other warps, or by more rows in flight."""
+    if x.dtype != torch.bfloat16:
+        return {"ROWS": 4}
+    return {"ROWS": 4, "maxnreg": 64} if segments.programs > _BUSY else {"ROWS": 8}
 
 
-def _few_and_long(events: int, sequences: int) -> bool:
-    """Whether to split sequences over time. The shapes decide, as the lengths are on the GPU."""
-    return 0 < sequences < _FEW_SEQUENCES and events >= 4 * _SEGMENT * sequences
-
-
-def _segment_count(events: int, sequences: int) -> int:
-    """The most segments that sequences of any lengths can have."""
-    return events // _SEGMENT + sequences
-
-
-class _Segments(NamedTuple):
-    """Sequences cut into S segments, so that all segments can be processed at the same time.
-
-    First each segment is reduced to one event (:func:`_summarize`), then a scan over these events gives
-    the state before each segment, then each segment is processed as a sequence.
-    """
-
-    offsets: Tensor  # (S + 1,) the rows of each segment; segments at the end may be empty
-    bounds: Tensor  # (B + 1,) the segments of each sequence
-    owner: Tensor  # (S,) the sequence of each segment
-    first: Tensor  # (S, 1) whether it is the first segment of its sequence
-    last: Tensor  # (S, 1) whether it is the last one
-
-    def shape(self, state: Tensor) -> tuple[int, int]:
-        """(S, C), the shape of one state for each segment."""
-        return len(self.owner), state.shape[1]
-
-    def starts(self, alphas: Tensor, sums: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The state before each segment (S, C) and after each sequence (B, C)."""
-        after, last = linear_scan(alphas, sums, self.bounds, start)
-        return torch.where(self.first, start[self.owner], after.roll(1, 0)), last
-
-    def end_gradients(self, alphas: Tensor, sums: Tensor, dlast: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the state after each segment (S, C) and before each sequence (B, C)."""
-        bounds = len(alphas) - self.bounds.flip(0)
-        before, dstart = linear_scan(alphas.flip(0), sums.flip(0), bounds, dlast.flip(0))
-        after = torch.where(self.last, dlast[self.owner], before.flip(0).roll(-1, 0))
-        return after, dstart.flip(0)
-
-
-def _segment(offsets: Tensor, events: int) -> _Segments:
-    sequences = len(offsets) - 1
-    counts = (offsets.diff() + _SEGMENT - 1) // _SEGMENT
-    ends = counts.cumsum(0)
-    number = torch.arange(_segment_count(events, sequences), device=offsets.device)
-    owner = torch.searchsorted(ends, number, right=True).clamp(max=sequences - 1)
-    position = number - (ends - counts)[owner]  # of the segment in its sequence
-    begins = torch.minimum(offsets[owner] + position * _SEGMENT, offsets[owner + 1])
-    return _Segments(
-        torch.cat([begins, offsets[-1:]]),
-        torch.cat([torch.zeros_like(ends[:1]), ends]),
-        owner,
-        (position == 0).unsqueeze(1),
-        (position == counts[owner] - 1).unsqueeze(1),
-    )
-
-
-def _segment_alphas(alpha: Tensor, segments: _Segments, like: Tensor) -> Tensor:
-    """The product of α over each segment (S, C): the last state of a scan of zeros from state 1."""
-    ones = like.new_ones(segments.shape(like))
-    return _scan(alpha, torch.zeros_like(alpha), segments.offsets, ones)[1]
+def _summaries(segments: _Segments, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Tensors for the product of α and the state of each segment; empty if no sequence can be cut."""
+    rows = segments.numbers if len(x) > 1 << segments.shift else 0
+    alphas = torch.empty(rows, x.shape[1], device=x.device)
+    return alphas, torch.empty_like(alphas)
 
 
 def _summarize(
-    first: Tensor, second: Tensor, r: Tensor, i: Tensor, decay: Tensor, offsets: Tensor,
-    reverse: bool,
+    segments: _Segments, x: Tensor, z: Tensor, r: Tensor, i: Tensor, decay: Tensor,
+    offsets: Tensor, reverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Each sequence as one event: its product of α and its last state from state zero, (B, C) each."""
-    alphas = torch.empty(len(offsets) - 1, r.shape[1], device=r.device)
-    sums = torch.empty_like(alphas)
-    _launch_per_sequence(
-        kernels.bd_lru_summary, r, offsets, first, second, r, i, decay, offsets, alphas, sums,
-        REVERSE=reverse,
-    )  # fmt: skip
-    return alphas, sums
+    """Each segment as one event; in reverse, x is dy."""
+    summaries = _summaries(segments, x)
+    if summaries[0].numel():
+        _launch(
+            kernels.bd_lru_summary, segments, x, x, z, r, i, decay, offsets, *summaries,
+            ROWS=8 if x.dtype == torch.bfloat16 else 4, REVERSE=reverse,
+        )  # fmt: skip
+    return summaries

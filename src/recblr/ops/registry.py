@@ -97,8 +97,7 @@ def bd_lru(
 def _empty_bd_lru_results(
     x: Tensor, r: Tensor, i: Tensor, z: Tensor, decay: Tensor, offsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept = _kernels(x).kept_states(len(x), len(start))
-    return torch.empty_like(x), start.new_empty(kept, x.shape[1]), torch.empty_like(start)
+    return torch.empty_like(x), _kernels(x).kept_states(x, start), torch.empty_like(start)
 
 
 torch.library.register_fake("recblr::bd_lru", _empty_bd_lru_results)

@@ -1,347 +1,361 @@
 """The recurrence on a GPU: gates, scan and output gate in one pass over memory, in Triton.
 
 gpu.py launches the kernels. Rows are the events of all sequences laid end to end, (N, C) row-major. A
-program of the recurrence processes one block of channels of one sequence with the plain loop of
-equation (5), the state in registers; it loads the next ROWS events at once. Thousands of sequences fill
-a GPU; gpu.py cuts few long sequences into segments first. The arithmetic is float32 for tensors of any
-dtype. There are no atomics: each program writes its part of a sum, and the parts are added in a fixed
-order, so two runs give identical bits.
+program of the recurrence is one warp. It processes one block of channels of one segment, which is a
+sequence or a piece of a long one (:func:`triton_functions.segment`), with the plain loop of equation
+(5), the state in registers; it loads the next ROWS events while it computes the present ones. Before
+pieces are processed, a summary reduces each of them to one event, and each piece computes its first
+state from the summaries of the pieces before it. The arithmetic is float32 for tensors of any dtype.
+There are no atomics: each program writes its part of a sum, and the parts are added in a fixed order,
+so two runs give identical bits.
 
-Rows past the end of a sequence read α = 1 and input 0, so they leave the state unchanged.
+Rows past the end of a segment read α = 1 and input 0, so they leave the state unchanged.
 """
-
-import os
 
 import triton
 import triton.language as tl
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-
-    @triton.jit
-    def _exp2(x):
-        return tl.exp2(x)
-
-else:
-
-    @triton.jit
-    def _exp2(x):
-        """2^x in one instruction; ``tl.exp2`` takes three more for results below 2^-126."""
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
-def _sigmoid(x):
-    """1 / (1 + exp(-x)); squaring a reciprocal square root is faster than dividing."""
-    root = tl.rsqrt(1.0 + _exp2(-1.4426950408889634 * x))
-    return root * root
+from recblr.ops.triton_functions import (
+    channels,
+    exp2,
+    expm1,
+    load_rows,
+    load_some_rows,
+    minus_infinity,
+    packed,
+    segment,
+    sigmoid,
+    silu,
+    sqrt,
+    tanh,
+    unpack,
+)  # fmt: skip
 
 
 @triton.jit
-def _expm1(x):
-    """exp(x) - 1 for x <= 0; the Taylor series near 0, where the difference would cancel."""
-    p = 1.0 / 720 * x + 1.0 / 120
-    p = p * x + 1.0 / 24
-    p = p * x + 1.0 / 6
-    p = p * x + 0.5
-    p = p * x * x + x
-    return tl.where(x > -0.25, p, _exp2(1.4426950408889634 * x) - 1.0)
+def _gates(r, i, rate, FAST: tl.constexpr):
+    """log α, α, α - 1, 1 - α², 1 - σ(r) and σ(i); equations (6)-(8). If FAST, not α - 1."""
+    input = sigmoid(i, FAST)
+    if FAST:
+        t, log_rate, log2_rate = tanh(0.5 * r), -0.5 * rate, -0.7213475204444817 * rate
+        alpha = exp2(log2_rate * t + log2_rate)
+        return log_rate * t + log_rate, alpha, alpha, 1.0 - alpha * alpha, 0.5 - 0.5 * t, input
+    else:
+        recurrence = sigmoid(r, FAST)
+        log_alpha = -rate * recurrence
+        q = expm1(log_alpha)
+        return log_alpha, 1.0 + q, q, -q * (2.0 + q), 1.0 - recurrence, input
 
 
 @triton.jit
-def _gates(r, i, rate):
-    """log α, α - 1, 1 - α² and both gates after their sigmoid; equations (6)-(8)."""
-    recurrence, input = _sigmoid(r.to(tl.float32)), _sigmoid(i.to(tl.float32))
-    log_alpha = -rate * recurrence
-    q = _expm1(log_alpha)
-    square = -q * (2.0 + q)
-    return log_alpha, q, square, recurrence, input
+def _multiply(state, alpha, q, FAST: tl.constexpr):
+    """α state; with α - 1 it keeps the digits of an α near 1."""
+    if FAST:
+        return alpha * state
+    else:
+        return state + q * state
 
 
 @triton.jit
+def _pass(state, alphas, sums, c, channel, first, count, STEP: tl.constexpr, C: tl.constexpr):
+    """The state after ``count`` summaries, of the segments first, first + STEP, …"""
+    alphas += first.to(tl.int64) * C + c
+    sums += first.to(tl.int64) * C + c
+    for _k in tl.range(0, count, loop_unroll_factor=4):
+        state = tl.load(alphas, channel, 1.0) * state + tl.load(sums, channel, 0.0)
+        alphas += STEP * C
+        sums += STEP * C
+    return state
+
+
+@triton.jit(do_not_specialize=["B", "SHIFT"])
 def linear_scan(
-    alpha, u, offsets, start, h, last, C, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    alpha, u, offsets, start, alphas, sums, h, last, B, SHIFT,
+    C: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """h_t = α_t h_{t-1} + u_t, equation (5)."""
-    b = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    channel = c < C
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    number, b, piece, pieces, begin, length = segment(offsets, B, SHIFT)
+    _, c, _, channel = channels(C, CHANNELS, VECTOR)
     state = tl.load(start + b * C + c, channel, 0.0)
-    for first in range(begin, end, ROWS):
-        alphas, us = (), ()
+    state = _pass(state, alphas, sums, c, channel, number - piece, piece, 1, C)
+    at = begin * C + c
+    alpha, u, h = alpha + at, u + at, h + at
+    for left in range(length, 0, -ROWS):
+        factors = load_some_rows(alpha, channel, left, C, ROWS, 1.0)
+        us = load_some_rows(u, channel, left, C, ROWS, 0.0)
         for k in tl.static_range(ROWS):
-            at, inside = (first + k) * C + c, channel & (first + k < end)
-            alphas += (tl.load(alpha + at, inside, 1.0),)
-            us += (tl.load(u + at, inside, 0.0),)
-        for k in tl.static_range(ROWS):
-            state = alphas[k].to(tl.float32) * state + us[k].to(tl.float32)
-            at, inside = (first + k) * C + c, channel & (first + k < end)
-            tl.store(h + at, state.to(h.dtype.element_ty), inside)
-    tl.store(last + b * C + c, state, channel)
+            state = factors[k].to(tl.float32) * state + us[k].to(tl.float32)
+            tl.store(h + k * C, state.to(h.dtype.element_ty), channel & (k < left))
+        alpha += ROWS * C
+        u += ROWS * C
+        h += ROWS * C
+    tl.store(last + b * C + c, state, channel & (piece == pieces - 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "SHIFT"])
 def linear_scan_backward(
-    alpha, offsets, start, h, dh, dlast, dalpha, du, dstart, C,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    alpha, offsets, start, h, dh, dlast, alphas, sums, dalpha, du, dstart, B, SHIFT,
+    C: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """du_t = dh_t + α_{t+1} du_{t+1} from the last event to the first, dα_t = du_t h_{t-1}."""
-    b = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    channel = c < C
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    number, b, piece, pieces, begin, length = segment(offsets, B, SHIFT)
+    _, c, _, channel = channels(C, CHANNELS, VECTOR)
     earliest = tl.load(start + b * C + c, channel, 0.0)
     carry = tl.load(dlast + b * C + c, channel, 0.0)  # α_{t+1} du_{t+1}
-    for back in range(0, end - begin, ROWS):
-        alphas, dhs, befores = (), (), ()
+    after = pieces - 1 - piece
+    carry = _pass(carry, alphas, sums, c, channel, number + after, after, -1, C)
+    at = (begin + length - 1) * C + c
+    alpha, h, dh, dalpha, du = alpha + at, h + at - C, dh + at, dalpha + at, du + at
+    for left in range(length, 0, -ROWS):
+        factors = load_some_rows(alpha, channel, left, -C, ROWS, 1.0)
+        dhs = load_some_rows(dh, channel, left, -C, ROWS, 0.0)
+        befores = load_some_rows(h, channel, tl.where(piece == 0, left - 1, left), -C, ROWS, 0.0)
         for k in tl.static_range(ROWS):
-            t = end - 1 - back - k
-            at, inside = t * C + c, channel & (t >= begin)
-            alphas += (tl.load(alpha + at, inside, 1.0),)
-            dhs += (tl.load(dh + at, inside, 0.0),)
-            befores += (tl.load(h + at - C, channel & (t > begin), 0.0),)
-        for k in tl.static_range(ROWS):
-            t = end - 1 - back - k
-            at, inside = t * C + c, channel & (t >= begin)
+            inside = channel & (k < left)
             gradient = dhs[k].to(tl.float32) + carry
-            before = tl.where(t == begin, earliest, befores[k].to(tl.float32))
-            tl.store(du + at, gradient.to(du.dtype.element_ty), inside)
-            tl.store(dalpha + at, (gradient * before).to(dalpha.dtype.element_ty), inside)
-            carry = tl.where(t >= begin, alphas[k].to(tl.float32) * gradient, carry)
-    tl.store(dstart + b * C + c, carry, channel)
+            before = tl.where((piece == 0) & (k == left - 1), earliest, befores[k].to(tl.float32))
+            tl.store(du - k * C, gradient.to(du.dtype.element_ty), inside)
+            tl.store(dalpha - k * C, (gradient * before).to(dalpha.dtype.element_ty), inside)
+            carry = factors[k].to(tl.float32) * gradient
+        alpha -= ROWS * C
+        h -= ROWS * C
+        dh -= ROWS * C
+        dalpha -= ROWS * C
+        du -= ROWS * C
+    tl.store(dstart + b * C + c, carry, channel & (piece == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "SHIFT"])
+def linear_scan_summary(
+    alpha, u, offsets, alphas, sums, B, SHIFT, C: tl.constexpr, CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """Each segment as one event, see :func:`bd_lru_summary`; in reverse, u is dh."""
+    number, _, piece, pieces, begin, length = segment(offsets, B, SHIFT)
+    _, c, _, channel = channels(C, CHANNELS, VECTOR)
+    needed = piece > 0 if REVERSE else piece < pieces - 1
+    STEP: tl.constexpr = C if REVERSE else -C
+    at = (begin if REVERSE else begin + length - 1) * C + c
+    alpha, u = alpha + at, u + at
+    product = tl.full([CHANNELS // VECTOR, VECTOR], 1.0, tl.float32)
+    state = tl.zeros([CHANNELS // VECTOR, VECTOR], tl.float32)
+    for left in range(tl.where(needed, length, 0), 0, -ROWS):
+        factors = load_some_rows(alpha, channel, left, STEP, ROWS, 1.0)
+        us = load_some_rows(u, channel, left, STEP, ROWS, 0.0)
+        for k in tl.static_range(ROWS):
+            before = product
+            product *= factors[k].to(tl.float32)
+            state += (product if REVERSE else before) * us[k].to(tl.float32)
+        alpha += ROWS * STEP
+        u += ROWS * STEP
+    at = number.to(tl.int64) * C + c
+    tl.store(alphas + at, product, channel)
+    tl.store(sums + at, state, channel)
+
+
+@triton.jit(do_not_specialize=["B", "SHIFT"])
 def bd_lru(
-    x, r, i, z, decay, offsets, start, y, kept, last, C,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, r, i, z, decay, offsets, start, alphas, sums, y, kept, last, B, SHIFT,
+    C: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
+    ROWS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """Equations (5)-(8), then the output gate.
 
-    ``kept`` receives the state before every ROWS events; the states of sequence b begin at row
-    offsets[b] // ROWS + b, so no two sequences overlap.
+    ``kept`` receives the state before every KEPT events; the states of a segment that begins at row t
+    are rows t // KEPT + its number and up, so no two segments overlap.
     """
-    b = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    channel = c < C
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    FAST: tl.constexpr = x.dtype.element_ty == tl.bfloat16
+    S: tl.constexpr = C // VECTOR
+    number, b, piece, pieces, begin, length = segment(offsets, B, SHIFT)
+    lane, c, whole, channel = channels(C, CHANNELS, VECTOR)
     rate = tl.load(decay + c, channel, 0.0)
     state = tl.load(start + b * C + c, channel, 0.0)
-    row = kept + (begin // ROWS + b) * C + c
-    for first in range(begin, end, ROWS):
-        tl.store(row, state, channel)
-        row += C
-        xs, rs, js, zs = (), (), (), ()
+    state = _pass(state, alphas, sums, c, channel, number - piece, piece, 1, C)
+    closed = minus_infinity(r, VECTOR)
+    kept += (begin // KEPT + number) * C + c
+    y += begin * C + c
+    at = begin * S + lane
+    x, r = packed(x, VECTOR) + at, packed(r, VECTOR) + at
+    i, z = packed(i, VECTOR) + at, packed(z, VECTOR) + at
+    xs = load_some_rows(x, whole, length, S, ROWS)
+    rs = load_some_rows(r, whole, length, S, ROWS, closed)
+    js = load_some_rows(i, whole, length, S, ROWS)
+    zs = load_some_rows(z, whole, length, S, ROWS)
+    for left in range(length, 0, -ROWS):
+        x += ROWS * S
+        r += ROWS * S
+        i += ROWS * S
+        z += ROWS * S
+        if left >= 2 * ROWS and C % CHANNELS == 0:  # without masks, which take instructions
+            next_xs, next_rs = load_rows(x, S, ROWS), load_rows(r, S, ROWS)
+            next_js, next_zs = load_rows(i, S, ROWS), load_rows(z, S, ROWS)
+        else:
+            next_xs = load_some_rows(x, whole, left - ROWS, S, ROWS)
+            next_rs = load_some_rows(r, whole, left - ROWS, S, ROWS, closed)
+            next_js = load_some_rows(i, whole, left - ROWS, S, ROWS)
+            next_zs = load_some_rows(z, whole, left - ROWS, S, ROWS)
         for k in tl.static_range(ROWS):
-            at, inside = (first + k) * C + c, channel & (first + k < end)
-            xs += (tl.load(x + at, inside, 0.0),)
-            rs += (tl.load(r + at, inside, 0.0),)
-            js += (tl.load(i + at, inside, 0.0),)
-            zs += (tl.load(z + at, inside, 0.0),)
-        for k in tl.static_range(ROWS):
-            at, inside = (first + k) * C + c, channel & (first + k < end)
-            _, q, square, _, input = _gates(rs[k], js[k], tl.where(first + k < end, rate, 0.0))
-            state += q * state + tl.sqrt(square) * input * xs[k].to(tl.float32)
-            gate = zs[k].to(tl.float32)
-            tl.store(y + at, (state * gate * _sigmoid(gate)).to(y.dtype.element_ty), inside)
-    tl.store(last + b * C + c, state, channel)
+            inside = channel & (k < left)
+            if k % KEPT == 0:
+                tl.store(kept + k // KEPT * C, state.to(kept.dtype.element_ty), inside)
+            r_k, i_k = unpack(rs[k], FAST, VECTOR), unpack(js[k], FAST, VECTOR)
+            _log, alpha, q, square, _rest, input = _gates(r_k, i_k, rate, FAST)
+            u = sqrt(square) * unpack(xs[k], FAST, VECTOR) * input
+            state = _multiply(state, alpha, q, FAST) + u
+            out = state * silu(unpack(zs[k], FAST, VECTOR), FAST)
+            tl.store(y + k * C, out.to(y.dtype.element_ty), inside)
+        kept += ROWS // KEPT * C
+        y += ROWS * C
+        xs, rs, js, zs = next_xs, next_rs, next_js, next_zs
+    tl.store(last + b * C + c, state, channel & (piece == pieces - 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "SHIFT"])
 def bd_lru_backward(
-    x, r, i, z, decay, offsets, kept, dy, dlast, dx, dr, di, dz, dlog_decay, dstart, C,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, r, i, z, decay, offsets, kept, dy, dlast, alphas, sums, dx, dr, di, dz, dlog_decay, dstart,
+    B, SHIFT, C: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of :func:`bd_lru`, from the last event to the first; recomputes gates and states.
+    """Gradients of :func:`bd_lru`, from the last event to the first, KEPT events at a time.
 
-    ``dlog_decay`` (B, C) receives each sequence's part of the gradient of log(decay), the sum over
-    events of d log(α) log(α). It stays bounded where the derivative of √(1 - α²) does not.
+    The gates and states of these events are recomputed once and stay in registers. ``dlog_decay``
+    receives each segment's part of the gradient of log(decay), the sum over events of
+    d log(α) log(α). It stays bounded where the derivative of √(1 - α²) does not.
     """
-    b = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    channel = c < C
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    FAST: tl.constexpr = x.dtype.element_ty == tl.bfloat16
+    S: tl.constexpr = C // VECTOR
+    number, b, piece, pieces, begin, length = segment(offsets, B, SHIFT)
+    lane, c, whole, channel = channels(C, CHANNELS, VECTOR)
     rate = tl.load(decay + c, channel, 0.0)
     carry = tl.load(dlast + b * C + c, channel, 0.0)  # α dh of the next event
-    total = tl.zeros([CHANNELS], tl.float32)
-    groups = tl.cdiv(end - begin, ROWS)
-    for back in range(0, groups):
-        group = groups - 1 - back
-        first = begin + group * ROWS
-        xs, rs, js, zs, dys, befores = (), (), (), (), (), ()
-        for k in tl.static_range(ROWS):
-            at, inside = (first + k) * C + c, channel & (first + k < end)
-            xs += (tl.load(x + at, inside, 0.0),)
-            rs += (tl.load(r + at, inside, 0.0),)
-            js += (tl.load(i + at, inside, 0.0),)
-            zs += (tl.load(z + at, inside, 0.0),)
-            dys += (tl.load(dy + at, inside, 0.0),)
-        state = tl.load(kept + (begin // ROWS + b + group) * C + c, channel, 0.0)
-        for k in tl.static_range(ROWS):
-            befores += (state,)
-            _, q, square, _, input = _gates(rs[k], js[k], tl.where(first + k < end, rate, 0.0))
-            state += q * state + tl.sqrt(square) * input * xs[k].to(tl.float32)
-        for k in tl.static_range(ROWS - 1, -1, -1):
-            at, inside = (first + k) * C + c, channel & (first + k < end)
-            log_alpha, q, square, recurrence, input = _gates(
-                rs[k], js[k], tl.where(first + k < end, rate, 0.0)
-            )
-            alpha, beta = 1.0 + q, tl.sqrt(square)
-            value, gate, out = xs[k].to(tl.float32), zs[k].to(tl.float32), dys[k].to(tl.float32)
-            sigma = _sigmoid(gate)
-            silu = gate * sigma
-            dh = out * silu + carry
-            carry = alpha * dh
+    after = pieces - 1 - piece
+    carry = _pass(carry, alphas, sums, c, channel, number + after, after, -1, C)
+    total = tl.zeros([CHANNELS // VECTOR, VECTOR], tl.float32)
+    groups = tl.cdiv(length, KEPT)
+    kept += (begin // KEPT + number + groups - 1) * C + c
+    left = tl.minimum(length, length - (groups - 1) * KEPT)  # the last group may be shorter
+    first = begin + (groups - 1) * KEPT
+    closed = minus_infinity(r, VECTOR)
+    at = first * C + c
+    dx, dr, di, dz = dx + at, dr + at, di + at, dz + at
+    at = first * S + lane
+    x, r, i = packed(x, VECTOR) + at, packed(r, VECTOR) + at, packed(i, VECTOR) + at
+    z, dy = packed(z, VECTOR) + at, packed(dy, VECTOR) + at
+    xs = load_some_rows(x, whole, left, S, KEPT)
+    rs = load_some_rows(r, whole, left, S, KEPT, closed)
+    js = load_some_rows(i, whole, left, S, KEPT)
+    zs = load_some_rows(z, whole, left, S, KEPT)
+    dys = load_some_rows(dy, whole, left, S, KEPT)
+    before = tl.load(kept, channel & (left > 0), 0.0)
+    for group in range(groups, 0, -1):
+        x -= KEPT * S
+        r -= KEPT * S
+        i -= KEPT * S
+        z -= KEPT * S
+        dy -= KEPT * S
+        kept -= C
+        if group > 1 and C % CHANNELS == 0:
+            next_xs, next_rs = load_rows(x, S, KEPT), load_rows(r, S, KEPT)
+            next_js, next_zs = load_rows(i, S, KEPT), load_rows(z, S, KEPT)
+            next_dys, next_before = load_rows(dy, S, KEPT), tl.load(kept)
+        else:
+            there = tl.where(group > 1, KEPT, 0)
+            next_xs = load_some_rows(x, whole, there, S, KEPT)
+            next_rs = load_some_rows(r, whole, there, S, KEPT)
+            next_js = load_some_rows(i, whole, there, S, KEPT)
+            next_zs = load_some_rows(z, whole, there, S, KEPT)
+            next_dys = load_some_rows(dy, whole, there, S, KEPT)
+            next_before = tl.load(kept, channel & (group > 1), 0.0)
+        state = before.to(tl.float32)
+        states, gates, betas, inverses = (state,), (), (), ()
+        for k in tl.static_range(KEPT):
+            r_k, i_k = unpack(rs[k], FAST, VECTOR), unpack(js[k], FAST, VECTOR)
+            gate = _gates(r_k, i_k, rate, FAST)
+            # The bound acts only where 1 - α² = 0, and there log(α) α is 0.
+            inverse = tl.rsqrt(tl.maximum(gate[3], 1e-37))
+            beta = gate[3] * inverse
+            u = beta * unpack(xs[k], FAST, VECTOR) * gate[5]
+            state = _multiply(state, gate[1], gate[2], FAST) + u
+            states += (state,)
+            gates += (gate,)
+            betas += (beta,)
+            inverses += (inverse,)
+        for k in tl.static_range(KEPT - 1, -1, -1):
+            inside = channel & (k < left)
+            log_alpha, alpha, q, _, rest, input = gates[k]
+            value, gate = unpack(xs[k], FAST, VECTOR), unpack(zs[k], FAST, VECTOR)
+            out = unpack(dys[k], FAST, VECTOR)
+            sigma = sigmoid(gate, FAST)
+            gated = gate * sigma
+            dh = out * gated + carry
+            carry = _multiply(dh, alpha, q, FAST)
             dvalue = dh * input
-            # -dβ dβ/dα; the floor acts only where 1 - α² = 0, and there log(α) α is 0.
-            through_beta = dvalue * value * alpha * tl.rsqrt(tl.maximum(square, 1e-37))
-            slope = log_alpha * alpha * (dh * befores[k] - through_beta)  # d log(α) log(α)
-            total += slope
-            dvalue *= beta
-            h = alpha * befores[k] + beta * input * value
-            dsilu = sigma + silu * (1.0 - sigma)
-            tl.store(dz + at, (out * h * dsilu).to(dz.dtype.element_ty), inside)
-            tl.store(dx + at, dvalue.to(dx.dtype.element_ty), inside)
-            tl.store(di + at, (dvalue * value * (1.0 - input)).to(di.dtype.element_ty), inside)
-            tl.store(dr + at, (slope * (1.0 - recurrence)).to(dr.dtype.element_ty), inside)
-    tl.store(dlog_decay + b * C + c, total, channel)
-    tl.store(dstart + b * C + c, carry, channel)
+            product = dvalue * value
+            # dβ = -α² / β d log(α)
+            slope = log_alpha * alpha * (dh * states[k] - product * (alpha * inverses[k]))
+            total += slope  # d log(α) log(α)
+            dz_k = out * states[k + 1] * (sigma + gated * (1.0 - sigma))
+            tl.store(dz + k * C, dz_k.to(dz.dtype.element_ty), inside)
+            tl.store(dx + k * C, (dvalue * betas[k]).to(dx.dtype.element_ty), inside)
+            di_k = product * betas[k] * (1.0 - input)
+            tl.store(di + k * C, di_k.to(di.dtype.element_ty), inside)
+            tl.store(dr + k * C, (slope * rest).to(dr.dtype.element_ty), inside)
+        dx -= KEPT * C
+        dr -= KEPT * C
+        di -= KEPT * C
+        dz -= KEPT * C
+        xs, rs, js, zs, dys = next_xs, next_rs, next_js, next_zs, next_dys
+        before, left = next_before, KEPT
+    tl.store(dlog_decay + number.to(tl.int64) * C + c, total, channel)
+    tl.store(dstart + b * C + c, carry, channel & (piece == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "SHIFT"])
 def bd_lru_summary(
-    first_input, second_input, r, i, decay, offsets, alphas, sums, C,
-    REVERSE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, z, r, i, decay, offsets, alphas, sums, B, SHIFT,
+    C: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
+    ROWS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Each sequence as one event: its product of α and its last state from state zero, (B, C) each.
+    """Each segment as one event, for the pieces after it: its product of α, and its last state from
+    state zero. In reverse, for the gradient, x is dy and the pieces are those before it.
 
-    The inputs are x twice; in reverse, for the gradient, dy and z.
+    It reads the rows against the order in which the recurrence will, which then finds the first of them
+    in the cache.
     """
-    b = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    channel = c < C
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
+    FAST: tl.constexpr = x.dtype.element_ty == tl.bfloat16
+    STEP: tl.constexpr = C // VECTOR if REVERSE else -(C // VECTOR)
+    number, _, piece, pieces, begin, length = segment(offsets, B, SHIFT)
+    lane, c, whole, channel = channels(C, CHANNELS, VECTOR)
+    needed = piece > 0 if REVERSE else piece < pieces - 1
+    length = tl.where(needed, length, 0)
     rate = tl.load(decay + c, channel, 0.0)
-    alpha = tl.full([CHANNELS], 1.0, tl.float32)
-    state = tl.zeros([CHANNELS], tl.float32)
-    for first in range(begin, end, ROWS):
+    closed = minus_infinity(r, VECTOR)
+    at = (begin if REVERSE else begin + length - 1) * (C // VECTOR) + lane
+    x, r = packed(x, VECTOR) + at, packed(r, VECTOR) + at
+    i = packed(z if REVERSE else i, VECTOR) + at
+    product = tl.full([CHANNELS // VECTOR, VECTOR], 1.0, tl.float32)
+    state = tl.zeros([CHANNELS // VECTOR, VECTOR], tl.float32)
+    xs = load_some_rows(x, whole, length, STEP, ROWS)
+    rs = load_some_rows(r, whole, length, STEP, ROWS, closed)
+    js = load_some_rows(i, whole, length, STEP, ROWS)
+    for left in range(length, 0, -ROWS):
+        x += ROWS * STEP
+        r += ROWS * STEP
+        i += ROWS * STEP
+        next_xs = load_some_rows(x, whole, left - ROWS, STEP, ROWS)
+        next_rs = load_some_rows(r, whole, left - ROWS, STEP, ROWS, closed)
+        next_js = load_some_rows(i, whole, left - ROWS, STEP, ROWS)
         for k in tl.static_range(ROWS):
-            at, inside = (first + k) * C + c, channel & (first + k < end)
-            _, q, square, _, input = _gates(
-                tl.load(r + at, inside, 0.0),
-                tl.load(i + at, inside, 0.0),
-                tl.where(first + k < end, rate, 0.0),
+            value, i_k = unpack(xs[k], FAST, VECTOR), unpack(js[k], FAST, VECTOR)
+            _log, alpha, q, square, _rest, input = _gates(
+                unpack(rs[k], FAST, VECTOR), i_k, rate, FAST
             )
-            value = tl.load(first_input + at, inside, 0.0).to(tl.float32)
-            if REVERSE:
-                gate = tl.load(second_input + at, inside, 0.0).to(tl.float32)
-                alpha += q * alpha  # includes the α of this event, which its own gradient passes
-                state += alpha * value * gate * _sigmoid(gate)
+            before = product
+            product = _multiply(product, alpha, q, FAST)
+            if REVERSE:  # the α of an event multiplies its own gradient
+                state += product * value * silu(i_k, FAST)
             else:
-                alpha += q * alpha
-                state += q * state + tl.sqrt(square) * input * value
-    tl.store(alphas + b * C + c, alpha, channel)
-    tl.store(sums + b * C + c, state, channel)
-
-
-@triton.jit
-def _tile(pointer, at, inside):
-    return tl.load(pointer + at, inside, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _lag(x, before, t, begin, owner, c, lag, inside, C, W: tl.constexpr):
-    """x_{t-lag} of the same sequence for each row of a tile; from ``before`` before its first event."""
-    precedes = (t - lag < begin)[:, None]
-    row = owner * (W - 1) + (W - 1) + t - lag - begin
-    return _tile(x, (t - lag)[:, None] * C + c[None, :], inside & (precedes == 0)) + _tile(
-        before, row[:, None] * C + c[None, :], inside & precedes
-    )
-
-
-@triton.jit(do_not_specialize=["N"])  # N changes from batch to batch
-def conv_silu(
-    x, weight, bias, offsets, owners, before, y, N, C,
-    W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """y_t = SiLU(bias + Σ_k weight_k x_{t-W+1+k}), line 4 of Algorithm 1.
-
-    ``weight`` is (C, W); ``owners`` (N,) is the sequence of each row. Each program computes a tile of
-    rows, of one sequence or of several.
-    """
-    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (t < N)[:, None] & (c < C)[None, :]
-    owner = tl.load(owners + t, t < N, 0).to(tl.int64)
-    begin = tl.load(offsets + owner)
-    sum = tl.zeros([ROWS, CHANNELS], tl.float32) + tl.load(bias + c, c < C, 0.0)[None, :]
-    for lag in tl.static_range(W):
-        w = tl.load(weight + c * W + (W - 1 - lag), c < C, 0.0)
-        sum += w[None, :] * _lag(x, before, t, begin, owner, c, lag, inside, C, W)
-    at = t[:, None] * C + c[None, :]
-    tl.store(y + at, (sum * _sigmoid(sum)).to(y.dtype.element_ty), inside)
-
-
-@triton.jit(do_not_specialize=["N"])
-def conv_silu_backward_sum(
-    x, weight, bias, offsets, owners, before, dy, dsum, dweight, dbias, N, C,
-    W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """The gradient of the sum before SiLU (N, C), and each tile's part of dweight and dbias."""
-    tile = tl.program_id(0).to(tl.int64)
-    t = tile * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    channel = c < C
-    inside = (t < N)[:, None] & channel[None, :]
-    owner = tl.load(owners + t, t < N, 0).to(tl.int64)
-    begin = tl.load(offsets + owner)
-    at = t[:, None] * C + c[None, :]
-    sum = tl.zeros([ROWS, CHANNELS], tl.float32) + tl.load(bias + c, channel, 0.0)[None, :]
-    for lag in tl.static_range(W):
-        w = tl.load(weight + c * W + (W - 1 - lag), channel, 0.0)
-        sum += w[None, :] * _lag(x, before, t, begin, owner, c, lag, inside, C, W)
-    sigma = _sigmoid(sum)
-    gradient = _tile(dy, at, inside) * sigma * (1.0 + sum * (1.0 - sigma))
-    tl.store(dsum + at, gradient, inside)
-    tl.store(dbias + tile * C + c, tl.sum(gradient, 0), channel)
-    for lag in tl.static_range(W):
-        part = tl.sum(gradient * _lag(x, before, t, begin, owner, c, lag, inside, C, W), 0)
-        tl.store(dweight + (tile * C + c) * W + (W - 1 - lag), part, channel)
-
-
-@triton.jit(do_not_specialize=["N"])
-def conv_silu_backward_inputs(
-    weight, offsets, owners, dsum, dx, N, C,
-    W: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """dx_t = Σ_lag weight_{W-1-lag} dsum_{t+lag}, to the end of the sequence."""
-    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (t < N)[:, None] & (c < C)[None, :]
-    end = tl.load(offsets + tl.load(owners + t, t < N, 0).to(tl.int64) + 1)
-    at = t[:, None] * C + c[None, :]
-    sum = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for lag in tl.static_range(W):
-        w = tl.load(weight + c * W + (W - 1 - lag), c < C, 0.0)
-        sum += w[None, :] * _tile(dsum, at + lag * C, inside & (t + lag < end)[:, None])
-    tl.store(dx + at, sum.to(dx.dtype.element_ty), inside)
-
-
-@triton.jit
-def conv_silu_backward_before(
-    weight, offsets, dsum, dbefore, C, W: tl.constexpr, CHANNELS: tl.constexpr
-):  # fmt: skip
-    """The same sum for the W - 1 inputs that precede each sequence."""
-    b = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    begin, end = tl.load(offsets + b), tl.load(offsets + b + 1)
-    for row in tl.static_range(W - 1):
-        sum = tl.zeros([CHANNELS], tl.float32)
-        for lag in tl.static_range(W - 1 - row, W):
-            t = begin + row - (W - 1) + lag
-            w = tl.load(weight + c * W + (W - 1 - lag), c < C, 0.0)
-            sum += w * tl.load(dsum + t * C + c, (c < C) & (t < end), 0.0)
-        at = (b * (W - 1) + row) * C + c
-        tl.store(dbefore + at, sum.to(dbefore.dtype.element_ty), c < C)
+                state += before * (sqrt(square) * value * input)
+        xs, rs, js = next_xs, next_rs, next_js
+    at = number.to(tl.int64) * C + c
+    tl.store(alphas + at, product, channel)
+    tl.store(sums + at, state, channel)
