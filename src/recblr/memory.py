@@ -16,14 +16,14 @@ Axes: B histories, T events of a history, V items, N events of all histories lai
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from recblr.config import check, expect_sizes
+from recblr.config import changed_settings, check, expect_sizes
 from recblr.data.batches import PackedBatch, ranges
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
@@ -35,6 +35,8 @@ _BLOCK_EVENTS = 1 << 18  # events whose pairs are counted at a time, to bound th
 @dataclass(frozen=True)
 class MemoryConfig:
     """How the memory of transitions counts, and how it adds to a score."""
+
+    __repr__ = changed_settings
 
     enabled: bool = True
     reach: int = 8  # K: the greatest distance of a pair, and the number of last items looked up
@@ -74,6 +76,9 @@ class Memory:
     weight: float
     scale: float
     repeat: float
+    _tensors: dict[torch.device, tuple[Tensor, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )  # the matrix on devices
 
     def __repr__(self) -> str:
         return (
@@ -86,13 +91,16 @@ class Memory:
 
         ``batch.seen`` must hold the items of each history. The batch may be on another device.
         """
-        items, offsets = batch.items.cpu().numpy(), batch.offsets.cpu().numpy()
-        terms = self.transition_terms(items, offsets).tocoo()
-        coordinates = tuple(
-            torch.from_numpy(axis.astype(np.int64)).to(scores.device) for axis in terms.coords
-        )
-        values = torch.from_numpy(terms.data).to(scores.device, scores.dtype)
-        scores.index_put_(coordinates, values, accumulate=True)
+        if scores.device.type == "cpu":
+            items, offsets = batch.items.cpu().numpy(), batch.offsets.cpu().numpy()
+            terms = self.transition_terms(items, offsets).tocoo()
+            coordinates = tuple(torch.from_numpy(axis.astype(np.int64)) for axis in terms.coords)
+            values = torch.from_numpy(terms.data).to(scores.dtype)
+            scores.index_put_(coordinates, values, accumulate=True)
+        else:
+            on_device = batch.items.to(scores.device), batch.offsets.to(scores.device)
+            m = self.transition_sums_on_device(*on_device)
+            scores += self.weight * torch.log1p(self.scale * m)
         if self.repeat:
             if batch.seen is None:
                 raise ValueError("the batch needs `seen`, the items of each history")
@@ -120,6 +128,31 @@ class Memory:
         weights = (self.config.decay**age).astype(np.float32)
         shape = (len(lengths), self.matrix.shape[0])
         return sparse.csr_array((weights, (owner, items[rows])), shape) @ self.matrix
+
+    def transition_sums_on_device(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """:meth:`transition_sums` as a dense tensor on the device of ``items`` (N,), offsets (B + 1,).
+
+        The host does not wait for the device: no shape depends on a value there. The columns of a row
+        of the matrix differ, so each sum has a fixed order.
+        """
+        device, (histories, size) = items.device, (len(offsets) - 1, self.matrix.shape[0])
+        m = torch.zeros(histories, size, device=device)
+        if not len(items) or not self.matrix.nnz:
+            return m
+        if device not in self._tensors:
+            matrix = (self.matrix.indptr, self.matrix.indices, self.matrix.data)
+            self._tensors[device] = tuple(torch.from_numpy(part).to(device) for part in matrix)
+        ends, columns, values = self._tensors[device]
+        entries = torch.arange(int(np.diff(self.matrix.indptr).max()), device=device)
+        for age in range(self.config.reach):
+            event = offsets[1:] - 1 - age
+            item = items[event.clamp(min=0)].long()
+            at = ends[item, None] + entries
+            valid = (event >= offsets[:-1])[:, None] & (at < ends[item + 1, None])
+            at = at.clamp(max=self.matrix.nnz - 1)
+            terms = torch.where(valid, self.config.decay**age * values[at], 0.0)
+            m.scatter_add_(1, torch.where(valid, columns[at], 0).long(), terms)
+        return m
 
     def transition_terms_after(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:meth:`transition_terms` after one history (T,), at a cost that does not grow with T or V.
@@ -204,7 +237,7 @@ def fit(data: Sequences, config: MemoryConfig) -> Memory:
             np.repeat(by_row[first:last], np.diff(counts.indptr)) * by_column[counts.indices]
         )
         counts.sort_indices()
-        rows.append(_largest(counts, config.pairs).astype(np.float32))
+        rows.append(largest(counts, config.pairs).astype(np.float32))
     matrix = sparse.csr_array(sparse.vstack(rows, format="csr"))
     if not np.isfinite(matrix.data).all():
         raise InputError(
@@ -236,7 +269,7 @@ def _item_ranges(ends: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _largest(counts: sparse.csr_array, n: int) -> sparse.csr_array:
+def largest(counts: sparse.csr_array, n: int) -> sparse.csr_array:
     """The ``n`` largest entries of each row; of equal ones those of the first columns."""
     keep = np.ones(counts.nnz, bool)
     for row in np.flatnonzero(np.diff(counts.indptr) > n):
