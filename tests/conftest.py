@@ -1,12 +1,15 @@
-"""Fixtures of several tests: a simulated log and a recommender trained on it."""
+"""Fixtures of several tests: a simulated log, a recommender trained on it, figures of `make soak`."""
 
+import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
-import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -15,8 +18,12 @@ from recblr.data.log import Interactions
 from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.models.recblr import RecBLRConfig
+from recblr.provenance import provenance
 from recblr.recommender import Recommender
 from recblr.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import polars as pl
 
 if not torch.cuda.is_available():  # read when the kernels are first imported
     os.environ["TRITON_INTERPRET"] = "1"
@@ -29,11 +36,14 @@ pytest_plugins = [
     "cli.fixtures",
     "compare.fixtures",
     "data.fixtures",
+    "ops.tools",
     "retrieval.tools",
-    "serving.fixtures",
     "training.tools",
 ]
+if find_spec("apsw"):  # the tests of a GPU also run where no server can
+    pytest_plugins.append("serving.fixtures")
 
+SOAK = bool(os.environ.get("RECBLR_SOAK"))  # `make soak`: many repetitions, on a quiet machine
 TINY_MODEL = RecBLRConfig(dim=16, layers=1)
 TINY_TRAINING = TrainConfig(
     epochs=2, batch_size=256, max_length=16, lr=1e-2, warmup_steps=5, precision="float32"
@@ -55,7 +65,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 class Tiny:
     """A recommender trained on ``frame``, which is also the file ``log``, saved at ``artifact``."""
 
-    frame: pl.DataFrame
+    frame: "pl.DataFrame"
     log: Path
     artifact: Path
     recommender: Recommender
@@ -94,3 +104,16 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> N
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not ours[name].equal(theirs[name])]
     assert different == []
+
+
+@pytest.fixture
+def keep() -> Callable[..., None]:
+    """Add figures to the file that RECBLR_SOAK names."""
+
+    def add(promise: str, **figures: Any) -> None:
+        if results := os.environ.get("RECBLR_SOAK"):
+            path = Path(results)
+            content = json.loads(path.read_text()) if path.exists() else provenance("make soak")
+            path.write_text(json.dumps({**content, promise: figures}, indent=1) + "\n")
+
+    return add

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from recblr import artifact
 from recblr.errors import InputError, from_extra
-from recblr.files import new_folder, sha256
+from recblr.files import check_absent, new_folder, sha256
 from recblr.memory import Memory
 from recblr.models import lrurec
 from recblr.models.gru4rec import GRU4Rec
@@ -36,6 +36,7 @@ from recblr.recommender import load
 TOLERANCE = 1e-4  # the largest difference of a hidden vector, state or score
 _LARGEST = 2**31 - 2**24  # bytes of the item vectors: protobuf files are limited to 2 GiB
 _OPSET, _IR = 17, 8  # the oldest with LayerNormalization; onnxruntime reads them since 1.13
+_MARKER = "step.onnx"  # the file that identifies an export
 _USERS, _EVENTS = 8, 64  # of the comparison with PyTorch
 _FORMULA = (
     "score = score of the network + weight * log(1 + scale * m) + repeat * [item is in the history]; "
@@ -72,6 +73,9 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
             be written, or the difference is above :data:`TOLERANCE`.
     """
     folder, out = Path(folder), Path(out)
+    if out.resolve() == folder.resolve():
+        raise InputError(f"{out} is the folder of the model; choose another folder")
+    check_absent(out, overwrite, _MARKER)
     with from_extra("export"):
         onnx, onnxruntime = import_module("onnx"), import_module("onnxruntime")
     recommender = load(folder, "cpu")
@@ -84,8 +88,6 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
             f"{folder}: the vectors of {len(network.item_embeddings):,} items take "
             f"{network.item_embeddings.nbytes / 2**30:.1f} GiB; an ONNX file is limited to 2 GiB"
         )
-    if out.resolve() == folder.resolve():
-        raise InputError(f"{out} is the folder of the model; choose another folder")
     state = _tensor("float32", "B", *network.initial_state(1).shape[1:])
     catalogue, width = network.item_embeddings.shape
     hidden, scores = _tensor("float32", "B", width), _tensor("float32", "B", catalogue)
@@ -96,7 +98,7 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
         },
         "score": {"inputs": {"hidden": hidden}, "outputs": {"scores": scores}},
     }
-    with new_folder(out, overwrite, "step.onnx") as new, torch.no_grad():
+    with new_folder(out, overwrite, _MARKER) as new, torch.no_grad():
         for name, build in (("step", _STEPS[recommender.model]), ("score", _score)):
             graph = _Graph(onnx)
             inputs = [_Value(graph, input_name) for input_name in graphs[name]["inputs"]]

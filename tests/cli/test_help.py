@@ -13,7 +13,7 @@ COMMANDS = [
     [], ["demo"], ["prepare"], ["train"], ["evaluate"], ["compare"], ["recommend"], ["reproduce"],
     ["doctor"], ["export"], ["serve"], ["key"], ["replay"], ["verify"],
     ["bench"], ["bench", "ops"], ["bench", "step"], ["bench", "length"], ["bench", "train"],
-    ["bench", "serve"],
+    ["bench", "serve"], ["bench", "gpu"],
 ]  # fmt: skip
 
 
@@ -45,14 +45,27 @@ def test_help_does_not_import_torch_or_polars() -> None:
     assert "Usage" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["nonsense", "train", "train LOG", "train LOG -o new --core many", "recommend MODEL -k few",
-     "demo --loud", "bench nothing"],
-)  # fmt: skip
-def test_usage_errors(run: Run, line: str, tmp_path: Path) -> None:
+USAGE_ERRORS = {
+    "nonsense": r"No such command 'nonsense'; see recblr --help",
+    "train": r"Missing argument 'LOG'; see recblr train --help",
+    "train LOG": r"Missing option .*; see recblr train --help",
+    "train LOG -o new --core many": r"Invalid value for '--core': .*; see recblr train --help",
+    "recommend MODEL -k few": r"Invalid value for '-k': .*; see recblr recommend --help",
+    "demo --loud": r"No such option: --loud.*; see recblr demo --help",
+    "bench nothing": r"No such command 'nothing'; see recblr bench --help",
+}
+
+
+@pytest.mark.parametrize("line", USAGE_ERRORS)
+def test_a_usage_error_is_one_line(run: Run, line: str, tmp_path: Path) -> None:
     result = run(*line.split())
     assert (result.code, result.out) == (2, "")
-    assert "Traceback" not in result.err
-    assert "Usage: recblr" in result.err
+    assert re.fullmatch(f"recblr: {USAGE_ERRORS[line]}\n", result.err), result.err
     assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("line", ["", "bench"])
+def test_without_arguments_the_help_is_shown(run: Run, line: str) -> None:
+    result = run(*line.split())
+    assert result.code == 2
+    assert result.err.startswith("Usage: recblr")

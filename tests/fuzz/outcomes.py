@@ -8,8 +8,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+from conftest import SOAK
 from recblr.errors import DivergedError, InputError
-from serving.fixtures import SOAK
 
 ERRORS = (InputError, DivergedError)
 

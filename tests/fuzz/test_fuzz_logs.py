@@ -9,16 +9,9 @@ import numpy as np
 from hypothesis import given
 
 from fuzz.frames import frames
+from fuzz.meaning import UNITS, unit_of
 from fuzz.outcomes import Outcomes, Result, fuzz
-from fuzz.written_logs import (
-    TIME_NAMES,
-    UNITS,
-    Written,
-    read_plainly,
-    same_time,
-    unit_of,
-    written_logs,
-)
+from fuzz.written_logs import TIME_NAMES, Written, read_plainly, same_time, written_logs
 from recblr.data.log import Interactions, read_log
 
 

@@ -5,11 +5,12 @@ import io
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from hypothesis import strategies as st
+
+from fuzz.meaning import UNITS, nanoseconds, unit_of
 
 USERS = [
     "u1",
@@ -32,7 +33,6 @@ TIME_NAMES = ["timestamp", "datetime", "date", "event_time", "created", "unix_ts
 OTHER_NAMES = ["rating", "price", "release_date", "order", "user_id", "item", "", "a,b"]
 SECONDS = 1_700_000_000
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-UNITS = {"seconds": 10**9, "milliseconds": 10**6, "microseconds": 10**3, "nanoseconds": 1}
 
 names = {
     "user_id": st.sampled_from(
@@ -162,23 +162,6 @@ def read_plainly(written: Written) -> tuple[list[str], list[list[Any]]]:
         records.pop()
     head, *rows = records
     return [name.strip(" ") for name in head], rows
-
-
-def nanoseconds(text: str) -> int:
-    """An ISO date, exactly."""
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\d(?:[T ][\d:]+)?)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", text)
-    assert match, text
-    moment = datetime.fromisoformat(match[1] + (match[3] or "Z" if match[1][10:] else ""))
-    since = moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    return since // timedelta(microseconds=1) * 1000 + int((match[2] or "0").ljust(9, "0"))
-
-
-def unit_of(number: Decimal) -> str:
-    """The unit in which a number is a time of our days."""
-    for unit, size in UNITS.items():
-        if 750_000_000 <= number * size / 10**9 < 4_200_000_000:
-            return unit
-    return ""
 
 
 def same_time(written: Any, read: Any, unit: str, dates: bool) -> bool:

@@ -2,14 +2,16 @@
 
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+import recblr
 from recblr.cli.bench import bench
+from recblr.cli.events import events
+from recblr.cli.keys import key
 from recblr.cli.options import (
     Columns,
     Core,
@@ -25,11 +27,14 @@ from recblr.cli.options import (
     Settings,
     Split,
     print_json,
+    read_numbers,
+    read_slice,
     read_source,
 )
 from recblr.cli.recommend import recommend
 from recblr.cli.reproduce import reproduce
-from recblr.cli.serve import key, replay, serve, verify
+from recblr.cli.serve import replay, serve, verify
+from recblr.cli.similar import similar
 from recblr.cli.tables import (
     print_comparison,
     print_duplicates,
@@ -38,8 +43,11 @@ from recblr.cli.tables import (
     print_memory,
     print_summary,
 )
+from recblr.cli.update import update
 from recblr.errors import DivergedError, InputError, out_of_memory
 
+# The base class of all wrong arguments. It is click's, which some versions of typer contain.
+UsageError: Any = typer.BadParameter.__base__
 OUT_OF_MEMORY = (
     "out of memory; lower train.batch_size, train.window, train.max_length or the size of the model"
 )
@@ -98,6 +106,9 @@ def train(
     format: Format = None,
     separator: Separator = None,
     device: Device = "auto",
+    refit: Annotated[
+        bool, typer.Option("--refit", help="After the evaluation, train anew on all events.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -113,8 +124,9 @@ def train(
     recommender = Recommender.configured(model, chosen, device, by_size=config is None)
     source, names = read_source(log, columns, format, separator)
     recommender.fit(
-        source, core=core, split=split, columns=names, out=out, resume=resume, overwrite=overwrite
-    )
+        source, core=core, split=split, columns=names, out=out, refit=refit, resume=resume,
+        overwrite=overwrite,
+    )  # fmt: skip
     if as_json:
         print_json(recommender.measured)
         return
@@ -124,6 +136,11 @@ def train(
         f"best epoch {trained.best_epoch} of {trained.epoch} ({trained.ended}), "
         f"{trained.seconds:,.0f} s; model in {out}{how_to_continue}"
     )
+    if (stage := recommender.stages[-1]).kind == "refit":
+        print(
+            f"refitted on all {stage.events:,} events, {stage.updates:,} updates in "
+            f"{stage.seconds:,.0f} s; the metrics below are those of before"
+        )
     if recommender.memory_choice is not None:
         print_memory(recommender.memory_choice)
     print_evaluations(recommender.measured)
@@ -137,17 +154,43 @@ def evaluate(
     format: Format = None,
     separator: Separator = None,
     device: Device = "auto",
+    k: Annotated[
+        str, typer.Option("-k", "--k", metavar="K,…", help="The cutoffs of the metrics.")
+    ] = "10,20",
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="Further baselines, of itemknn and ease; up to minutes each."
+        ),
+    ] = None,
+    lists: Annotated[
+        bool,
+        typer.Option(
+            "--lists", help="Also measure coverage, popularity and diversity of the lists."
+        ),
+    ] = False,
+    slices: Annotated[
+        list[str],
+        typer.Option(
+            "--slice",
+            metavar="FILE:COLUMN",
+            help="Also measure by a column of a file with user_id or item_id. Repeatable.",
+        ),
+    ] = [],  # noqa: B006 - typer reads it
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on held-out events."""
-    import recblr
     from recblr.data import report_order
 
     recommender = recblr.load(folder, device)
     if log is None:
         report_order(recommender.data)
     source, names = read_source(log, columns, format, separator)
-    evaluations = recommender.evaluate(source, columns=names)
+    evaluations = recommender.evaluate(
+        source, columns=names, k=read_numbers(k, "--k", "5,10,50"),
+        baselines=baselines.split(",") if baselines else (), lists=lists,
+        slice_by=[read_slice(text) for text in slices],
+    )  # fmt: skip
     results = [evaluation.to_json() for evaluation in evaluations]
     if as_json:
         print_json(results)
@@ -224,7 +267,7 @@ def doctor(as_json: Json = False) -> None:
 
 def _print_version(requested: bool) -> None:
     if requested:
-        print(f"recblr {version('recblr')}")
+        print(f"recblr {recblr.__version__}")
         raise typer.Exit
 
 
@@ -244,10 +287,12 @@ app = typer.Typer(
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 for command in (  # in the order of the help text
-    demo, prepare, train, evaluate, compare, recommend, export, serve, key, replay, verify,
+    demo, prepare, train, update, evaluate, compare, recommend, similar, export, serve, replay, verify,
     reproduce, doctor,
 ):  # fmt: skip
     app.command()(command)
+app.add_typer(events, name="events")
+app.add_typer(key, name="key")
 app.add_typer(bench, name="bench")
 
 
@@ -255,7 +300,9 @@ def main() -> NoReturn:
     """Run the command line: a user's mistake prints one line and exits with code 2."""
     warnings.showwarning = lambda message, *_: _say(str(message))
     try:
-        app(prog_name="recblr")
+        code = app(prog_name="recblr", standalone_mode=False)
+    except UsageError as error:
+        _fail_by_usage(error)
     except InputError as error:
         _fail(str(error), 2)
     except DivergedError as error:
@@ -263,15 +310,22 @@ def main() -> NoReturn:
     except OSError as error:  # of a path or a disk
         where = "" if error.filename is None else f"{error.filename}: "
         _fail(f"{where}{error.strerror or error}", 2)
-    except SystemExit as end:
-        if end.code == 130:  # typer's silent answer to Ctrl-C
-            _fail("interrupted", 130)
-        raise
     except Exception as error:
         if not out_of_memory(error):
             raise
         _fail(OUT_OF_MEMORY, 1)
-    raise SystemExit(0)
+    if code == 130:  # typer's silent answer to Ctrl-C
+        _fail("interrupted", 130)
+    raise SystemExit(code or 0)
+
+
+def _fail_by_usage(error: Any) -> NoReturn:
+    """Say what is wrong with the arguments; without any, show the help."""
+    message = error.format_message()
+    if message.startswith("Usage: "):
+        print(message, file=sys.stderr)
+        raise SystemExit(2)
+    _fail(f"{message.rstrip('.')}; see {error.ctx.command_path} --help", 2)
 
 
 def _say(message: str) -> None:

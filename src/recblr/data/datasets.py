@@ -159,8 +159,17 @@ def dataset(name: str) -> Dataset:
 
 
 def cache_folder() -> Path:
-    """The folder of downloads: ``RECBLR_CACHE``, or ``recblr`` in the platform's cache folder."""
+    """The folder of downloads: ``RECBLR_CACHE``, or ``recblr`` in the platform's cache folder.
+
+    Raises:
+        InputError: ``RECBLR_CACHE`` is a URL.
+    """
     if own := os.environ.get("RECBLR_CACHE"):
+        if "://" in own:
+            raise InputError(
+                f"RECBLR_CACHE={own}: is a URL; give a folder for downloads, and the URL of Redis in "
+                "RECBLR_STATE_CACHE"
+            )
         return Path(own).expanduser()
     places = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~")}
     base = os.environ.get("XDG_CACHE_HOME") or places.get(sys.platform, "~/.cache")
@@ -224,15 +233,19 @@ def _by_user(log: Interactions, float32: bool) -> Interactions:
     times = log.timestamps
     if float32:
         times = times.astype(np.float32).astype(times.dtype)
-    frame = replace(log, timestamps=times).to_polars()[np.lexsort((times, log.users))]
-    sorted_log = read_log(frame)
+    rows = np.lexsort((times, log.users))
+    items = log.items[rows]
+    # The items in order of their first event, and the place of each in that order.
+    _, first = np.unique(items, return_index=True)
+    by_first = np.argsort(first)
+    places = np.empty_like(items, shape=len(by_first))
+    places[by_first] = np.arange(len(by_first))
     return replace(
         log,
-        users=sorted_log.users,
-        items=sorted_log.items,
-        timestamps=sorted_log.timestamps,
-        user_ids=sorted_log.user_ids,
-        item_ids=sorted_log.item_ids,
+        users=log.users[rows],
+        items=places[items],
+        timestamps=times[rows],
+        item_ids=log.item_ids.take(by_first),
     )
 
 
@@ -280,8 +293,12 @@ def _read_original(record: Dataset, paths: list[Path]) -> Interactions:
 
 def _download(record: Dataset) -> Path:
     """Download the file into the cache; a download that fails leaves nothing there."""
-    import pooch  # type: ignore[import-untyped]
-
+    try:
+        import pooch  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise InputError(
+            f"{record.name}: no download, as pooch is not installed; {_by_hand(record.files[0])}"
+        ) from error
     pooch.get_logger().setLevel("WARNING")
     (name,) = record.files
     checksum = f"md5:{record.md5}" if record.md5 else None

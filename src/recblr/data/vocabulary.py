@@ -1,4 +1,7 @@
-"""Ids of users and items: which values are ids, collections of them, and their rows in a log."""
+"""Ids of users and items: which values are ids, collections of them, and their rows in a log.
+
+Axes: V known ids, M other ids.
+"""
 
 import difflib
 from bisect import bisect_left
@@ -11,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recblr.config import plain_value
+from recblr.config import plain_value, shown_value
 from recblr.errors import InputError
 
 Id = str | int
@@ -27,9 +30,9 @@ NEIGHBOURS = (
 def check_id(value: Id, name: str) -> str:
     """An id as text, as event logs store it: 1 to 256 bytes of UTF-8 without a NUL character.
 
-    ``name`` says in messages what the value is.
+    ``name`` says in messages what the value is. A whole number has at most 64 bits.
     """
-    text = str(value)
+    text = value if isinstance(value, str) else str(_as_id(value, name))
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -45,12 +48,13 @@ def as_ids(values: object, name: str, ordered: bool = False) -> list[Id]:
     """The ids in a collection of any kind; arguments as for :func:`as_list`.
 
     Raises:
-        InputError: it is not a collection, or a value is neither text nor a whole number.
+        InputError: it is not a collection, or a value is neither text nor a whole number of 64 bits.
     """
     return [
-        value if type(value) in (str, int) else _as_id(value, f"{name}[{number}]")
+        value if type(value) is str or (type(value) is int and _has_64_bits(value))
+        else _as_id(value, f"{name}[{number}]")
         for number, value in enumerate(as_list(values, name, ordered))
-    ]
+    ]  # fmt: skip
 
 
 def as_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
@@ -73,8 +77,8 @@ def as_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
             values = getattr(values, method)()
             break
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        kind = type(values).__name__
-        raise InputError(f"{name}: {values!r} is one {kind}, not a list of ids; write [{values!r}]")
+        kind, shown = type(values).__name__, shown_value(values)
+        raise InputError(f"{name}: {shown} is one {kind}, not a list of ids; write [{shown}]")
     return list(values)
 
 
@@ -83,9 +87,16 @@ def _as_id(value: object, name: str) -> Id:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
+        if _has_64_bits(int(value)):
+            return int(value)
+        number = shown_value(int(value))
+        raise InputError(f"{name}: the whole number {number} is beyond 64 bits; write it as text")
     kind = type(value).__name__
-    raise InputError(f"{name}: {value!r} is a {kind}; ids are text or whole numbers")
+    raise InputError(f"{name}: {shown_value(value)} is a {kind}; ids are text or whole numbers")
+
+
+def _has_64_bits(number: int) -> bool:
+    return -(2**63) <= number < 2**63
 
 
 # ---- ids of a log --------------------------------------------------------------------------------
@@ -123,7 +134,7 @@ class Vocabulary:
             number = int(text)
         except ValueError:
             return text
-        return number if str(number) == text else text
+        return number if str(number) == text and _has_64_bits(number) else text
 
     def describe_unknown(self, names: Sequence[Id]) -> str:
         """One line about unknown ids: the first of them, and an id of the log that is similar."""
@@ -165,3 +176,33 @@ class Vocabulary:
             (words, pc.sort_indices(words).to_numpy().astype(np.int64))
             for words in (texts, pc.utf8_reverse(texts))
         ]
+
+
+def extend(known: pa.Array, ids: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray]:
+    """The known ids (V,) followed by the new ones of ``ids`` (M,), and the row of each of ``ids``.
+
+    The known ids keep their rows and their type: beside whole numbers the text "7" is 7, and beside
+    text the number 7 is "7".
+
+    Args:
+        known, ids: each id once.
+        kind: "user" or "item", for messages.
+
+    Raises:
+        InputError: the known ids are whole numbers, and another id is not.
+    """
+    if ids.type != known.type:
+        texts, ids = ids, ids.cast(pa.string())
+        if pa.types.is_integer(known.type):
+            numbers = pc.match_substring_regex(ids, "^(0|-?[1-9][0-9]{0,17})$")
+            if not pc.all(numbers).as_py():
+                other = texts.filter(pc.invert(numbers))[0].as_py()
+                raise InputError(
+                    f"{kind} {other!r} is text, and the {kind}s of the model's log are whole numbers; "
+                    "write all ids alike"
+                )
+            ids = ids.cast(known.type)
+    rows = pc.index_in(ids, known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    new = rows < 0
+    rows[new] = len(known) + np.arange(new.sum())
+    return pa.concat_arrays([known, ids.filter(pa.array(new))]), rows
