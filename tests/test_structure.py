@@ -17,16 +17,17 @@ LAYERS = [
     {"data", "ops"},
     {"models"},
     {"memory"},
-    {"evaluation"},
+    {"evaluation", "artifact_checks"},
     {"memory_search", "training", "presets"},
     {"artifact", "sizing"},
-    {"recommending"},
+    {"recommending", "updating", "similar"},
     {"recommender"},
     {"retrieval", "influence", "export", "compare", "demo", "doctor"},
     {"serving"},
     {"benchmark"},
     {"paper"},
     {"cli"},
+    {"__main__"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from recblr.data.log import Interactions, read_log
     from recblr.data.sequences import Sequences, prepare
     from recblr.errors import DivergedError, InputError
-    from recblr.evaluation.ranking import Evaluation, Protocol
+    from recblr.evaluation.evaluate import Evaluation, Protocol
     from recblr.models.recblr import RecBLRConfig
     from recblr.recommender import Recommender, load
     from recblr.training.config import TrainConfig
@@ -36,8 +36,8 @@ _HOMES = {
     "prepare": "recblr.data.sequences",
     "DivergedError": "recblr.errors",
     "InputError": "recblr.errors",
-    "Evaluation": "recblr.evaluation.ranking",
-    "Protocol": "recblr.evaluation.ranking",
+    "Evaluation": "recblr.evaluation.evaluate",
+    "Protocol": "recblr.evaluation.evaluate",
     "RecBLRConfig": "recblr.models.recblr",
     "Recommender": "recblr.recommender",
     "load": "recblr.recommender",

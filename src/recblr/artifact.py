@@ -8,9 +8,8 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,16 @@ from safetensors import numpy as safe_arrays
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 
+import recblr
+from recblr.artifact_checks import (
+    check_config,
+    check_data,
+    check_files,
+    check_format,
+    check_rows,
+    check_shapes,
+    read_json,
+)
 from recblr.config import build
 from recblr.data.sequences import MARKER as PREPARED
 from recblr.data.sequences import Sequences
@@ -36,12 +45,15 @@ from recblr.models.model import Model
 from recblr.renamed import current_evaluation
 from recblr.training.checkpoint import Trained
 from recblr.training.config import TrainConfig
+from recblr.training.stage import Stage
 
 MARKER = "model.safetensors"  # the file that identifies an artifact
+FORMAT = 1
 FILES = (MARKER, "config.json", "vocabulary.parquet", "histories.parquet")
 MEMORY = "memory.safetensors"  # if the model has a memory
 READ_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException,
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    AssertionError, SafetensorError, pa.ArrowException,
 )  # fmt: skip
 
 
@@ -57,6 +69,7 @@ class Artifact:
         trained: how training ended.
         measured: evaluations on the test part as JSON values.
         memory, memory_choice: as in :class:`Recommender`; None without a memory.
+        stages: how the weights came about.
     """
 
     model: str
@@ -69,6 +82,7 @@ class Artifact:
     memory_config: MemoryConfig
     memory: Memory | None
     memory_choice: Choice | None
+    stages: list[Stage] = field(default_factory=list)
 
 
 def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
@@ -103,6 +117,9 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             "train_end": data.split.train_end - starts,
             **held_out,
         }
+        if data.times is not None:
+            times = pa.array(data.times)
+            histories["times"] = pa.LargeListArray.from_arrays(data.offsets, times)
         pq.write_table(pa.table(histories), new / "histories.parquet")
         memory, choice = artifact.memory, artifact.memory_choice
         if memory is not None:
@@ -114,13 +131,14 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             shutil.copymode(new / "config.json", new / MEMORY)
         files = FILES if memory is None else (*FILES, MEMORY)
         manifest = {
-            "format": 1,
+            "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {"recblr": version("recblr"), "torch": torch.__version__,
+            "versions": {"recblr": recblr.__version__, "torch": torch.__version__,
                          "python": platform.python_version()},
             "files": {name: sha256(new / name) for name in files},
             "data": {"fingerprint": data.fingerprint, **data.summary},
             "training": asdict(artifact.trained),
+            "stages": [asdict(stage) for stage in artifact.stages],
             "measured": artifact.measured,
             "memory": None if memory is None else {
                 "weight": memory.weight, "scale": memory.scale, "repeat": memory.repeat,
@@ -144,7 +162,9 @@ def load(folder: Path) -> Artifact:
             are not finite.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        check_files(folder, (*FILES, MEMORY, "manifest.json"))
+        manifest = read_json(folder / "manifest.json")
+        check_format(folder, manifest, FORMAT)
         if manifest["digest"] != _digest(manifest):
             raise InputError(f"{folder / 'manifest.json'} is damaged: it does not match its digest")
         for file in (*FILES, *([MEMORY] if manifest.get("memory") else [])):
@@ -152,7 +172,7 @@ def load(folder: Path) -> Artifact:
                 raise InputError(
                     f"{folder / file} is damaged: it does not match its hash in the manifest"
                 )
-        settings = json.loads((folder / "config.json").read_text())
+        settings = read_json(folder / "config.json")
         name = settings["model"].pop("name")
         config = build(MODELS[name][1], settings["model"], "model")
         training = build(TrainConfig, settings["train"], "train")
@@ -161,8 +181,18 @@ def load(folder: Path) -> Artifact:
         memory_config = build(MemoryConfig, settings.get("memory", {"enabled": False}), "memory")
         memory, choice = _read_memory(folder, memory_config, manifest.get("memory"))
         trained = Trained(**manifest["training"])
+        stages = [Stage(**stage) for stage in manifest.get("stages", [])]
+        counts = len(data.items), data.training_events
+        first = Stage("fit", manifest["data"]["fingerprint"], *counts, None, trained.seconds)
         measured = [current_evaluation(evaluation) for evaluation in manifest["measured"]]
         weights = load_file(folder / MARKER)
+        check_config(folder, config, weights)
+        sizes = {
+            "items": len(data.item_ids), "users": data.users, "max_length": training.max_length,
+        }  # fmt: skip
+        with torch.device("meta"):  # without memory, until it is known that the weights fit
+            expected = create_model(name, config, **sizes).state_dict()
+        check_shapes(folder, expected, weights)
     except InputError:
         raise
     except READ_ERRORS as error:
@@ -175,19 +205,13 @@ def load(folder: Path) -> Artifact:
         else:
             reason = str(error) if isinstance(error, OSError) else repr(error)
         raise InputError(f"{folder} is not a whole recblr artifact: {reason}") from error
-    network = create_model(
-        name, config, items=len(data.item_ids), users=data.users, max_length=training.max_length
-    )
-    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    if expected != {key: tuple(tensor.shape) for key, tensor in weights.items()}:
-        raise InputError(f"{folder}: the weights do not have the shapes of config.json")
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise InputError(f"{folder}: a weight is not finite; train the model again")
+    network = create_model(name, config, **sizes)
     network.load_state_dict(weights)
     if memory is not None and memory.matrix.shape[0] != len(data.item_ids):
         raise InputError(f"{folder}: the memory has another number of items; train the model again")
     return Artifact(
-        name, config, training, data, network.eval(), trained, measured, memory_config, memory, choice
+        name, config, training, data, network.eval(), trained, measured, memory_config, memory, choice,
+        stages or [first],
     )  # fmt: skip
 
 
@@ -198,6 +222,8 @@ def digest(folder: Path) -> str:
 
 
 def _read_data(folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> Sequences:
+    for name in ("vocabulary.parquet", "histories.parquet"):
+        check_rows(folder / name)
     item_ids = pq.read_table(folder / "vocabulary.parquet")["item_id"].combine_chunks()
     table = pq.read_table(folder / "histories.parquet").combine_chunks()
     lists = table["items"].combine_chunks()
@@ -214,7 +240,13 @@ def _read_data(folder: Path, settings: Mapping[str, Any], summary: Mapping[str, 
     )
     items = lists.values.to_numpy()
     user_ids = table["user_id"].combine_chunks()
-    return Sequences(items, offsets, user_ids, item_ids, split, settings["core"], dict(summary))
+    times = None
+    if "times" in table.column_names:  # absent in version 0.1.0
+        times = table["times"].combine_chunks().values.to_numpy()
+    counts = {name: value for name, value in summary.items() if name != "fingerprint"}
+    data = Sequences(items, offsets, user_ids, item_ids, split, settings["core"], counts, times)
+    check_data(folder, data)
+    return data
 
 
 def _read_memory(
@@ -226,11 +258,16 @@ def _read_memory(
     size = len(arrays["ends"]) - 1
     matrix = sparse.csr_array((arrays["values"], arrays["items"], arrays["ends"]), (size, size))
     matrix.check_format(full_check=True)
-    if not np.isfinite(matrix.data).all():
-        raise InputError(f"{folder / MEMORY}: a value is not finite; train the model again")
-    memory = Memory(
-        config, matrix, *(float(values[name]) for name in ("weight", "scale", "repeat"))
-    )
+    if not (np.isfinite(matrix.data).all() and (matrix.data >= 0).all()):
+        raise InputError(
+            f"{folder / MEMORY}: a value is not finite, or negative; train the model again"
+        )
+    weight, scale, repeat = (float(values[name]) for name in ("weight", "scale", "repeat"))
+    if not (
+        matrix.has_canonical_format and scale >= 0 and max(map(abs, (weight, scale, repeat))) < 1e6
+    ):
+        raise InputError(f"{folder}: the memory is damaged; train the model again")
+    memory = Memory(config, matrix, weight, scale, repeat)
     chosen = values["chosen"]
     if chosen is None:
         return memory, None

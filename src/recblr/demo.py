@@ -11,7 +11,8 @@ from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences, prepare
 from recblr.data.simulate import Shop, SimulatedLog, simulate_shop
 from recblr.evaluation import metrics
-from recblr.evaluation.ranking import Scorer, popularity, rank_targets
+from recblr.evaluation.baselines import popularity
+from recblr.evaluation.ranking import Scorer, rank_targets
 from recblr.models.recblr import RecBLRConfig
 from recblr.recommender import Recommender
 from recblr.training.config import TrainConfig

@@ -3,42 +3,40 @@
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from functools import cached_property
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from recblr import artifact, memory_search
+from recblr import artifact, memory_search, updating
 from recblr import memory as transitions
-from recblr.config import build, did_you_mean
 from recblr.data import open_log, open_with_items
 from recblr.data.batches import PackedBatch
+from recblr.data.columns import Columns
+from recblr.data.merge import Added
 from recblr.data.sequences import Part, Sequences, index_in
-from recblr.data.vocabulary import Id, Vocabulary, as_ids
+from recblr.data.vocabulary import Id, as_ids
 from recblr.device import find_device
 from recblr.errors import InputError, NotFittedError
-from recblr.evaluation.ranking import Evaluation, evaluate
-from recblr.files import check_absent, exclusive_lock, write_errors
+from recblr.evaluation.evaluate import Evaluation, evaluate
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice
 from recblr.models import create_model, find_model
 from recblr.models.model import Model
 from recblr.ops import cpu
 from recblr.progress import progress
-from recblr.recommending import Audience, BatchRecommender, Selection, Unknown, content_key
-from recblr.renamed import current_settings
-from recblr.sizing import by_size
+from recblr.recommending import Audience, BatchRecommender, Selection, Unknown
+from recblr.similar import Similarity, similar_items
+from recblr.sizing import SECTIONS, build_settings, by_size
 from recblr.training.checkpoint import Trained
 from recblr.training.config import TrainConfig
+from recblr.training.run_folder import REFIT, check_run, copy_logs, locked_run
+from recblr.training.stage import Stage, describe, expect_held_out
 from recblr.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import polars as pl
-
-SECTIONS = ("model", "train", "memory")  # of settings
 
 
 class Recommender:
@@ -57,7 +55,9 @@ class Recommender:
         trained: how training ended.
         memory: the fitted memory of transitions; None if it is not enabled.
         memory_choice: the trials that chose the settings of the memory; None without a memory.
-        measured: evaluations on the test part as JSON values; they are saved in the artifact.
+        measured: evaluations on the test part as JSON values; they are saved in the artifact, and those
+            of before a refit or an update are kept.
+        stages: how the weights came about; the last one says what they were trained on.
 
     Raises:
         InputError: the model, a setting or the device is unknown.
@@ -66,17 +66,14 @@ class Recommender:
     data: Sequences
     network: Model
     trained: Trained
+    stages: list[Stage]
     memory: Memory | None = None
     memory_choice: Choice | None = None
 
     def __init__(
-        self,
-        model: str = "recblr",
-        config: Any = None,
-        training: TrainConfig | None = None,
-        memory_config: MemoryConfig | None = None,
-        device: str | torch.device = "auto",
-    ) -> None:
+        self, model: str = "recblr", config: Any = None, training: TrainConfig | None = None,
+        memory_config: MemoryConfig | None = None, device: str | torch.device = "auto",
+    ) -> None:  # fmt: skip
         self.model = model
         cls, kind = find_model(model)
         for name, value, expected in (
@@ -88,10 +85,8 @@ class Recommender:
                 raise InputError(f"{name} of {model} must be a {expected.__name__}, not {value!r}")
         # The sections that fit() chooses by the size of the log, with the values given for them.
         self._by_size: dict[str, Mapping[str, Any]] = {
-            section: {}
-            for section, given in zip(SECTIONS, (config, training), strict=False)
-            if given is None
-        }
+            section: {} for section, given in (("model", config), ("train", training)) if given is None
+        }  # fmt: skip
         self.config = config or kind()
         self.memory_config = memory_config or MemoryConfig()
         self.training = training or TrainConfig(**cls.recipe)
@@ -109,17 +104,7 @@ class Recommender:
         Raises:
             InputError: a section, a setting or its value is wrong.
         """
-        for section in settings:
-            if section not in SECTIONS:
-                raise InputError(
-                    f"no such section of settings: {section}{did_you_mean(section, SECTIONS)}"
-                )
-        settings = {name: current_settings(name, values) for name, values in settings.items()}
-        cls, kind = find_model(model)
-        config = build(kind, settings.get("model", {}), "model")
-        training = build(TrainConfig, {**cls.recipe, **settings.get("train", {})}, "train")
-        memory_config = build(MemoryConfig, settings.get("memory", {}), "memory")
-        recommender = Recommender(model, config, training, memory_config, device)
+        recommender = Recommender(model, *build_settings(model, settings), device)
         if by_size:
             recommender._by_size = {name: settings.get(name, {}) for name in ("model", "train")}
         return recommender
@@ -132,8 +117,8 @@ class Recommender:
 
     def fit(
         self, log: Any, *, core: int | None = None, split: str | None = None,
-        columns: Mapping[str, str] | None = None, out: str | Path | None = None,
-        resume: bool = False, overwrite: bool = False,
+        columns: Columns | None = None, out: str | Path | None = None,
+        refit: bool = False, resume: bool = False, overwrite: bool = False,
     ) -> "Recommender":  # fmt: skip
         """Train on the training part of a log, with early stopping on its validation part.
 
@@ -141,6 +126,7 @@ class Recommender:
             log: a log as for :func:`recblr.open_log`, as are ``core``, ``split`` and ``columns``.
             out: evaluate the model on the test part and save it to this folder. During training, the
                 run log and the checkpoint are in ``<out>.training``.
+            refit: after the evaluation, :meth:`refit` the model on all events.
             resume: continue from the checkpoint of an earlier run with the same ``out``.
             overwrite: replace the model in ``out``.
 
@@ -152,42 +138,33 @@ class Recommender:
             if resume or overwrite:
                 raise InputError("resume and overwrite need a folder; give out")
             with tempfile.TemporaryDirectory() as temporary:
-                return self._fit(open_log(log, core, split, columns), Path(temporary), False)
+                self._fit(open_log(log, core, split, columns), Path(temporary), False)
+            return self.refit() if refit else self
         out = Path(out)
-        check_absent(out, overwrite or resume, artifact.MARKER)
-        work = out.with_name(f"{out.name}.training")
-        unfinished = (work / "checkpoint.safetensors").exists()
-        if resume and not unfinished:
-            raise InputError(f"nothing to resume: {work} holds no checkpoint; leave out --resume")
-        if unfinished and not resume and not overwrite:
-            raise InputError(
-                f"{work} holds an unfinished run; pass --resume to go on or --overwrite to drop it"
-            )
+        work = check_run(out, resume, overwrite, artifact.MARKER)
         data = open_log(log, core, split, columns)
         data.expect_targets("validation", "test")
-        with write_errors(work):
-            work.mkdir(exist_ok=True)
-        with exclusive_lock(work):
-            if not resume:
-                for name in ("checkpoint.safetensors", "run.jsonl"):
-                    (work / name).unlink(missing_ok=True)
+        with locked_run(work, resume):
             self._fit(data, work, resume)
             self.evaluate()
+            if refit and self.trained.ended != "interrupted":
+                self._adopt(updating.refit(self._contents, work / REFIT, resume))
             self.save(out, overwrite=True)
-            shutil.copy(work / "run.jsonl", out)
+            copy_logs(work, out)
         if self.trained.ended != "interrupted":
             shutil.rmtree(work)
         return self
 
-    def _fit(self, data: Sequences, folder: Path, resume: bool) -> "Recommender":
+    def _fit(self, data: Sequences, folder: Path, resume: bool) -> None:
         data.expect_targets("validation")
         if self.device.type == "cpu":
             cpu.warn_if_missing()
         self.data, self.measured = data, []
-        for vocabulary in ("_users", "_items"):  # cached for an earlier log
-            self.__dict__.pop(vocabulary, None)
-        if self._by_size:
-            self._choose_settings(data)
+        if self._by_size:  # choose the settings that were not given
+            settings = by_size(data, self.model, self._by_size, self.memory_config.enabled)
+            config, training, _ = build_settings(self.model, settings)
+            self.config = config if "model" in self._by_size else self.config
+            self.training = training if "train" in self._by_size else self.training
         torch.manual_seed(self.training.seed)
         network = create_model(
             self.model, self.config, items=len(data.item_ids), users=data.users,
@@ -195,22 +172,16 @@ class Recommender:
         )  # fmt: skip
         self.network = network.to(self.device)
         self.trained = Trainer(self.network, data, self.training).train(folder, resume)
+        self.stages = [Stage.of("fit", data, None, self.trained.seconds)]
         self.fit_memory(self.memory_config)
-        return self
-
-    def _choose_settings(self, data: Sequences) -> None:
-        """Choose the settings that were not given by the size of the log."""
-        settings = by_size(data, self.model, self._by_size, self.memory_config.enabled)
-        if "model" in self._by_size:
-            self.config = build(find_model(self.model)[1], settings["model"], "model")
-        if "train" in self._by_size:
-            self.training = build(TrainConfig, settings["train"], "train")
 
     def fit_memory(self, config: MemoryConfig) -> None:
         """Fit the memory of transitions on the training part, and choose its settings on validation.
 
         The trained model does not change.
         """
+        if not isinstance(config, MemoryConfig):
+            raise InputError(f"fit_memory takes a MemoryConfig, not {config!r}")
         self.memory_config, self.memory, self.memory_choice = config, None, None
         if config.enabled:
             self.memory, self.memory_choice = memory_search.choose(
@@ -218,15 +189,53 @@ class Recommender:
                 self.training.max_length,
             )  # fmt: skip
 
+    def refit(self) -> "Recommender":
+        """Train new weights on all events, for as many updates as the best epoch of :meth:`fit` took.
+
+        Settings and seed stay, as do the numbers of the memory, which counts all events. ``measured``
+        keeps the evaluations of before; the new weights cannot be measured on their own log.
+
+        Raises:
+            InputError: the model is refitted or updated already.
+            DivergedError: the loss is not finite.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self._adopt(updating.refit(self._contents, Path(folder)))
+        return self
+
+    def update(
+        self, log: Any, *, memory_only: bool = False, columns: Columns | None = None
+    ) -> Added:
+        """Add the events of a new log, with its new users and items; return how much was added.
+
+        Events that the log of the model has already are left out. The memory counts the new events, and
+        the weights are trained on them and on a sample of older ones: see docs/fresh.md.
+
+        Args:
+            log: as for :func:`recblr.read_log`, as are ``columns``.
+            memory_only: do not train; the weights see the events at the next update.
+
+        Raises:
+            InputError: the log cannot be read, does not fit that of the model, or has no new event.
+            DivergedError: the loss is not finite.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            contents, added = updating.update(
+                self._contents, log, Path(folder), memory_only, columns
+            )
+        self._adopt(contents)
+        return added
+
     def score(self, batch: PackedBatch) -> torch.Tensor:
         """Scores (B, V) of the model and the memory together, as in :meth:`Model.score`."""
         scores = self.network.score(batch)
         return scores if self.memory is None else self.memory.add_to(scores, batch)
 
     def evaluate(
-        self, log: Any = None, part: Part = "test", columns: Mapping[str, str] | None = None
-    ) -> list[Evaluation]:
-        """Measure the metrics of ``part`` under both protocols.
+        self, log: Any = None, part: Part = "test", columns: Columns | None = None, *,
+        k: Any = (10, 20), baselines: Any = (), lists: bool = False, slice_by: Any = (),
+    ) -> list[Evaluation]:  # fmt: skip
+        """The evaluations of ``part`` under both protocols, "unmasked" and "masked".
 
         Args:
             log: another log instead of the fitted one, with the same core and split. Unknown items are
@@ -234,9 +243,7 @@ class Recommender:
                 without a known item before. ``Evaluation.population`` has the numbers.
             part: "validation" or "test".
             columns: our column names to those of ``log``.
-
-        Returns:
-            The evaluations under "unmasked" and "masked".
+            k, baselines, lists, slice_by: as in :func:`recblr.evaluation.evaluate.evaluate`.
 
         Raises:
             InputError: the log cannot be read, or the model knows none of its items.
@@ -245,7 +252,9 @@ class Recommender:
         data, score = self.data, self.score
         if log is None and columns is not None:
             raise InputError("columns need a log; give the log as well")
-        if log is not None:
+        if log is None:
+            expect_held_out(self.stages)
+        else:
             data = open_with_items(log, data, part, columns)
             known_users = torch.from_numpy(index_in(data.user_ids, self.data.user_ids))
 
@@ -253,7 +262,8 @@ class Recommender:
                 assert batch.users is not None
                 return self.score(replace(batch, users=known_users[batch.users]))
 
-        measured = evaluate(score, data, self.training.max_length, part)
+        length, vectors = self.training.max_length, self.network.item_embeddings.detach()
+        measured = evaluate(score, data, length, part, k, baselines, lists, vectors, slice_by)
         if log is None and part == "test":
             self.measured = [evaluation.to_json() for evaluation in measured]
         return measured
@@ -292,11 +302,12 @@ class Recommender:
 
         if (users is None) == (histories is None):
             raise InputError("give either users or histories")
-        selection = Selection.from_ids(self._items, k, allow, deny, hide_seen, unknown)
+        items = self.data.item_vocabulary
+        selection = Selection.from_ids(items, k, allow, deny, hide_seen, unknown)
         if users is not None:
-            audience = Audience.of_users(self.data, self._users, users, unknown)
+            audience = Audience.of_users(self.data, users, unknown)
         else:
-            audience = Audience.of_histories(self._items, histories, unknown)
+            audience = Audience.of_histories(items, histories, unknown)
         with progress("recommending", len(audience.ids)) as advance:
             table = self._batches.table(audience, selection, advance)
         audience.warn_if_unserved(table)
@@ -316,16 +327,14 @@ class Recommender:
         Raises:
             InputError: as in :meth:`recommend`, or ``out`` cannot be written.
         """
-        selection = Selection.from_ids(self._items, k, allow, deny, hide_seen, unknown)
-        settings = (
-            self.model, self.settings, self.data.fingerprint, selection.k, selection.hide_seen
-        )  # fmt: skip
-        weights = [tensor.cpu().numpy() for tensor in self.network.state_dict().values()]
-        arrays = [selection.excluded, *weights]
-        if (memory := self.memory) is not None:
-            numbers = np.array([memory.weight, memory.scale, memory.repeat])
-            arrays += [numbers, memory.matrix.indices, memory.matrix.data]
-        self._batches.write_all(Path(out), content_key(settings, arrays), selection)
+        selection = Selection.from_ids(
+            self.data.item_vocabulary, k, allow, deny, hide_seen, unknown
+        )
+        self._batches.write_all(Path(out), self._contents, selection)
+
+    def similar_items(self, items: Any, k: Any = 10, by: Similarity = "model") -> "pl.DataFrame":
+        """The items most similar to each of ``items``, as :func:`recblr.similar.similar_items`."""
+        return similar_items(self._contents, items, k, by)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the artifact, a folder with the model and the histories, complete or not at all.
@@ -333,30 +342,34 @@ class Recommender:
         Raises:
             InputError: the folder exists, unless it is an artifact and ``overwrite`` is true.
         """
-        contents = artifact.Artifact(
-            self.model, self.config, self.training, self.data, self.network, self.trained,
-            self.measured, self.memory_config, self.memory, self.memory_choice,
-        )  # fmt: skip
-        artifact.save(contents, Path(folder), overwrite)
+        artifact.save(self._contents, Path(folder), overwrite)
 
     def user_ids(self, texts: Any) -> list[Id]:
         """The ids of users that texts stand for, such as on a command line.
 
         If the log's ids are whole numbers, "7" becomes 7; other texts, such as "07", stay unknown ids.
         """
-        return [self._users.from_text(str(text)) for text in as_ids(texts, "texts")]
+        return [self.data.user_vocabulary.from_text(str(text)) for text in as_ids(texts, "texts")]
 
     def item_ids(self, texts: Any) -> list[Id]:
         """The ids of items that texts stand for, as for :meth:`user_ids`."""
-        return [self._items.from_text(str(text)) for text in as_ids(texts, "texts")]
+        return [self.data.item_vocabulary.from_text(str(text)) for text in as_ids(texts, "texts")]
 
     def __repr__(self) -> str:
         if "trained" not in self.__dict__:
             return f"Recommender({self.model!r}, not fitted, {self.device})"
         return (
             f"Recommender({self.model!r}, {self.data.users:,} users, {len(self.data.item_ids):,} "
-            f"items, epoch {self.trained.best_epoch}, {self.device})"
+            f"items, epoch {self.trained.best_epoch}, {describe(self.stages)}, {self.device})"
         )
+
+    @property
+    def _contents(self) -> artifact.Artifact:
+        return artifact.Artifact(*(getattr(self, f.name) for f in fields(artifact.Artifact)))
+
+    def _adopt(self, contents: artifact.Artifact) -> None:
+        """Take over all attributes of an artifact; they have the same names."""
+        vars(self).update(vars(contents), network=contents.network.to(self.device))
 
     @property
     def _batches(self) -> BatchRecommender:
@@ -367,14 +380,6 @@ class Recommender:
         if name in ("data", "network", "trained") or hasattr(type(self), name):
             raise NotFittedError("this recommender is not fitted; call fit, or load a saved one")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    @cached_property
-    def _users(self) -> Vocabulary:
-        return Vocabulary(self.data.user_ids, "user")
-
-    @cached_property
-    def _items(self) -> Vocabulary:
-        return Vocabulary(self.data.item_ids, "item")
 
 
 def load(folder: str | Path, device: str | torch.device = "auto") -> Recommender:
@@ -388,7 +393,5 @@ def load(folder: str | Path, device: str | torch.device = "auto") -> Recommender
     recommender = Recommender(
         contents.model, contents.config, contents.training, contents.memory_config, device
     )
-    recommender.memory, recommender.memory_choice = contents.memory, contents.memory_choice
-    recommender.data, recommender.network = contents.data, contents.network.to(recommender.device)
-    recommender.trained, recommender.measured = contents.trained, contents.measured
+    recommender._adopt(contents)
     return recommender

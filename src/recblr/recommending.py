@@ -7,8 +7,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from recblr.artifact import Artifact
 from recblr.config import check_value
 from recblr.data.batches import PackedBatch, pack_latest
 from recblr.data.sequences import Sequences
@@ -100,8 +100,9 @@ class Audience:
     histories: list[np.ndarray]
 
     @staticmethod
-    def of_users(data: Sequences, known: Vocabulary, users: Any, unknown: Unknown) -> "Audience":
+    def of_users(data: Sequences, users: Any, unknown: Unknown) -> "Audience":
         """Users of the log by their ids; arguments as for :meth:`Recommender.recommend`."""
+        known = data.user_vocabulary
         names = as_ids(users, "users")
         rows = known.rows(names)
         missing = [name for name, row in zip(names, rows, strict=True) if row < 0]
@@ -230,7 +231,7 @@ class BatchRecommender:
             }
         )
 
-    def write_all(self, out: Path, key: str, selection: Selection) -> None:
+    def write_all(self, out: Path, model: Artifact, selection: Selection) -> None:
         """Write :meth:`table` for every user of the log to a Parquet file.
 
         Finished parts are kept in ``<out>.parts`` until the file is complete, so that a repeated call
@@ -238,14 +239,14 @@ class BatchRecommender:
 
         Args:
             out: the file.
-            key: the :func:`content_key` of model, log and arguments; parts of another are not used.
+            model: what scores; finished parts of another model are not used.
             selection: which items to recommend.
 
         Raises:
             InputError: the file cannot be written, or another process is writing it.
         """
         check_writable(out)
-        parts = Parts(out, f"{key}:{self.block}")
+        parts = Parts(out, f"{_content_key(model, selection)}:{self.block}")
         offsets, users = self.data.offsets, self.data.users
         size = max(1, _PART_USERS // self.block) * self.block
         firsts = range(0, users, size)
@@ -283,8 +284,17 @@ class BatchRecommender:
         return replace(batch, users=torch.from_numpy(users))
 
 
-def content_key(settings: object, arrays: Iterable[np.ndarray]) -> str:
-    """A hash of settings as JSON values and of arrays."""
+def _content_key(model: Artifact, selection: Selection) -> str:
+    """A hash of a model, its log and a selection."""
+    configs = (model.config, model.training, model.memory_config)
+    settings = (
+        model.model, *map(asdict, configs), model.data.fingerprint, selection.k, selection.hide_seen
+    )  # fmt: skip
+    weights = [tensor.cpu().numpy() for tensor in model.network.state_dict().values()]
+    arrays = [selection.excluded, *weights]
+    if (memory := model.memory) is not None:
+        numbers = np.array([memory.weight, memory.scale, memory.repeat])
+        arrays += [numbers, memory.matrix.indices, memory.matrix.data]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for array in arrays:
         digest.update(array.tobytes())

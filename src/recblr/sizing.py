@@ -1,4 +1,6 @@
-"""Settings for an untuned log, by its size. docs/experiments.md describes how they were chosen.
+"""Build settings, and choose those of an untuned log by its size.
+
+docs/experiments.md describes how they were chosen.
 
 With few events per item a model overfits sooner, so it gets more dropout and label smoothing. With many
 events per item the model is wider; and if no user has an item twice, the loss leaves out seen items, as
@@ -11,13 +13,41 @@ from typing import Any
 
 import numpy as np
 
+from recblr.config import build, did_you_mean
 from recblr.data.sequences import Sequences
+from recblr.errors import InputError
+from recblr.memory import MemoryConfig
 from recblr.models import find_model
 from recblr.presets import for_model
 from recblr.progress import report
+from recblr.renamed import current_settings
+from recblr.training.config import TrainConfig
 
+SECTIONS = ("model", "train", "memory")  # of settings
 SPARSE, DENSE = 20, 200  # training events per item
 DROPOUT = (0.5, 0.25)  # of a sparse and a dense log, with logarithmic interpolation
+
+
+def build_settings(
+    model: str, settings: Mapping[str, Mapping[str, Any]]
+) -> tuple[Any, TrainConfig, MemoryConfig]:
+    """The configurations of a model, of training and of the memory from settings by section.
+
+    Raises:
+        InputError: a section, a setting or its value is wrong.
+    """
+    for section in settings:
+        if section not in SECTIONS:
+            raise InputError(
+                f"no such section of settings: {section}{did_you_mean(section, SECTIONS)}"
+            )
+    settings = {name: current_settings(name, values) for name, values in settings.items()}
+    cls, kind = find_model(model)
+    return (
+        build(kind, settings.get("model", {}), "model"),
+        build(TrainConfig, {**cls.recipe, **settings.get("train", {})}, "train"),
+        build(MemoryConfig, settings.get("memory", {}), "memory"),
+    )
 
 
 def by_size(

@@ -19,7 +19,7 @@ from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.ops.cross_entropy import cross_entropy
 from recblr.training.checkpoint import Trained
 from recblr.training.config import TrainConfig
-from recblr.training.examples import EXAMPLES
+from recblr.training.examples import EXAMPLES, training_histories
 from recblr.training.examples import training_batches as batches
 from recblr.training.step import TrainingStep
 from recblr.training.trainer import Trainer
@@ -113,7 +113,7 @@ def train(
 
 def epoch_spans(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
     return EXAMPLES[config.examples if config.examples != "auto" else "all-positions"](
-        data, config, epoch
+        training_histories(data), config, epoch
     )
 
 

@@ -18,7 +18,7 @@ from recblr.ops.cross_entropy import cross_entropy
 from recblr.progress import progress
 from recblr.timing import seconds
 from recblr.training.config import TrainConfig
-from recblr.training.examples import all_positions, training_batches
+from recblr.training.examples import all_positions, training_batches, training_histories
 from recblr.training.step import autocast
 
 Loss = Callable[[PackedBatch], Tensor]
@@ -48,7 +48,7 @@ def time_padded(
     model = RecBLR(len(data.item_ids), RecBLRConfig()).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     config = TrainConfig(window=max_length, batch_size=batch_size)
-    spans = all_positions(data, config, 0)
+    spans = all_positions(training_histories(data), config, 0)
     starts, stops = spans[0]
     _check_losses(model, pack(data.items, starts[:40], stops[:40], "all"))
 

@@ -178,9 +178,11 @@ def bench_update(
     """Compare an update by a tenth of a log with training anew."""
     from recblr.benchmark.update import time_updates
     from recblr.config import apply_settings
+    from recblr.data.datasets import DATASETS, load_dataset
     from recblr.data.log import read_log
 
-    result = time_updates(read_log(log), apply_settings({}, settings), known, device)
+    source = load_dataset(log) if log in DATASETS else read_log(log)
+    result = time_updates(source, apply_settings({}, settings), known, device)
     if as_json:
         options = [f"--known {number}" for number in known] + [f"--set {text}" for text in settings]
         _print_measured(" ".join(["update", log, *options]), device, result)

@@ -83,10 +83,23 @@ def read_source(
 
 def read_seeds(text: str) -> tuple[int, ...]:
     """Seeds from a comma-separated list of whole numbers."""
+    return read_numbers(text, "--seeds", "0,1,2")
+
+
+def read_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+    """A comma-separated list of whole numbers."""
     try:
-        return tuple(int(seed) for seed in text.split(","))
+        return tuple(int(number) for number in text.split(","))
     except ValueError as error:
-        raise InputError(f"--seeds {text}: write whole numbers, for example 0,1,2") from error
+        raise InputError(f"{option} {text}: write whole numbers, for example {example}") from error
+
+
+def read_slice(text: str) -> tuple[str, str]:
+    """A file and one of its columns."""
+    file, _, column = text.rpartition(":")
+    if not (file and column):
+        raise InputError(f"--slice {text}: write FILE:COLUMN, for example users.parquet:country")
+    return file, column
 
 
 def print_json(value: Any) -> None:

@@ -46,6 +46,8 @@ def recommend(
     """Recommend items for users of the log or for any history."""
     import recblr
     from recblr.files import check_writable, write_errors
+    from recblr.progress import report
+    from recblr.training.stage import describe_unseen
 
     if (len(user) > 0) + (history is not None) + (users is not None) + everyone != 1:
         raise InputError("give exactly one of --user, --history, --users and --all")
@@ -61,6 +63,8 @@ def recommend(
     }
     names = user if users is None else _read_lines(users)
     recommender = recblr.load(folder, device)
+    if not as_json and (note := describe_unseen(recommender.stages)):
+        report(note)
     items = {
         name: None if texts is None else recommender.item_ids(texts)
         for name, texts in lists.items()

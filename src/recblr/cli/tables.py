@@ -43,11 +43,13 @@ def print_duplicates(summary: dict[str, Any]) -> None:
 
 def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     """Metrics with their intervals beside the baselines, the protocol, and slices of users."""
-    from recblr.evaluation.ranking import Population, Protocol
+    from recblr.evaluation.evaluate import Population, Protocol
+    from recblr.evaluation.metrics import headline
 
     baselines = evaluations[0]["baselines"]
     # Two lines a name, or a terminal of 80 columns cuts the intervals.
-    heads = (name.replace(" ", "\n") for name in baselines)
+    heads = [name.replace(" ", "\n") for name in baselines]
+    hit_rate, ndcg = headline(evaluations[0]["metrics"])
     table = Table("seen", "metric", "model", "95% interval", *heads, box=None)
     for evaluation in evaluations:
         for metric, value in evaluation["metrics"].items():
@@ -59,18 +61,27 @@ def print_evaluations(evaluations: list[dict[str, Any]]) -> None:
     show(table)
     for evaluation in evaluations:
         for name, metrics in evaluation["baselines"].items():
-            if metrics["NDCG@10"] > evaluation["metrics"]["NDCG@10"]:
+            if metrics[ndcg] > evaluation["metrics"][ndcg]:
                 print(
-                    f"the baseline {name} has a higher NDCG@10, {metrics['NDCG@10']:.4f} "
+                    f"the baseline {name} has a higher {ndcg}, {metrics[ndcg]:.4f} "
                     f"({evaluation['protocol']['seen']})"
                 )
     print(f"protocol: {Protocol(**evaluations[0]['protocol'])}")
     if others := str(Population(**evaluations[0]["population"])):
         print(f"users: {others}")
-    slices = Table("slice (masked)", "users", "HR@10", "NDCG@10", box=None)
+    slices = Table("slice (masked)", "users", hit_rate, ndcg, box=None)
     for name, row in evaluations[1]["slices"].items():
-        slices.add_row(name, f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
+        slices.add_row(name, f"{row['users']:,}", f"{row[hit_rate]:.4f}", f"{row[ndcg]:.4f}")
     show(slices)
+    if evaluations[0].get("lists"):  # measured only if asked for
+        lists = Table("seen", "of the lists", "model", *heads, box=None)
+        for evaluation in evaluations:
+            for metric in evaluation["lists"]["model"]:
+                values = (row[metric] for row in evaluation["lists"].values())
+                lists.add_row(
+                    evaluation["protocol"]["seen"], metric, *(f"{value:.4f}" for value in values)
+                )
+        show(lists)
 
 
 def print_memory(choice: "Choice") -> None:
@@ -145,6 +156,15 @@ def print_recommendations(frame: "pl.DataFrame") -> None:
     for row in frame.iter_rows(named=True):
         user, item = Text(str(row["user_id"])), Text(str(row["item_id"]))
         table.add_row(user, str(row["rank"]), item, f"{row['score']:.3f}")
+    show(table)
+
+
+def print_similar(frame: "pl.DataFrame") -> None:
+    """Similar items, one a row."""
+    table = Table("item_id", "rank", "similar_item_id", "score", box=None)
+    for row in frame.iter_rows(named=True):
+        item, similar = Text(str(row["item_id"])), Text(str(row["similar_item_id"]))
+        table.add_row(item, str(row["rank"]), similar, f"{row['score']:.3f}")
     show(table)
 
 

@@ -22,6 +22,7 @@ short ones included, when it appends the [mask]; this file does not.
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class BERT4Rec(Model):
 
     examples = ("cloze", "prefixes")
     needs = ("max_length",)
+    item_tables = MappingProxyType({"embedding.weight": 0, "bias": 0})
 
     def __init__(self, items: int, config: BERT4RecConfig, max_length: int) -> None:
         super().__init__(items, config)

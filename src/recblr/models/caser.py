@@ -55,6 +55,8 @@ class Caser(Model):
 
     needs = ("users",)
     recipe = MappingProxyType({"weight_decay": 1e-5})
+    item_tables = MappingProxyType({"embedding.weight": 1, "out.weight": 0, "bias": 0})
+    user_tables = MappingProxyType({"user.weight": 1})
 
     def __init__(self, items: int, config: CaserConfig, users: int) -> None:
         super().__init__(items, config)

@@ -9,6 +9,7 @@ log has the vector 0, and only the Markov chain remains.
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class FPMC(Model):
     v^IL)."""
 
     needs = ("users",)
+    item_tables = MappingProxyType({"user_item.weight": 0, "last.weight": 0, "last_item.weight": 0})
+    user_tables = MappingProxyType({"user.weight": 1})
 
     def __init__(self, items: int, config: FPMCConfig, users: int) -> None:
         super().__init__(items, config)

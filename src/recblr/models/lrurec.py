@@ -18,6 +18,7 @@ histories and computes the recurrence in real numbers.
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,8 @@ class LRURecConfig:
 
 class LRURec(RecurrentModel):
     """Embedding (7), recurrent layers, prediction by the tied embedding and a bias (10)."""
+
+    item_tables = MappingProxyType({"embedding.weight": 0, "bias": 0})
 
     def __init__(self, items: int, config: LRURecConfig) -> None:
         super().__init__(items, config)

@@ -39,6 +39,9 @@ class Model(nn.Module):
     # Whether no shape in a training step depends on the items, so a CUDA graph can replay the step. Its
     # batches then contain empty histories.
     graph_capturable: ClassVar[bool] = False
+    # The parameters with a row for each item, or each user, and the number of rows before the first.
+    item_tables: ClassVar[Mapping[str, int]] = MappingProxyType({"embedding.weight": 0})
+    user_tables: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     def __init__(self, items: int, config: Any) -> None:
         super().__init__()

@@ -35,6 +35,13 @@ class Trained:
     seconds: float = 0.0
     ended: Literal["", "converged", "epochs", "interrupted"] = ""
 
+    def __repr__(self) -> str:
+        ndcg = "" if self.validation is None else f", NDCG@10 {self.validation['NDCG@10']:.4f}"
+        return (
+            f"Trained(best epoch {self.best_epoch} of {self.epoch}{ndcg}, {self.seconds:,.0f} s, "
+            f"{self.ended or 'not ended'})"
+        )
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -74,6 +81,10 @@ class Checkpoint:
         save_file(tensors, temporary, {"about": json.dumps(metadata)})
         os.replace(temporary, path)
 
+    def exists(self, folder: Path) -> bool:
+        """Whether there is a checkpoint to load."""
+        return (folder / CHECKPOINT).exists()
+
     def load(self, folder: Path) -> tuple[Trained, dict[str, Tensor]]:
         """Restore the weights and the optimiser; return the state of the run and its best weights.
 
@@ -95,7 +106,7 @@ class Checkpoint:
             if not difference:
                 self.model.load_state_dict(parts.pop("model"))
                 self.average.load_state_dict(parts.pop("average"))
-                best = parts.pop("best")
+                best = parts.pop("best", {})  # absent without validation
                 for name, parameter in self.model.named_parameters():
                     self.optimizer.state[parameter] = {
                         key: tensors[name].to(parameter.device) for key, tensors in parts.items()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from recblr.config import check, expect_sizes
+from recblr.config import changed_settings, check, expect_sizes
 from recblr.errors import InputError
 from recblr.models.model import Model, RecurrentModel
 
@@ -12,6 +12,8 @@ from recblr.models.model import Model, RecurrentModel
 @dataclass(frozen=True)
 class TrainConfig:
     """The settings of training; the defaults suit an untuned log."""
+
+    __repr__ = changed_settings
 
     # Predict at every position in one causal pass; from every prefix as a separate sample (as in the
     # paper; about a hundred times the work on long histories); or masked items of a history (cloze).

@@ -1,6 +1,6 @@
 """The examples of an epoch: the parts of the histories in each batch.
 
-Axes: U users.
+Axes: U users, H histories to train on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,38 +20,65 @@ _CLOZE_PASSES = 5  # over the log per epoch: each pass masks about a fifth of th
 _ROWS_AT_ONCE = 1 << 18  # events that are packed at a time, for several batches
 
 
-def all_positions(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
+# Each takes the histories, their first rows (H,) and the rows after their last (H,).
+def all_positions(histories: Spans, config: TrainConfig, epoch: int) -> list[Spans]:
     """Predict every event except the first of each history once, from all earlier events."""
     rng = np.random.default_rng([config.seed, epoch])
-    return _windows(data, config, epoch, rng)
+    return _windows(histories, config, epoch, rng)
 
 
-def prefixes(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
+def prefixes(histories: Spans, config: TrainConfig, epoch: int) -> list[Spans]:
     """Every prefix of a history is a sample that predicts the next event."""
     rng = np.random.default_rng([config.seed, epoch])
-    begins, ends = data.offsets[:-1], data.split.train_end
-    return batches.prefixes(begins, ends, config.max_length, config.batch_size, rng)
+    return batches.prefixes(*histories, config.max_length, config.batch_size, rng)
 
 
-def cloze(data: Sequences, config: TrainConfig, epoch: int) -> list[Spans]:
+def cloze(histories: Spans, config: TrainConfig, epoch: int) -> list[Spans]:
     """Whole histories, several times per epoch; the model masks some items and predicts them."""
     rng = np.random.default_rng([config.seed, epoch])
     passes = range(epoch * _CLOZE_PASSES, (epoch + 1) * _CLOZE_PASSES)
-    return [spans for number in passes for spans in _windows(data, config, number, rng)]
+    return [spans for number in passes for spans in _windows(histories, config, number, rng)]
 
 
 def _windows(
-    data: Sequences, config: TrainConfig, epoch: int, rng: np.random.Generator
+    histories: Spans, config: TrainConfig, epoch: int, rng: np.random.Generator
 ) -> list[Spans]:
-    begins, ends = data.offsets[:-1], data.split.train_end
-    return batches.all_positions(begins, ends, config.window, config.batch_size, epoch, rng)
+    return batches.all_positions(*histories, config.window, config.batch_size, epoch, rng)
 
 
-EXAMPLES: dict[str, Callable[[Sequences, TrainConfig, int], list[Spans]]] = {
+EXAMPLES: dict[str, Callable[[Spans, TrainConfig, int], list[Spans]]] = {
     "all-positions": all_positions,
     "prefixes": prefixes,
     "cloze": cloze,
 }
+
+
+def training_histories(data: Sequences) -> Spans:
+    """The training part of every history."""
+    return data.offsets[:-1], data.split.train_end
+
+
+def new_and_old_histories(
+    data: Sequences, max_length: int, replay: float, seed: int, epoch: int
+) -> Spans:  # fmt: skip
+    """The histories that have events after their training part, and a sample of the others.
+
+    A history with new events begins ``max_length`` events before them. These older events are trained
+    on again, too. Others are added at random, until there are ``replay`` older events for each new one.
+    """
+    begins, old_ends, ends = data.offsets[:-1], data.split.train_end, data.offsets[1:]
+    fresh = np.flatnonzero(old_ends < ends)
+    others = np.flatnonzero((old_ends == ends) & (ends - begins > 1))
+    starts = np.maximum(begins, old_ends - max_length)
+    older = (old_ends - starts)[fresh].sum()
+    wanted = replay * (ends - old_ends).sum() - older
+    others = np.random.default_rng([seed, epoch]).permutation(others)
+    sizes = (ends - begins)[others]
+    others = others[: np.searchsorted(np.cumsum(sizes) - sizes, wanted)]
+    return (
+        np.concatenate([starts[fresh], begins[others]]),
+        np.concatenate([ends[fresh], ends[others]]),
+    )  # fmt: skip
 
 
 def training_batches(

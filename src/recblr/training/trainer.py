@@ -4,7 +4,7 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from recblr.progress import progress, report
 from recblr.training.checkpoint import Checkpoint, Trained
 from recblr.training.config import TrainConfig, resolve
 from recblr.training.cuda_graph import has_fixed_shapes
-from recblr.training.examples import EXAMPLES, training_batches
+from recblr.training.examples import EXAMPLES, training_batches, training_histories
 from recblr.training.step import TrainingStep, learning_rate
 
 
@@ -36,6 +36,7 @@ class Trainer:
         model: a model of the items of ``data``, on the device to train on.
         data: the log, split.
         config: the training settings.
+        histories: the histories of an epoch, counted from 0; by default the training part.
 
     Attributes:
         config: the training settings, resolved for the model.
@@ -46,9 +47,13 @@ class Trainer:
         InputError: the model does not support a setting.
     """
 
-    def __init__(self, model: Model, data: Sequences, config: TrainConfig) -> None:
+    def __init__(
+        self, model: Model, data: Sequences, config: TrainConfig,
+        histories: Callable[[int], Spans] | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.data = model, data
         self.config = _with_usable_protocol(resolve(config, model), data)
+        self._histories = histories or (lambda epoch: training_histories(data))
         self.average = copy.deepcopy(model)
         self._training_step = TrainingStep(model, self.average, self.config)
         self.loss = self._training_step.loss
@@ -79,7 +84,10 @@ class Trainer:
         _log(folder, event, config=asdict(config), data=self.data.fingerprint)
         try:
             while run.epoch < config.epochs and run.epoch - run.best_epoch < config.patience:
-                loss, targets = self._train_epoch(run.epoch)
+                spans = self.spans(run.epoch)
+                loss, targets = self._train_epoch(
+                    run.epoch, spans, run.epoch * len(spans), len(spans)
+                )
                 protocols = validate(self.average, self.data, config)
                 validation = protocols[config.selection_protocol]
                 seconds = time.perf_counter() - started
@@ -94,24 +102,68 @@ class Trainer:
             if not best:
                 raise
             run = replace(run, ended="interrupted")
-        optimizer.zero_grad()  # frees the gradients, also those of CUDA graphs
-        self.model.load_state_dict(best)
-        self.model.eval()
+        self._finish(best)
         _log(folder, "end", **asdict(run))
         return run
 
-    def _train_epoch(self, epoch: int) -> tuple[float, int]:
-        """Train one epoch, counted from 0; return its mean loss and the number of targets."""
+    def train_without_validation(
+        self, folder: Path, updates: int, per_epoch: int, resume: bool = False
+    ) -> Trained:
+        """Train the model in place for a number of updates; it ends with the average of the weights.
+
+        Args:
+            folder: the folder of run.jsonl and of the checkpoint; created if missing.
+            updates: the number of updates.
+            per_epoch: how many updates are an epoch for the schedule of the learning rate.
+            resume: continue from the checkpoint in ``folder``, if there is one.
+
+        Raises:
+            DivergedError: the loss is not finite.
+            InputError: as in :meth:`train`.
+        """
+        config, optimizer = self.config, self._training_step.optimizer
+        checkpoint = Checkpoint(self.model, self.average, optimizer, config, self.data)
+        folder.mkdir(exist_ok=True)
+        run = checkpoint.load(folder)[0] if resume and checkpoint.exists(folder) else Trained()
+        started = time.perf_counter() - run.seconds
+        done = sum(len(self.spans(epoch)) for epoch in range(run.epoch))
+        _log(folder, "start", config=asdict(config), data=self.data.fingerprint, updates=updates)
+        while spans := self.spans(run.epoch)[: updates - done]:
+            loss, targets = self._train_epoch(run.epoch, spans, done, per_epoch)
+            done += len(spans)
+            run = replace(run, epoch=run.epoch + 1, seconds=time.perf_counter() - started)
+            checkpoint.save(folder, run, {})
+            seconds = round(run.seconds, 2)
+            _log(folder, "epoch", epoch=run.epoch, loss=loss, targets=targets, seconds=seconds)
+            report(f"{done:,} of {updates:,} updates: loss {loss:.4f}, {run.seconds:,.0f} s")
+        run = replace(run, ended="epochs")
+        self._finish(self.average.state_dict())
+        _log(folder, "end", **asdict(run))
+        return run
+
+    def _finish(self, weights: dict[str, Tensor]) -> None:
+        self._training_step.optimizer.zero_grad()  # frees the gradients, also those of CUDA graphs
+        self.model.load_state_dict(weights)
+        self.model.eval()
+
+    def _train_epoch(
+        self, epoch: int, spans: list[Spans], done: int, per_epoch: int
+    ) -> tuple[float, int]:
+        """Train on the batches of an epoch, counted from 0.
+
+        ``done`` updates are done, and ``per_epoch`` updates are an epoch for the learning rate.
+
+        Returns:
+            The mean loss and the number of targets.
+        """
         torch.manual_seed(self.config.seed * 100_003 + epoch)
         self.model.train()
-        spans = self.spans(epoch)
         self.loss.start(epoch + 1)
         loss, note = 0.0, ""
         with progress(f"epoch {epoch + 1}/{self.config.epochs}", len(spans)) as advance:
             for number, (batch, continues) in enumerate(self.batches(spans), 1):
-                self.step(
-                    batch, continues, learning_rate(self.config, epoch, number - 1, len(spans))
-                )
+                place = divmod(done + number - 1, per_epoch)
+                self.step(batch, continues, learning_rate(self.config, *place, per_epoch))
                 measured = self.loss.read(number, last=number == len(spans))
                 if measured is not None:
                     loss, note = measured, f"loss {measured:.4f}"
@@ -120,7 +172,7 @@ class Trainer:
 
     def spans(self, epoch: int) -> list[Spans]:
         """The spans of the batches of an epoch in the log; epochs count from 0."""
-        return EXAMPLES[self.config.examples](self.data, self.config, epoch)
+        return EXAMPLES[self.config.examples](self._histories(epoch), self.config, epoch)
 
     def batches(self, spans: Sequence[Spans]) -> Iterator[tuple[PackedBatch, bool]]:
         """The batches, each with whether its first history continues the last of the previous batch."""

@@ -1,0 +1,126 @@
+"""Checks of an artifact that may come from anywhere, before anything is built from its files."""
+
+import json
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from recblr.data.sequences import Sequences
+from recblr.errors import InputError
+
+MAX_JSON_BYTES = 16_000_000
+MAX_WEIGHT = (
+    1e5  # a trained weight has a size of about 1; larger ones overflow in a product of layers
+)
+MAX_ROWS_PER_BYTE = 8  # of a Parquet file, whose ids all differ
+MAX_VALUES_PER_BYTE = 1000  # … of its lists, which may repeat one value
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """InputError unless each existing file is a regular one, not a link, a pipe or a device."""
+    for name in names:
+        path = folder / name
+        if (path.exists() or path.is_symlink()) and not stat.S_ISREG(path.lstat().st_mode):
+            raise InputError(f"{path} is not a regular file; copy the model with all its files")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of limited size.
+
+    Raises:
+        InputError: the file is too large or nested too deeply.
+        ValueError: it is not JSON.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise InputError(f"{path} has more than {MAX_JSON_BYTES:,} bytes; it is not of a model")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply; it is not of a model") from None
+
+
+def check_format(folder: Path, manifest: Any, known: int) -> None:
+    """InputError unless the manifest has the format ``known``."""
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(found) is int and found > known:
+        raise InputError(
+            f"{folder} is in format {found} of a newer version of recblr; this one reads {known}; "
+            "upgrade recblr"
+        )
+    if type(found) is not int or found != known:
+        raise InputError(
+            f"{folder} is not a whole recblr artifact: manifest.json has no format that recblr knows"
+        )
+
+
+def check_rows(path: Path) -> None:
+    """InputError if a Parquet file would take far more memory than it has bytes."""
+    metadata, size = pq.read_metadata(path), path.stat().st_size
+    values = sum(
+        metadata.row_group(group).column(column).num_values
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    )
+    if metadata.num_rows > MAX_ROWS_PER_BYTE * size or values > MAX_VALUES_PER_BYTE * size:
+        raise InputError(f"{path} has {metadata.num_rows:,} rows in {size:,} bytes; it is damaged")
+
+
+def check_data(folder: Path, data: Sequences) -> None:
+    """InputError unless the histories and the split fit the vocabulary."""
+    users, length = len(data.user_ids), len(data.items)
+    offsets, split = data.offsets, data.split
+    starts, stops = offsets[:-1], offsets[1:]
+    held_out = [split.validation, split.test]
+    fits = (
+        data.user_ids.null_count == data.item_ids.null_count == 0
+        and all(
+            pa.types.is_integer(ids.type) or pa.types.is_string(ids.type)
+            or pa.types.is_large_string(ids.type)
+            for ids in (data.user_ids, data.item_ids)
+        )
+        and len(offsets) == users + 1
+        and all(len(rows) == users for rows in (split.train_end, *held_out))
+        and data.items.dtype.kind in "iu"
+        and (length == 0 or 0 <= data.items.min() <= data.items.max() < len(data.item_ids))
+        and offsets[0] == 0 and offsets[-1] == length and bool(np.all(starts <= stops))
+        and bool(np.all((starts <= split.train_end) & (split.train_end <= stops)))
+        and all(bool(np.all((rows == -1) | ((starts <= rows) & (rows < stops)))) for rows in held_out)
+    )  # fmt: skip
+    if not fits:
+        raise InputError(
+            f"{folder}: the histories do not fit the vocabulary; train the model again"
+        )
+
+
+def check_config(folder: Path, config: object, weights: Mapping[str, Tensor]) -> None:
+    """InputError if the settings ask for more layers than there are weights."""
+    for name in ("layers", "order"):  # the settings that are a number of modules
+        if getattr(config, name, 0) > len(weights):
+            raise InputError(
+                f"{folder}: config.json asks for {name} = {getattr(config, name):,}, but the weights "
+                f"have {len(weights)} arrays; train the model again"
+            )
+
+
+def check_shapes(
+    folder: Path, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> None:
+    """InputError unless weights have the expected names, shapes and types, and sizes of weights."""
+    if {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()} != {
+        name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()
+    }:
+        raise InputError(f"{folder}: the weights do not have the shapes of config.json")
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{folder}: a weight is not finite; train the model again")
+        if tensor.numel() and float(tensor.abs().max()) > MAX_WEIGHT:
+            raise InputError(
+                f"{folder}: a weight of {name} is beyond ±{MAX_WEIGHT:,.0f}; train the model again"
+            )
