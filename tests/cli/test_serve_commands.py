@@ -61,8 +61,8 @@ def test_verify_detects_a_wrong_state(
     events = log.events(user)
     with log.transaction():  # a snapshot after all events, with the vector of another history
         vector = a.fold(a.start[None], [np.array([0])])[0].tobytes()
-        values = (*user, len(events), *events[-1][:2], a.hash, vector)
-        log._do("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        values = (*user, len(events), len(events), *events[-1][:2], a.hash, vector)
+        log._do("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
     log.close()
     capsys.readouterr()
     assert call("verify", models / "a", "--store", store) == 1

@@ -5,7 +5,6 @@ tests delete what is in them.
 """
 
 import copy
-import json
 import os
 import random
 import tempfile
@@ -24,9 +23,8 @@ from filelock import FileLock
 
 from recblr.memory import MemoryConfig
 from recblr.models.model import RecurrentModel
-from recblr.provenance import provenance
 from recblr.recommender import Recommender
-from recblr.serving.app import application
+from recblr.serving.app import Application
 from recblr.serving.engine import Engine
 from recblr.serving.keys import Keys
 from recblr.serving.model import ServedModel
@@ -36,7 +34,6 @@ from recblr.serving.requests import Query, RankedItems
 from recblr.serving.server import http_server, listen
 from recblr.serving.storage import Event, EventLog, StateCache
 
-SOAK = bool(os.environ.get("RECBLR_SOAK"))  # `make soak`: many repetitions, on a quiet machine
 HOSTS = ["localhost", "127.0.0.1"]
 SHARED = ("RECBLR_POSTGRESQL", "RECBLR_REDIS")
 ALL_ITEMS = Query(k=1000, hide_seen=False)
@@ -204,12 +201,17 @@ def open_site(a: ServedModel, models: Path, file: Store) -> Iterator[OpenSite]:
     stops = []
 
     def start(
-        key_file: Path | None = None, folder: Path = models, model: ServedModel | None = None
+        key_file: Path | None = None,
+        folder: Path = models,
+        model: ServedModel | None = None,
+        prefix: str = "",
     ) -> Site:
         engine = file.engine(model or a)
         keys = None if key_file is None else Keys(key_file)
         operations = Operations(engine, folder, {str(a.item_ids[0]): "A title"})
-        running = http_server(application(operations, keys, HOSTS if keys is None else ["*"]))
+        running = http_server(
+            Application(operations, keys, HOSTS if keys is None else ["*"], prefix)
+        )
         bound = listen("127.0.0.1", 0)
         thread = threading.Thread(target=running.run, args=([bound],))
         thread.start()
@@ -233,19 +235,3 @@ def open_site(a: ServedModel, models: Path, file: Store) -> Iterator[OpenSite]:
 @pytest.fixture
 def site(open_site: OpenSite) -> Site:
     return open_site()
-
-
-# ---- results of `make soak` ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def keep() -> Callable[..., None]:
-    """Add figures to the file that RECBLR_SOAK names."""
-
-    def add(promise: str, **figures: Any) -> None:
-        if results := os.environ.get("RECBLR_SOAK"):
-            path = Path(results)
-            content = json.loads(path.read_text()) if path.exists() else provenance("make soak")
-            path.write_text(json.dumps({**content, promise: figures}, indent=1) + "\n")
-
-    return add

@@ -13,9 +13,9 @@ import pytest
 from recblr.cli.serve import serve
 from recblr.errors import InputError
 from recblr.serving import api
+from recblr.serving.api import MAX_EVENTS
 from recblr.serving.keys import Keys, add_key
 from recblr.serving.model import ServedModel
-from recblr.serving.operations import MAX_EVENTS
 from serving.fixtures import OpenSite, Site
 
 JSON = {"content-type": "application/json"}
@@ -264,11 +264,41 @@ def test_limits(site: Site) -> None:
 def test_other_paths_methods_hosts_and_content_types_are_refused(site: Site) -> None:
     assert site.client.get("/v2").status_code == 404
     assert site.client.get("/v1/users/").status_code == 404
-    assert site.client.put("/v1/events", json={}).status_code == 405
+    for method, path, allowed in (
+        ("PUT", "/v1/events", "POST"), ("POST", "/v1/users/u", "DELETE, GET, HEAD"),
+        ("DELETE", "/", "GET, HEAD"), ("PATCH", "/v1/events/e", "DELETE"),
+    ):  # fmt: skip
+        answer = site.client.request(method, path, json={})
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    packed = site.client.post(
+        "/v1/events", content=b"{}", headers={**JSON, "content-encoding": "gzip"}
+    )
+    assert (packed.status_code, "Content-Encoding" in packed.json()["error"]) == (415, True)
+    for path in ("/", "/openapi.json", "/health/live", "/v2"):
+        headers = site.client.get(path).headers
+        assert (headers["x-content-type-options"], headers["cache-control"]) == (
+            "nosniff",
+            "no-store",
+        )
+    head = site.client.head("/health/live")
+    assert (head.status_code, head.content) == (200, b"")
     assert site.client.post("/v1/events", content=b"{}").status_code == 415
     assert site.client.post("/v1/events", data={"a": "b"}).status_code == 415
     foreign = site.client.get("/health/live", headers={"host": "example.org"})
     assert foreign.status_code == 400
+
+
+def test_a_path_prefix(open_site: OpenSite) -> None:
+    site = open_site(prefix="/shop")
+    assert site.client.get("/health/live").status_code == 404
+    assert site.client.get("/shop").status_code == 404
+    assert site.client.post("/shop/v1/events", json=event(1, "a/b")).status_code == 200
+    assert site.client.get("/shop/v1/users/a%2Fb").json()["user_id"] == "a/b"
+    document = site.client.get("/shop/openapi.json").json()
+    assert document["servers"] == [{"url": "/shop"}]
+    page = site.client.get("/shop/").text
+    assert '"/v1/' not in page
+    assert "`/v1/" not in page
 
 
 def test_invalid_http_is_answered_or_disconnected(site: Site) -> None:

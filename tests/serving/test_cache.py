@@ -129,7 +129,7 @@ def test_invalid_values_are_ignored(shared: Store) -> None:
 
 
 def test_while_redis_fails_there_are_no_states(
-    shared: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shared: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from redis import Redis
 
@@ -145,7 +145,7 @@ def test_while_redis_fails_there_are_no_states(
         cache.erase(U, 1)
     cache._redis = working
     assert_same(cache.get([U])[0], state(1))
-    lines = capsys.readouterr().err.splitlines()
+    lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
     assert lines[0].startswith("--cache fails, states come from the log: ")
     assert lines[1] == "--cache answers again"

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cli.fixtures import Run
-from conftest import Tiny
+from conftest import SOAK, Tiny
 from helpers import untrained
 from recblr.errors import InputError
 from recblr.recommender import Recommender, load
 from recblr.serving.model import ServedModel
 from serving.fixtures import OpenSite
 
-EXAMPLES = 1_000 if os.environ.get("RECBLR_SOAK") else 30
+EXAMPLES = 1_000 if SOAK else 30
 LISTS: dict[str, Callable[[list[Any]], Any]] = {
     "list": list, "tuple": tuple, "generator": iter, "numpy": lambda ids: np.array(ids, object),
     "pandas": lambda ids: pd.Series(ids, dtype=object),

@@ -13,13 +13,14 @@ import apsw
 import httpx
 import pytest
 
+from conftest import SOAK
 from recblr.serving import sqlite
 from recblr.serving.engine import Engine
 from recblr.serving.local_cache import LocalCache
 from recblr.serving.model import ServedModel
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.storage import Event, StorageError
-from serving.fixtures import SOAK, Store
+from serving.fixtures import Store
 from serving.server_process import ServerProcess, event_body, send_until_killed
 
 CUTS, FAULTS, KILLS, KILLS_IN_SWAPS = (200, 200, 100, 18) if SOAK else (30, 30, 2, 2)

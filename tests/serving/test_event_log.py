@@ -43,7 +43,7 @@ def event(number: int, user: str = "u", timestamp: float | None = None) -> Event
 
 
 def snapshot(count: int) -> Snapshot:
-    return Snapshot((float(count), f"e{count}"), count, np.full(3, count, np.float32))
+    return Snapshot((float(count), f"e{count}"), count, count, np.full(3, count, np.float32))
 
 
 def test_events_come_back_in_order(log: EventLog) -> None:

@@ -1,10 +1,13 @@
 """The queue takes from tenants in turn, and the engine refuses too many requests of one tenant."""
 
+import itertools
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recblr.serving import engine as engine_module
 from recblr.serving.engine import Engine
@@ -15,23 +18,23 @@ from serving.fixtures import make_events, send
 
 
 def test_take_serves_tenants_in_turn() -> None:
-    queue: FairQueue[str] = FairQueue()
+    queue: FairQueue[str] = FairQueue(4)
     for name in ("a1", "a2", "a3", "b1", "c1"):
         queue.put(name[0], name)
-    assert queue.take(4) == ["a1", "b1", "c1", "a2"]
+    assert queue.take() == ["a1", "b1", "c1", "a2"]
     queue.put("b", "b2")
-    assert queue.take(4) == ["a3", "b2"]
-    assert queue.take(4, wait=False) == []
+    assert queue.take() == ["b2", "a3"]  # a has used more
+    assert queue.take(wait=False) == []
     queue.put("a", "a5")
     queue.put("", "ours")
-    assert queue.take(1) == ["a5"]
-    assert queue.take(4) == ["ours"]
-    queue.put("a", "a5")
+    assert queue.take() == ["ours", "a5"]
+    queue.put("a", "a6")
+    queue.put("a", "a0", first=True)
     queue.close()
     with pytest.raises(BusyError):
         queue.put("b", "b3")
-    assert queue.take(4) == ["a5"]
-    assert queue.take(4) is None
+    assert queue.take(wait=False) == ["a0", "a6"]
+    assert queue.take() is None
 
 
 def test_one_call_takes_an_equal_share_of_each_active_tenant(
@@ -39,18 +42,51 @@ def test_one_call_takes_an_equal_share_of_each_active_tenant(
 ) -> None:
     clock = SimpleNamespace(monotonic=lambda: 0.0)
     monkeypatch.setattr("recblr.serving.fair_queue.time", clock)
-    queue: FairQueue[str] = FairQueue()
-    queue.put("", "ours")
-    for number in range(9):
+    queue: FairQueue[str] = FairQueue(4)
+    for number in range(12):
         queue.put("a", f"a{number}")
-    assert queue.take(8) == ["ours", *(f"a{number}" for number in range(7))]  # a is alone
+    assert queue.take() == ["a0", "a1", "a2", "a3"]  # a is alone
     queue.put("b", "b0")
-    assert queue.take(2) == ["a7", "b0"]
-    for number in range(9):
-        queue.put("a", f"a{number}")
-    assert queue.take(4) == ["a8", "a0"]  # half is left for b, which may send another request
+    assert queue.take() == ["b0", "a4", "a5", "a6"]
+    assert queue.take() == ["a7", "a8"]  # half is left for b, which may send another request
     clock.monotonic = lambda: 1.5  # b is no longer active
-    assert queue.take(4) == ["a1", "a2", "a3", "a4"]
+    queue.put("a", "a12")
+    assert queue.take() == ["a9", "a10", "a11", "a12"]
+
+
+@given(
+    costs=st.lists(st.floats(0.1, 30), min_size=2, max_size=60),
+    errors=st.lists(st.floats(0.2, 5), min_size=1, max_size=9),
+)
+def test_tenants_share_the_time_and_not_the_number_of_requests(
+    costs: list[float], errors: list[float]
+) -> None:
+    """Requests of one tenant cost what they may, those of the other 1; estimates are wrong."""
+    queue: FairQueue[tuple[str, float, float]] = FairQueue(1)
+    error = itertools.cycle(errors)
+    for cost in costs:
+        queue.put("costly", ("costly", cost, estimate := cost * next(error)), estimate)
+    for _ in range(2000):
+        queue.put("cheap", ("cheap", 1.0, 1.0), 1.0)
+    used = {"costly": 0.0, "cheap": 0.0}
+    for _ in costs[1:]:
+        ((tenant, cost, estimate),) = queue.take() or []
+        used[tenant] += cost
+        queue.charge({tenant: cost - estimate})
+        assert abs(used["costly"] - used["cheap"]) <= max(costs) + 1
+
+
+def test_a_call_takes_no_more_than_a_cost_if_several_tenants_are_active() -> None:
+    queue: FairQueue[str] = FairQueue(16, 5.0)
+    for number in range(4):
+        queue.put("a", f"a{number}", 2.0)
+    assert queue.take() == ["a0", "a1", "a2", "a3"]
+    queue.put("b", "b0", 1.0)
+    for number in range(4, 8):
+        queue.put("a", f"a{number}", 2.0)
+    assert queue.take() == ["b0", "a4", "a5"]
+    queue.put("a", "long", 100.0, first=True)
+    assert queue.take() == ["long"]
 
 
 def test_too_many_requests_of_a_tenant_are_refused(

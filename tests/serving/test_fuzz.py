@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import SOAK
 from recblr.serving import api
-from serving.fixtures import SOAK, Site
+from serving.fixtures import Site
 
 EACH = 12_000 if SOAK else 150
 SETTINGS = settings(

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import SOAK
 from recblr.serving.keys import add_key
 from recblr.serving.model import ServedModel
-from serving.fixtures import SOAK, Store
+from serving.fixtures import Store
 from serving.server_process import (
     PROCESSES,
     ServerProcess,

@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recblr.data.vocabulary import check_id
 from recblr.errors import InputError
+from recblr.serving import parsing
+from recblr.serving.http_input import read_ids
 from recblr.serving.parsing import MAX_DEPTH, InvalidError, parse_event, parse_json
 from recblr.serving.storage import Event
 
@@ -92,3 +95,59 @@ def test_json_of_the_maximum_depth():
 def test_values_are_those_of_the_standard_library(value):
     text = json.dumps(value).encode()
     assert parse_json(text) == json.loads(text)
+
+
+class CountedKey(str):
+    """A key that counts how often it is compared or hashed."""
+
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedKey.count += 1
+        return str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        CountedKey.count += 1
+        return str.__hash__(self)
+
+
+@pytest.mark.parametrize("number", [1000, 4000])
+def test_the_work_to_find_a_duplicate_key_is_linear(number):
+    keys = [CountedKey(key) for key in range(number)]
+    CountedKey.count = 0
+    with pytest.raises(InvalidError, match="twice in one object"):
+        parsing._unique_keys([(key, 1) for key in [*keys, CountedKey(number - 1)]])
+    assert CountedKey.count < 8 * number
+
+
+def test_bodies_of_many_values_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(parsing.json, "loads", lambda *_, **__: pytest.fail("decoded"))
+    for text in (b"[" + b"1," * 60_000 + b"1]", b'{"a":' * 60_000, b"," * 10**6):
+        with pytest.raises(InvalidError, match="more than 50,000 commas and colons"):
+            parse_json(text)
+
+
+def test_a_message_does_not_repeat_a_long_key():
+    key = "k" * 100_000
+    with pytest.raises(InvalidError) as error:
+        parse_json(json.dumps({key: 1})[:-1].encode() + f', "{key}": 2}}'.encode())
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("values", [["a", 7], ["é" * 128], ["x" * 256], [1, 2], []])
+def test_ids_of_a_list_are_those_one_by_one(values):
+    assert read_ids(values, "deny") == tuple(check_id(value, "deny") for value in values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["a", ""], r"deny\[1\]: must have 1 to 256 bytes, found 0"),
+        (["a", "x" * 257], r"deny\[1\]: must have"),
+        (["a\0"], r"deny\[0\]: contains a NUL"),
+        (["a"] * 20_001, "deny: give at most 20,000 ids, found 20,001"),
+    ],
+)
+def test_lists_that_are_no_ids_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        read_ids(values, "deny")

@@ -7,6 +7,8 @@ import polars as pl
 import pytest
 
 from conftest import Tiny
+from recblr.data.log import read_log
+from recblr.data.sequences import prepare
 from recblr.errors import InputError
 from recblr.recommender import load
 from recblr.serving.model import ServedModel
@@ -89,6 +91,22 @@ def test_rows_at_one_time_keep_their_order(add: Replay, ids: list[str]) -> None:
     assert add.items() == ids * 2
     assert add([*rows[:5], ("u", ids[0], NOW - 1)]) == (1, 5)
     assert add.items() == [ids[0], *ids, *ids]
+
+
+def test_a_log_that_is_newest_first_has_one_order_in_prepare_and_in_replay(
+    add: Replay, ids: list[str]
+) -> None:
+    rows: Rows = [("u", ids[number % 3], NOW + number // 2) for number in range(60)]
+    assert add(rows[::-1]) == (60, 0)
+    data = prepare(read_log(add.folder / "clicks.csv"))
+    assert (
+        add.items()
+        == [data.item_ids[row].as_py() for row in data.items]
+        == [row[1] for row in rows]
+    )
+    again = replay(add.model, add.store.name, str(add.folder / "clicks.csv"))
+    assert (again["added"], again["order"]) == (0, data.summary["order"])
+    assert "newest first" in again["order"]
 
 
 def test_nanoseconds_keep_their_order(add: Replay, ids: list[str]) -> None:

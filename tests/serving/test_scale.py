@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import SOAK
 from recblr.data.log import read_log
 from recblr.recommender import Recommender
 from recblr.serving.model import ServedModel
 from recblr.serving.replay import verify
 from recblr.serving.storage import Event
 from recblr.training.config import TrainConfig
-from serving.fixtures import SOAK, Store
+from serving.fixtures import Store
 from serving.server_process import ServerProcess, event_body
 
 HISTORY, LATE, LOG_EVENTS = (5_000, 200, 1_000_000) if SOAK else (2_000, 50, 10_000)

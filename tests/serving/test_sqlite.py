@@ -54,7 +54,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "foreign"))
     connection.execute("CREATE TABLE users (x)")
     connection.close()
-    with pytest.raises(InputError, match="is not an event log of this version of recblr"):
+    with pytest.raises(
+        InputError, match="is not an event log that this version of recblr can read"
+    ):
         SQLiteLog(tmp_path / "foreign")
 
 

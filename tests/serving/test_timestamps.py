@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recblr.data.log import read_log
 from recblr.data.times import UNITS, unit_of
 from recblr.errors import InputError
 from recblr.serving.replay import replay
@@ -143,3 +144,16 @@ def test_events_join_a_log_of_version_0_1_in_its_unit(open_site: OpenSite, file:
     assert [event["event_id"] for event in user["history"]] == ["after", "old", "before"]
     assert user["last_timestamp"] == 1714521602000.0
     assert 0 < user["age"] < 1e9
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2024-05-01", "2024-05-01 10:00", "2024-05-01T10:00Z", "2024-05-01T10:00:00.5+0200",
+     "2024-05-01T10:00-03:00"],
+)  # fmt: skip
+def test_a_date_of_a_log_is_a_date_over_http(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"user_id,item_id,timestamp\na,b,{text}\n")
+    times = read_log(path).timestamps
+    assert times is not None
+    assert parse_timestamp(text) == times[0] / 1e6

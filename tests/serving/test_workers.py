@@ -9,8 +9,9 @@ import httpx
 import numpy as np
 import pytest
 
+from conftest import SOAK
 from recblr.serving.model import ServedModel
-from serving.fixtures import SOAK, Store, expected_scores
+from serving.fixtures import Store, expected_scores
 from serving.server_process import ServerProcess, event_body, wait_until
 
 READS, EVENTS_PER_CLIENT = (10_000, 50) if SOAK else (100, 15)

@@ -5,25 +5,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from recblr.cli.options import Columns, Format, Json, Model, Separator, print_json, read_source
 from recblr.errors import InputError, from_extra
+from recblr.progress import report
 
 
-def _read_cache(url: str | None) -> str | None:
+def _warn_of_password(context: typer.Context, parameter: typer.CallbackParam, url: str) -> None:
+    """Warn of a password in the arguments, which other users of the machine can read."""
+    given = context.get_parameter_source(parameter.name or "")
+    if given is not None and given.name == "COMMANDLINE" and urlsplit(url).password:
+        variable = "RECBLR_STORE" if parameter.name == "store" else "RECBLR_STATE_CACHE"
+        report(
+            f"the password in --{parameter.name} is visible to all users of this machine; put the URL "
+            f"into the environment as {variable}"
+        )
+
+
+def _read_store(context: typer.Context, parameter: typer.CallbackParam, store: str) -> str:
+    _warn_of_password(context, parameter, store)
+    return store
+
+
+def _read_cache(
+    context: typer.Context, parameter: typer.CallbackParam, url: str | None
+) -> str | None:
     if url is None and "://" in os.environ.get("RECBLR_CACHE", ""):
         raise InputError(
             "RECBLR_CACHE is the folder of downloads; put the URL of Redis into RECBLR_STATE_CACHE"
         )
+    if url is not None:
+        _warn_of_password(context, parameter, url)
     return url
 
 
 Store = Annotated[
     str,
     typer.Option(
-        "--store", metavar="FILE|URL", envvar="RECBLR_STORE",
+        "--store", metavar="FILE|URL", envvar="RECBLR_STORE", callback=_read_store,
         help="The event log: a file, created if missing, or postgresql://… for several servers.",
     ),
 ]  # fmt: skip
@@ -55,6 +77,12 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="A CSV or Parquet file with item_id and title."),
     ] = None,
+    path_prefix: Annotated[
+        str, typer.Option(metavar="/PATH", help="Serve below this path, as a proxy asks for it.")
+    ] = "",
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="Log every request as a line of JSON.")
+    ] = False,
 ) -> None:
     """Serve a model over HTTP: send events, get recommendations.
 
@@ -65,26 +93,10 @@ def serve(
             f"--host {host} accepts connections from other machines; create API keys with "
             "recblr key and pass them with --keys"
         )
-    with _serving():
+    with serving():
         from recblr.serving.server import run
 
-        run(model, store, host, port, keys, titles, cache)
-
-
-def key(
-    tenant: Annotated[
-        str, typer.Argument(help="The owner; admin may swap models and read metrics.")
-    ],
-    keys: Annotated[Path, typer.Argument(metavar="FILE", help="The file to add the hash to.")],
-) -> None:
-    """Create an API key for a tenant and store its hash.
-
-    The key is printed once and not stored.
-    """
-    with _serving():
-        from recblr.serving.keys import add_key
-
-        print(add_key(keys, tenant))
+        run(model, store, host, port, keys, titles, cache, path_prefix, access_log)
 
 
 def replay(
@@ -101,7 +113,7 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Rebuild the states of all users from the event log."""
-    with _serving():
+    with serving():
         from recblr.serving.replay import replay as run
 
         source, names = read_source(log, columns, format, separator)
@@ -121,7 +133,7 @@ def replay(
 
 def verify(model: Model, store: Store = STORE, cache: Cache = None, as_json: Json = False) -> None:
     """Compare the states of all users with offline scoring."""
-    with _serving():
+    with serving():
         from recblr.serving.replay import verify as run
 
         result = run(model, store, cache)
@@ -138,7 +150,7 @@ def verify(model: Model, store: Store = STORE, cache: Cache = None, as_json: Jso
 
 
 @contextmanager
-def _serving() -> Iterator[None]:
+def serving() -> Iterator[None]:
     """Turn a missing dependency or a failure of the storage into an InputError."""
     with from_extra("serve"):
         from recblr.serving.storage import StorageError

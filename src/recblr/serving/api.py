@@ -6,10 +6,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from recblr.serving.parsing import EventBody
+from recblr.data.vocabulary import MAX_ID_BYTES
+from recblr.serving.parsing import EventBody, Id
 
-Id = str | int
 K = Annotated[int, Meta(ge=1, le=1000, description="the maximum number of items")]
+MAX_EVENTS = 1_000  # in a request
+MAX_IDS = {"history": 10_000, "allow": 20_000, "deny": 20_000}  # in the lists of a request
+
+
+def _at_most(count: int) -> Meta:
+    """Puts the length of a list into the document; where it is read, it has a better message."""
+    return Meta(extra_json_schema={"maxItems": count})
+
+
 HistoryLength = Annotated[int, Meta(ge=0, le=1000)]
 ModelHash = Annotated[str, Meta(description="hash of the model that answered")]
 
@@ -25,7 +34,9 @@ class EventBatch(Struct, forbid_unknown_fields=True, frozen=True):
     """Up to 1,000 events, each with a result of its own. With ``recommend``, the response also has
     items for the user of the last event."""
 
-    events: list[EventBody]
+    events: Annotated[
+        list[EventBody], Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_EVENTS})
+    ]
     recommend: RecommendOptions | None = None
 
 
@@ -71,11 +82,11 @@ class RecommendRequest(Struct, forbid_unknown_fields=True, frozen=True):
     ``allow`` are recommended, and none of ``deny``."""
 
     user_id: Id | None = None
-    history: list[Id] | None = None
+    history: Annotated[list[Id] | None, _at_most(MAX_IDS["history"])] = None
     k: K = 10
     hide_seen: bool = True
-    allow: list[Id] | None = None
-    deny: list[Id] = []
+    allow: Annotated[list[Id] | None, _at_most(MAX_IDS["allow"])] = None
+    deny: Annotated[list[Id], _at_most(MAX_IDS["deny"])] = []
 
 
 class HistoryEvent(Struct, omit_defaults=True):
@@ -208,6 +219,9 @@ OPERATIONS = {
         "POST", "/v1/events", "Record one or several events.", RecordResponse,
         (EventBody, EventBatch),
     ),
+    "remove": Operation(
+        "DELETE", "/v1/events/{event_id}", "Remove one event.", EraseResponse
+    ),
     "recommend": Operation(
         "GET", f"{USER}/recommendations", "Recommend items to a user.", Recommendations,
         query=RANKING,
@@ -244,18 +258,22 @@ OPERATIONS = {
     ),
     "metrics": Operation("GET", "/metrics", "Metrics for Prometheus.", None, access="admin"),
 }  # fmt: skip
+MODEL_HEADER = {"X-Model": {"schema": {"type": "string"}, "description": "hash of the model"}}
+RETRY_HEADER = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds to wait"}}
 ERRORS = {
     400: "the body is not JSON", 401: "the key is missing or unknown",
-    403: "the key does not allow the operation", 404: "no such user, item or path",
+    403: "the key does not allow the operation", 404: "no such user, event, item or path",
+    405: "the path has other methods, see Allow", 408: "the request did not arrive in time",
     409: "the event_id belongs to another event", 413: "the body is too large",
-    415: "the content type is not application/json", 422: "a field is missing or invalid",
-    429: "too many requests are waiting; retry later",
-    503: "the storage failed; nothing was recorded",
+    414: "the URL is too long", 415: "the content type is not application/json",
+    422: "a field is missing or invalid",
+    429: "too many requests are waiting; retry later", 431: "the headers are too long",
+    503: "the storage failed; send the request again",
 }  # fmt: skip
 
 
-def openapi(version: str) -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
+def openapi(version: str, prefix: str = "") -> dict[str, Any]:
+    """The OpenAPI 3.1 document of an API whose paths begin with ``prefix``."""
     kinds: list[type[Struct]] = [ErrorResponse]
     for operation in OPERATIONS.values():
         kinds += [kind for kind in (operation.response, *operation.body) if kind is not None]
@@ -263,6 +281,10 @@ def openapi(version: str) -> dict[str, Any]:
         kinds, ref_template="#/components/schemas/{name}"
     )
     schemas = dict(zip(kinds, references, strict=True))
+    components["RecommendRequest"]["oneOf"] = [
+        {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+        for name in ("user_id", "history")
+    ]
     paths: dict[str, Any] = {}
     for name, operation in OPERATIONS.items():
         document = {"operationId": name, **_document(operation, schemas)}
@@ -271,6 +293,7 @@ def openapi(version: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "recblr", "version": version,
                  "description": "Send events, get recommendations."},
+        "servers": [{"url": prefix or "/"}],
         "paths": paths,
         "components": {
             "schemas": components,
@@ -282,10 +305,10 @@ def openapi(version: str) -> dict[str, Any]:
 def _document(operation: Operation, schemas: dict[type[Struct], dict[str, Any]]) -> dict[str, Any]:
     """The OpenAPI object of an operation."""
     parameters: list[dict[str, Any]] = []
-    if "{user_id}" in operation.path:
-        parameters.append(
-            {"name": "user_id", "in": "path", "required": True, "schema": {"type": "string"}}
-        )
+    for name in ("user_id", "event_id"):
+        if f"{{{name}}}" in operation.path:
+            schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}
+            parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     for parameter in operation.query:
         schema = {**msgspec.json.schema(parameter.kind), "default": parameter.default}
         parameters.append(
@@ -294,13 +317,20 @@ def _document(operation: Operation, schemas: dict[type[Struct], dict[str, Any]])
         )  # fmt: skip
     content = _json(schemas[operation.response]) if operation.response else {"text/plain": {}}
     errors = {
-        str(status): {"description": description, "content": _json(schemas[ErrorResponse])}
+        str(status): {
+            "description": description,
+            "content": _json(schemas[ErrorResponse]),
+            "headers": RETRY_HEADER if status in (429, 503) else {},
+        }
         for status, description in ERRORS.items()
     }
     document: dict[str, Any] = {
         "summary": operation.summary,
         "parameters": parameters,
-        "responses": {"200": {"description": "success", "content": content}, **errors},
+        "responses": {
+            "200": {"description": "success", "content": content, "headers": MODEL_HEADER},
+            **errors,
+        },
     }
     if bodies := [schemas[kind] for kind in operation.body]:
         body = {"anyOf": bodies} if len(bodies) > 1 else bodies[0]

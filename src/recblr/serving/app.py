@@ -2,132 +2,278 @@
 
 import asyncio
 import hashlib
+import logging
 import random
+import re
+import secrets
+import signal
+import threading
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from recblr.errors import InputError
 from recblr.serving import api
+from recblr.serving.admission import Admission
 from recblr.serving.fair_queue import BusyError
-from recblr.serving.http_input import JSON, RefusedError
+from recblr.serving.http_input import JSON, Call, Headers, RefusedError, read_body
 from recblr.serving.keys import ADMIN, DEFAULT_TENANT, Keys
 from recblr.serving.operations import Operations
 from recblr.serving.storage import StorageError
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 # Mean delay of a 429. A client that retries at once would take time from the other tenants.
 BUSY_SECONDS = 0.5
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+WATCH_SECONDS = 1.0  # between two looks at the file of keys
+MAX_REASON = 500  # characters of an error, which may quote a request
 STATUSES: dict[type[Exception], int] = {
     InputError: 422,
     BusyError: 429,
     StorageError: 503,
 }
+HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+EXTRA_HEADERS = {
+    401: [(b"www-authenticate", b"Bearer")],
+    429: [(b"retry-after", b"1")],
+    503: [(b"retry-after", b"1")],
+}
+
+log = logging.getLogger("recblr.http")
 
 
-def application(operations: Operations, keys: Keys | None, hosts: list[str]) -> Any:
+class Application:
     """The ASGI application.
 
     Args:
         operations: handles the requests.
         keys: the API keys. Without, every client is the one tenant and the administrator.
-        hosts: the accepted host names of requests.
+        hosts: the accepted host names of requests; "*" accepts all.
+        prefix: the path under which the API is, such as ``/recommender``.
+        access_log: whether to log every request.
     """
-    page, policy = _page()
-    document = msgspec.json.encode(api.openapi(version("recblr")))
 
-    async def openapi(request: Request) -> Response:
-        return Response(document, media_type=JSON)
+    def __init__(
+        self,
+        operations: Operations,
+        keys: Keys | None,
+        hosts: list[str],
+        prefix: str = "",
+        access_log: bool = False,
+    ) -> None:
+        self._operations, self._keys, self._prefix = operations, keys, prefix
+        self._access_log = access_log
+        self._admission = Admission()
+        operations.server_metrics.gauge(
+            "requests_waiting", "Not answered yet.",
+            lambda: operations.engine.waiting + self._admission.waiting,
+        )  # fmt: skip
+        operations.server_metrics.gauge(
+            "rebuilding", "Whether states of an earlier model are replaced.",
+            lambda: operations.engine.rebuilding,
+        )  # fmt: skip
+        operations.server_metrics.gauge(
+            "ready", "Whether the storage works and the model is served.",
+            lambda: not operations.failure,
+        )  # fmt: skip
+        self._hosts = None if "*" in hosts else {host.encode() for host in hosts}
+        document = msgspec.json.encode(api.openapi(version("recblr"), prefix))
+        page, policy = _page()
+        self._documents: dict[str, tuple[bytes, bytes, list[tuple[bytes, bytes]]]] = {
+            "/openapi.json": (document, JSON.encode(), []),
+            "/": (page, b"text/html; charset=utf-8", [(b"content-security-policy", policy)]),
+        }
+        self._routes: dict[str, dict[str, str]] = {}  # path, then method, to operation
+        for name, operation in api.OPERATIONS.items():
+            path = operation.path.replace("{user_id}", "*").replace("{event_id}", "*")
+            self._routes.setdefault(path, {})[operation.method] = name
+            if operation.method == "GET":
+                self._routes[path]["HEAD"] = name
 
-    async def home(request: Request) -> Response:
-        return Response(page, headers={"Content-Security-Policy": policy}, media_type="text/html")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._run(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        following = asyncio.create_task(operations.swaps.follow())
-        yield
-        following.cancel()
-        await asyncio.to_thread(operations.engine.close)
+    async def _run(self, receive: Receive, send: Send) -> None:
+        """Follow swaps and watch the storage until the server ends; then close the engine."""
+        swaps = self._operations.swaps
+        loops = swaps.follow(), swaps.watch(), self._watch_keys()
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        for task in tasks:
+            task.cancel()
+        await asyncio.to_thread(self._operations.engine.close)
+        await send({"type": "lifespan.shutdown.complete"})
 
-    routes = [
-        Route(operation.path, _endpoint(operations, name, keys), methods=[operation.method])
-        for name, operation in api.OPERATIONS.items()
-    ]
-    routes += [Route("/openapi.json", openapi), Route("/", home)]
-    app = Starlette(
-        routes=routes, lifespan=lifespan,
-        exception_handlers={404: _no_route, 405: _no_route, Exception: _internal_error},
-    )  # fmt: skip
-    app.router.redirect_slashes = False
+    def _reload(self) -> None:
+        """Read the keys again, on SIGHUP."""
+        if self._keys is not None:
+            self._keys.reload()
 
-    async def with_raw_path(scope: Scope, receive: Receive, send: Send) -> None:
-        """Match paths before %2F is decoded to a slash, because ids may contain slashes."""
-        if scope["type"] == "http":
-            scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
-        await app(scope, receive, send)
+    async def _watch_keys(self) -> None:
+        """Read the keys again when their file changes."""
+        while self._keys is not None:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._keys.reload(only_if_changed=True)
 
-    return TrustedHostMiddleware(with_raw_path, hosts, www_redirect=False)
-
-
-def _endpoint(operations: Operations, name: str, keys: Keys | None) -> Endpoint:
-    """An operation that checks the key first and turns errors into responses."""
-    operation, handle = api.OPERATIONS[name], getattr(operations, name)
-
-    async def endpoint(request: Request) -> Response:
-        begin, status = time.perf_counter(), 200
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin = time.perf_counter()
+        headers: Headers = dict(scope["headers"])
+        request_id = _request_id(headers)
+        name = "none"
+        content_type = JSON.encode()
+        more: list[tuple[bytes, bytes]] = []
         try:
-            result: Any = await handle(_authorized_tenant(request, operation, keys), request)
+            if self._hosts is not None and _host(headers) not in self._hosts:
+                raise RefusedError(400, "this host name is not accepted")
+            # Paths are matched before %2F is decoded to a slash, because ids may contain slashes.
+            path = scope["raw_path"].decode("latin-1")
+            if self._prefix and not path.startswith(f"{self._prefix}/"):
+                raise RefusedError(404, f"no such path; see {self._prefix}/openapi.json")
+            path = path[len(self._prefix) :]
+            if path in self._documents:
+                _check_method(scope["method"], {"GET": "", "HEAD": ""}, more)
+                status = 200
+                body, content_type, more = self._documents[path]
+            else:
+                methods, parameter = self._find(path)
+                name = _check_method(scope["method"], methods, more)
+                status, body, content_type, more = await self._call(
+                    name, parameter, scope, headers, receive
+                )
         except RefusedError as error:
-            status, result = error.status, api.ErrorResponse(str(error))
+            status, body = error.status, _error(error)
+        except Exception:  # a bug
+            log.exception("a bug", extra={"fields": {"request": request_id, "operation": name}})
+            status, body = 500, _error(f"internal server error, request {request_id}")
+        seconds = time.perf_counter() - begin
+        self._operations.server_metrics.observe_request(name, status, seconds)
+        if self._access_log:
+            log.info("answered", extra={"fields": {
+                "request": request_id, "client": (scope.get("client") or [""])[0],
+                "method": scope["method"], "operation": name, "status": status,
+                "ms": round(1e3 * seconds, 2), "bytes": len(body),
+            }})  # fmt: skip
+        length = (b"content-length", str(len(body)).encode())
+        await send({
+            "type": "http.response.start", "status": status,
+            "headers": [
+                (b"content-type", content_type), length, *HEADERS,
+                (b"x-request-id", request_id.encode()),
+                *EXTRA_HEADERS.get(status, ()), *more,
+            ],
+        })  # fmt: skip
+        await send({"type": "http.response.body", "body": body})
+
+    def _find(self, path: str) -> tuple[dict[str, str], str]:
+        """The operations of a path by method, and the id in the path."""
+        if (methods := self._routes.get(path)) is not None and "*" not in path:
+            return methods, ""
+        parts = path.split("/")
+        if len(parts) > 3 and parts[3]:
+            parameter, parts[3] = parts[3], "*"
+            if (methods := self._routes.get("/".join(parts))) is not None:
+                return methods, parameter
+        raise RefusedError(404, "no such path; see /openapi.json")
+
+    async def _call(
+        self, name: str, parameter: str, scope: Scope, headers: Headers, receive: Receive
+    ) -> tuple[int, bytes, bytes, list[tuple[bytes, bytes]]]:
+        """Check the key, call an operation and turn errors into responses."""
+        operation, admission = api.OPERATIONS[name], self._admission
+        status, held, tenant = 200, 0, ""
+
+        def hold(size: int) -> None:
+            nonlocal held
+            admission.hold(tenant, size)
+            held += size
+
+        try:
+            tenant = self._tenant(headers, operation)
+            body = await read_body(headers, receive, hold) if operation.body else b""
+            call = Call(tenant, parameter, scope["query_string"], body)
+            if operation.access == "tenant":
+                await admission.enter(tenant)
+                try:
+                    result = await getattr(self._operations, name)(call)
+                finally:
+                    admission.leave(tenant)
+            else:
+                result = await getattr(self._operations, name)(call)
+        except RefusedError as error:
+            status, result = error.status, error
         except tuple(STATUSES) as error:
             status = next(code for kind, code in STATUSES.items() if isinstance(error, kind))
-            result = api.ErrorResponse(str(error))
+            result = error
+        finally:
+            if held:
+                admission.hold(tenant, -held)
         if status == 429:
             await asyncio.sleep(random.uniform(0, 2 * BUSY_SECONDS))
-        operations.server_metrics.observe_request(name, status, time.perf_counter() - begin)
         if isinstance(result, bytes):
-            return Response(result, status, media_type="text/plain; version=0.0.4")
-        headers = {"X-Model": getattr(result, "model", operations.engine.model.hash)}
-        if status in (429, 503):
-            headers["Retry-After"] = "1"
-        if status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return Response(msgspec.json.encode(result), status, headers, JSON)
+            return status, result, b"text/plain; version=0.0.4", []
+        model = getattr(result, "model", self._operations.engine.model.hash)
+        content = _error(result) if status != 200 else msgspec.json.encode(result)
+        return status, content, JSON.encode(), [(b"x-model", model.encode())]
 
-    return endpoint
+    def _tenant(self, headers: Headers, operation: api.Operation) -> str:
+        """The tenant of a request's key.
 
-
-def _authorized_tenant(request: Request, operation: api.Operation, keys: Keys | None) -> str:
-    """The tenant of a request's key.
-
-    Raises:
-        RefusedError: the key is missing, unknown, or does not allow the operation.
-    """
-    if keys is None or operation.access == "everyone":
-        return DEFAULT_TENANT
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    tenant = keys.tenant(key) if scheme.lower() == "bearer" else None
-    if tenant is None:
-        raise RefusedError(401, "send a key: Authorization: Bearer …")
-    if (tenant == ADMIN) != (operation.access == "admin"):
-        raise RefusedError(403, "this key does not allow the operation")
-    return tenant
+        Raises:
+            RefusedError: the key is missing, unknown, or does not allow the operation.
+        """
+        if self._keys is None or operation.access == "everyone":
+            return DEFAULT_TENANT
+        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        tenant = self._keys.tenant(key) if scheme.lower() == "bearer" else None
+        if tenant is None:
+            raise RefusedError(401, "send a key: Authorization: Bearer …")
+        if (tenant == ADMIN) != (operation.access == "admin"):
+            raise RefusedError(403, "this key does not allow the operation")
+        return tenant
 
 
-def _page() -> tuple[str, str]:
+def _check_method(method: str, methods: dict[str, str], headers: list[tuple[bytes, bytes]]) -> str:
+    """The operation of a method; if there is none, the allowed methods are added to ``headers``."""
+    if method not in methods:
+        headers.append((b"allow", ", ".join(sorted(methods)).encode()))
+        raise RefusedError(405, "method not allowed; see /openapi.json")
+    return methods[method]
+
+
+def _request_id(headers: Headers) -> str:
+    """The id that the client or a proxy has given a request, or a new one."""
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _host(headers: Headers) -> bytes:
+    """The host name of a request, without a port."""
+    host = headers.get(b"host", b"").lower()
+    name, _, port = host.rpartition(b":")
+    return name if name and port.isdigit() else host
+
+
+def _error(reason: object) -> bytes:
+    return msgspec.json.encode(api.ErrorResponse(str(reason)[:MAX_REASON]))
+
+
+def _page() -> tuple[bytes, bytes]:
     """The page, and a content security policy that allows only its own style and script."""
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     inline = {tag: page.split(f"<{tag}>")[1].split(f"</{tag}>")[0] for tag in ("style", "script")}
@@ -135,19 +281,8 @@ def _page() -> tuple[str, str]:
         tag: b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for tag, text in inline.items()
     }
-    return page, (
+    policy = (
         f"default-src 'none'; img-src data:; connect-src 'self'; style-src 'sha256-{hashes['style']}'; "
         f"script-src 'sha256-{hashes['script']}'; base-uri 'none'; frame-ancestors 'none'"
     )
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    reason = "no such path" if status == 404 else "method not allowed"
-    response = api.ErrorResponse(f"{reason}; see /openapi.json")
-    return Response(msgspec.json.encode(response), status, None, JSON)
-
-
-async def _internal_error(request: Request, error: Exception) -> Response:
-    response = api.ErrorResponse("internal server error")
-    return Response(msgspec.json.encode(response), 500, None, JSON)
+    return page.encode(), policy.encode()

@@ -1,14 +1,16 @@
 """The engine: queues requests, and handles them in batches on two threads.
 
-The first thread owns the log and the states. It takes waiting requests, an equal share for each tenant,
-and passes them to the :class:`RequestProcessor`: all that write in one transaction, then all that read.
-So the events of a user are applied in order, and a request that is sent after an event was acknowledged
-sees that event. The second thread, the :class:`ItemSearcher`, searches the best items.
+The first thread owns the log and the states. It takes waiting requests, for each tenant a share of its
+time, and passes them to the :class:`RequestProcessor`: all that write in one transaction, then all that
+read. So the events of a user are applied in order, and a request that is sent after an event was
+acknowledged sees that event. Long work is done in parts: after each, the request queues again. The
+second thread, the :class:`ItemSearcher`, searches the best items.
 """
 
 import threading
+import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -18,8 +20,11 @@ from recblr.serving.item_search import ItemSearch, ItemSearcher
 from recblr.serving.model import ServedModel
 from recblr.serving.processor import RequestProcessor
 from recblr.serving.requests import (
+    CheckStorage,
     DescribeUser,
     EraseUser,
+    ExplainUser,
+    FindEvent,
     GetServedModel,
     ListUsers,
     Outcome,
@@ -28,9 +33,11 @@ from recblr.serving.requests import (
     RecommendForHistory,
     RecommendForUser,
     RecordEvents,
+    RemoveEvent,
     Request,
     SwapModel,
     UserDescription,
+    UserHistory,
 )
 from recblr.serving.storage import (
     Event,
@@ -43,11 +50,19 @@ from recblr.serving.storage import (
 
 MAX_WAITING = 256  # unanswered requests per tenant; more are refused
 BATCH = 16  # requests handled at once
+BATCH_COST = 4.0  # their cost at most, in ms, if several tenants are active
+CHANGES = (
+    RecordEvents,
+    RemoveEvent,
+    EraseUser,
+    CheckStorage,
+)  # that succeed only if the log is writable
 
 
 class _Task(NamedTuple):
     """A request and the future that gets its answer."""
 
+    tenant: str
     request: Request
     answer: "Future[Any]"
 
@@ -66,7 +81,7 @@ class Engine:
         self._log = log
         self._processor = RequestProcessor(log, cache, model)
         self.failure: StorageError | None = None
-        self._queue: FairQueue[_Task] = FairQueue()
+        self._queue: FairQueue[_Task] = FairQueue(BATCH, BATCH_COST)
         self._searcher = ItemSearcher()
         self._waiting: Counter[str] = Counter()  # by tenant
         self._waiting_lock = threading.Lock()
@@ -97,9 +112,21 @@ class Engine:
         """Recommend items after a history that is not stored."""
         return self._send(tenant, RecommendForHistory(item_ids, query))
 
-    def describe(self, user: User, with_events: bool = False) -> "Future[UserDescription]":
-        """Describe a user, with all events if requested."""
-        return self._send(user[0], DescribeUser(user, with_events))
+    def describe(self, user: User, events: int = 0) -> "Future[UserDescription]":
+        """Describe a user, with the latest ``events`` events."""
+        return self._send(user[0], DescribeUser(user, events))
+
+    def explain(self, user: User, events: int) -> "Future[UserHistory]":
+        """Get what explains the scores of a user by at least the latest ``events`` events."""
+        return self._send(user[0], ExplainUser(user, events))
+
+    def remove(self, tenant: str, event_id: str) -> "Future[bool]":
+        """Remove one event; the answer is whether there was one."""
+        return self._send(tenant, FindEvent(tenant, event_id))
+
+    def check_storage(self) -> "Future[str]":
+        """Check that events can be added; the answer is why states cannot be cached, if so."""
+        return self._send("", CheckStorage())
 
     def users(self, tenant: str, limit: int) -> "Future[list[str]]":
         """The first ``limit`` user ids of a tenant, sorted."""
@@ -146,12 +173,12 @@ class Engine:
     def _send(self, tenant: str, request: Request) -> "Future[Any]":
         answer: Future[Any] = Future()
         with self._waiting_lock:
-            if self._waiting[tenant] >= MAX_WAITING:
+            if tenant and self._waiting[tenant] >= MAX_WAITING:
                 raise BusyError(f"{MAX_WAITING} requests are waiting already")
             self._waiting[tenant] += 1
         answer.add_done_callback(lambda _: self._count_answered(tenant))
         try:
-            self._queue.put(tenant, _Task(request, answer))
+            self._queue.put(tenant, _Task(tenant, request, answer), request.cost)
         except BusyError:
             answer.cancel()
             raise
@@ -167,16 +194,26 @@ class Engine:
 
     def _run(self) -> None:
         processor = self._processor
-        while (tasks := self._queue.take(BATCH, wait=not processor.rebuilding)) is not None:
+        while (tasks := self._queue.take(wait=not processor.rebuilding)) is not None:
             if not tasks:
                 self._rebuild()
                 continue
+            begin = time.perf_counter()
             # A client that hung up may have cancelled its task.
-            tasks = [task for task in tasks if task.answer.set_running_or_notify_cancel()]
-            writes = [task for task in tasks if processor.is_write(task.request)]
-            reads = [task for task in tasks if not processor.is_write(task.request)]
+            running = [task for task in tasks if _is_wanted(task.answer)]
+            writes = [task for task in running if processor.is_write(task.request)]
+            reads = [task for task in running if not processor.is_write(task.request)]
             reads += self._handle(writes, processor.write)
             self._handle(reads, processor.read)
+            self._charge(tasks, 1e3 * (time.perf_counter() - begin))
+
+    def _charge(self, tasks: Sequence[_Task], milliseconds: float) -> None:
+        """Divide the time of a batch among its tenants as the estimated costs of their requests."""
+        estimates: defaultdict[str, float] = defaultdict(float)
+        for task in tasks:
+            estimates[task.tenant] += task.request.cost
+        excess = milliseconds / sum(estimates.values()) - 1
+        self._queue.charge({tenant: excess * cost for tenant, cost in estimates.items()})
 
     def _rebuild(self) -> None:
         try:
@@ -194,23 +231,34 @@ class Engine:
             return []
         try:
             answers = process([task.request for task in tasks])
-            self.failure = None
+            if any(
+                isinstance(task.request, CHANGES) and not isinstance(answer, StorageError)
+                for task, answer in zip(tasks, answers, strict=True)
+            ):
+                self.failure = None
         except StorageError as error:
             self.failure = error
             answers = [error] * len(tasks)
         except Exception as error:  # a bug; the clients have to get an answer
             answers = [error] * len(tasks)
         follow_ups = []
-        for (request, future), answer in zip(tasks, answers, strict=True):
+        for (tenant, request, future), answer in zip(tasks, answers, strict=True):
             if isinstance(answer, Exception):
                 future.set_exception(answer)
             elif isinstance(answer, ItemSearch):
-                self._searcher.submit(answer, future)
+                self._searcher.submit(tenant, answer, future)
+            elif isinstance(answer, Request):
+                self._queue.put(tenant, _Task(tenant, answer, future), answer.cost, first=True)
             elif follow_up := request.follow_up:
-                follow_ups.append(_Task(follow_up, _second_of_pair(answer, future)))
+                follow_ups.append(_Task(tenant, follow_up, _second_of_pair(answer, future)))
             else:
                 future.set_result(answer)
         return follow_ups
+
+
+def _is_wanted(answer: "Future[Any]") -> bool:
+    """Whether nobody has cancelled a future; from now on nobody can."""
+    return answer.running() or answer.set_running_or_notify_cancel()
 
 
 def _second_of_pair(first: Any, pair: "Future[Any]") -> "Future[Any]":

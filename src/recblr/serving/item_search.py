@@ -35,13 +35,13 @@ class ItemSearcher:
     """Runs searches on a thread of its own."""
 
     def __init__(self) -> None:
-        self._queue: FairQueue[tuple[ItemSearch, Future[Any]]] = FairQueue()
+        self._queue: FairQueue[tuple[ItemSearch, Future[Any]]] = FairQueue(BATCH)
         self._thread = threading.Thread(target=self._run, name="items", daemon=True)
         self._thread.start()
 
-    def submit(self, search: ItemSearch, answer: "Future[Any]") -> None:
+    def submit(self, tenant: str, search: ItemSearch, answer: "Future[Any]") -> None:
         """Queue a search; ``answer`` gets the RankedItems."""
-        self._queue.put("", (search, answer))
+        self._queue.put(tenant, (search, answer))
 
     def close(self) -> None:
         """Finish the queued searches and end the thread."""
@@ -49,7 +49,7 @@ class ItemSearcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while (batch := self._queue.take(BATCH)) is not None:
+        while (batch := self._queue.take()) is not None:
             for model in {search.model for search, _ in batch}:
                 searches, answers = zip(
                     *((search, answer) for search, answer in batch if search.model is model),

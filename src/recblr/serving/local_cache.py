@@ -33,5 +33,8 @@ class LocalCache:
         for user in users:
             self._states.pop(user, None)
 
+    def check(self) -> None:
+        pass  # it is in memory
+
     def erase(self, user: User, version: int) -> None:
         self._states.pop(user, None)

@@ -14,8 +14,10 @@ from recblr.models.fused_step import FusedStep
 from recblr.models.model import RecurrentModel
 from recblr.models.recblr import RecBLR
 from recblr.recommender import load
+from recblr.training.stage import describe_unseen
 
-MAX_STEPS = 64  # up to so many events, single steps are faster than a pass of the network
+MAX_STEPS = 12  # up to so many events of a user, single steps are faster than a pass of the network
+SHOWN = 3  # unknown ids in a message
 PART_EVENTS, PASS_EVENTS = 4096, 16384  # of one history, and of all histories, in a pass
 
 
@@ -38,6 +40,7 @@ class ServedModel:
         start: (D + S,) the vector of a user without events.
         counts: (V,) how often each item occurs in the training part.
         popular: (V,) item rows, the most frequent first.
+        unseen: one line about events of its log that the model was not trained on; "" if none.
 
     Raises:
         InputError: the folder is not a complete artifact, or its model has no state.
@@ -66,7 +69,11 @@ class ServedModel:
         no_event = np.zeros(self._width, np.float32)
         self.start = np.concatenate([no_event, self._state.numpy().ravel()])
         self.start.flags.writeable = False
+        some = np.arange(min(3, len(self.item_ids)))
+        if not np.isfinite(self.fold(self.start[None], [some])).all():
+            raise InputError(f"{path}: the states are not finite; train the model again")
         self.counts = recommender.data.item_counts
+        self.unseen = describe_unseen(recommender.stages)
         self.popular = np.argsort(-self.counts, kind="stable")
 
     def __repr__(self) -> str:
@@ -82,14 +89,18 @@ class ServedModel:
 
     def describe_unknown(self, item_ids: Iterable[str]) -> str:
         """One line about the items that the model does not know; empty if it knows all."""
-        unknown = dict.fromkeys(name for name in item_ids if not self.knows(name))
-        texts = [self.vocabulary.from_text(name) for name in unknown]
-        return self.vocabulary.describe_unknown(texts) if texts else ""
+        unknown: list[str | int] = [*dict.fromkeys(id for id in item_ids if id not in self._rows)]
+        unknown[:SHOWN] = [self.vocabulary.from_text(str(id)) for id in unknown[:SHOWN]]
+        return self.vocabulary.describe_unknown(unknown) if unknown else ""
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """The rows of items; items that the model does not know are left out."""
-        rows = (self._rows.get(item_id) for item_id in item_ids)
+        rows = map(self._rows.get, item_ids)
         return np.array([row for row in rows if row is not None], np.int64)
+
+    def knows_all(self, item_ids: Sequence[str]) -> bool:
+        """Whether the model has all of some items."""
+        return self._rows.keys() >= set(item_ids)
 
     def memory_scores(self, history: np.ndarray, repeats: bool) -> retrieval.Added | None:
         """What the memory adds to the scores: item rows, ascending, and values. None without a memory.
@@ -130,11 +141,11 @@ class ServedModel:
 
     def _pass(self, vectors: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         lengths = np.array([len(rows) for rows in histories])
-        if self._fused is not None and lengths.sum() <= MAX_STEPS:
+        if self._fused is not None and lengths.max() <= MAX_STEPS:
             return self._steps(vectors, histories, lengths)
         offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
         items = torch.from_numpy(np.concatenate(histories))
-        hidden, state = self.network(items, offsets, self._states(vectors))
+        hidden, state = self.network(items, offsets, self.states(vectors))
         return _joined(hidden[offsets[1:] - 1], state)
 
     def _steps(
@@ -144,10 +155,11 @@ class ServedModel:
         for step in range(lengths.max()):
             users = np.flatnonzero(lengths > step)
             items = torch.tensor([histories[user][step] for user in users])
-            vectors[users] = _joined(*self._fused.step(items, self._states(vectors[users])))
+            vectors[users] = _joined(*self._fused.step(items, self.states(vectors[users])))
         return vectors
 
-    def _states(self, vectors: np.ndarray) -> Tensor:
+    def states(self, vectors: np.ndarray) -> Tensor:
+        """The states of the network in vectors (B, D + S)."""
         states = np.ascontiguousarray(vectors[:, self._width :])
         return torch.from_numpy(states).view(len(vectors), *self._state.shape[1:])
 

@@ -1,6 +1,7 @@
-"""Change the served model: on request, and when another server of the log has changed it."""
+"""Change the served model, on request or as another server of the log does, and watch the storage."""
 
 import asyncio
+import logging
 from pathlib import Path
 
 from recblr.serving.engine import Engine
@@ -10,6 +11,10 @@ from recblr.serving.model import ServedModel
 from recblr.serving.storage import ServedModelInfo, StorageError
 
 POLL_SECONDS = 1.0  # time between two looks at which model is to be served
+CHECK_SECONDS = 0.5  # … two checks of the storage
+ANSWER_SECONDS = 1.2  # for the storage to answer a check
+
+log = logging.getLogger("recblr.storage")
 
 
 class ModelSwaps:
@@ -21,12 +26,14 @@ class ModelSwaps:
 
     Attributes:
         failure: why the model that is to be served could not be loaded; empty if it is served.
+        log_failure: why events cannot be added; empty if they can.
+        cache_failure: why states cannot be cached; empty if they can.
     """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._folder = engine, folder
         self._loading = asyncio.Lock()
-        self.failure = ""
+        self.failure, self.log_failure, self.cache_failure = "", "", ""
 
     async def swap(self, name: str) -> tuple[str, str]:
         """Serve the model in the folder ``name``; returns the hashes of the new and the old model.
@@ -67,3 +74,20 @@ class ModelSwaps:
             except Exception as error:  # a folder that is missing or incomplete
                 self.failure = str(error)
             await asyncio.sleep(POLL_SECONDS)
+
+    async def watch(self) -> None:
+        """Check the storage again and again; runs until it is cancelled."""
+        while True:
+            failed, before = "", self.log_failure or self.cache_failure
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    self.cache_failure = await asyncio.wrap_future(self._engine.check_storage())
+            except TimeoutError:
+                failed = "the event log does not answer"
+            except (StorageError, BusyError) as error:
+                failed = str(error)
+            self.log_failure = failed
+            now = self.log_failure or self.cache_failure
+            if bool(now) != bool(before):
+                log.warning("%s", now or "the storage works again")
+            await asyncio.sleep(CHECK_SECONDS)

@@ -11,7 +11,11 @@ POSTGRESQL = ("postgresql://", "postgres://")
 
 
 def open_storage(
-    store: str, cache: str | None, cached_users: int = 100_000, create: bool = True
+    store: str,
+    cache: str | None,
+    cached_users: int = 100_000,
+    create: bool = True,
+    shared: bool = False,
 ) -> tuple[EventLog, StateCache]:
     """Open an event log and a cache of states.
 
@@ -20,6 +24,7 @@ def open_storage(
         cache: a URL of Redis; None for a cache in this process.
         cached_users: the size of a cache in this process.
         create: whether to create a file that does not exist.
+        shared: whether a server may use the file at the same time.
 
     Raises:
         InputError: one of them cannot be opened, or the log is a file and the cache is not local.
@@ -36,7 +41,7 @@ def open_storage(
             raise InputError(f"--store {store!r} is a folder; give a file")
         if not create and not Path(store).exists():
             raise InputError(f"{store}: no such event log; pass another with --store")
-        return SQLiteLog(Path(store)), LocalCache(cached_users)
+        return SQLiteLog(Path(store), shared), LocalCache(cached_users)
     with from_extra("shared"):
         from recblr.serving.postgresql import PostgreSQLLog
         from recblr.serving.redis import RedisCache

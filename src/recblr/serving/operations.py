@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from starlette.requests import Request
 
 from recblr.data.vocabulary import check_id
 from recblr.errors import InputError
@@ -16,17 +15,16 @@ from recblr.models.recblr import RecBLR
 from recblr.recommending import NONE_LEFT
 from recblr.serving import api
 from recblr.serving.engine import Engine
-from recblr.serving.http_input import RefusedError, read_body, read_ids, read_query, read_user
+from recblr.serving.http_input import Call, RefusedError, decode_body, read_ids, read_query
 from recblr.serving.metrics import ServerMetrics
-from recblr.serving.model import ServedModel
 from recblr.serving.model_swaps import ModelSwaps
 from recblr.serving.parsing import parse_body, parse_event
-from recblr.serving.requests import Outcome, Query, RankedItems
-from recblr.serving.storage import Event, History
+from recblr.serving.requests import Outcome, Query, RankedItems, UserHistory
+from recblr.serving.storage import Event, StorageError
 from recblr.serving.timestamps import seconds_of
 
-MAX_EVENTS = 1_000  # in a request
-MAX_INFLUENCES = 1_000  # in a response
+MAX_INFLUENCES = 256  # in a response
+VALIDATED = 64  # events that are checked at a time, before other requests are handled
 
 
 class Operations:
@@ -41,19 +39,34 @@ class Operations:
     def __init__(self, engine: Engine, models: Path, titles: Mapping[str, str]) -> None:
         self.engine, self._titles = engine, titles
         self.swaps = ModelSwaps(engine, models)
-        self.server_metrics = ServerMetrics(lambda: engine.waiting)
+        self._decoding, self._explaining = asyncio.Lock(), asyncio.Lock()
+        self.server_metrics = ServerMetrics()
+
+    @property
+    def failure(self) -> str:
+        """Why the server cannot serve requests, or not by the model to be served; "" if it can."""
+        swaps = self.swaps
+        if swaps.failure:
+            return f"the model to be served failed to load: {swaps.failure}"
+        return str(self.engine.failure or swaps.log_failure or swaps.cache_failure or "")
 
     # ---- events ----------------------------------------------------------------------------------
 
-    async def record(self, tenant: str, request: Request) -> api.RecordResponse:
-        body = await read_body(request)
+    async def record(self, call: Call) -> api.RecordResponse:
+        if self.swaps.log_failure:  # a file that was deleted can still be written
+            raise StorageError(self.swaps.log_failure)
+        tenant, body = call.tenant, await decode_body(call.body, self._decoding)
         if not (isinstance(body, dict) and "events" in body):
             return await self._record_one(tenant, body)
         events = body["events"]
         options = parse_body({**body, "events": []}, api.EventBatch).recommend
-        if not isinstance(events, list) or not 0 < len(events) <= MAX_EVENTS:
-            raise RefusedError(422, f"events: give a list of 1 to {MAX_EVENTS:,}")
-        parsed = [_event_or_error(event) for event in events]
+        if not isinstance(events, list) or not 0 < len(events) <= api.MAX_EVENTS:
+            raise RefusedError(422, f"events: give a list of 1 to {api.MAX_EVENTS:,}")
+        parsed: list[Event | InputError] = []
+        for start in range(0, len(events), VALIDATED):
+            parsed += [_event_or_error(event) for event in events[start : start + VALIDATED]]
+            if len(parsed) < len(events):
+                await asyncio.sleep(0)
         valid = [event for event in parsed if isinstance(event, Event)]
         recorded: list[Outcome] = []
         items = None
@@ -87,17 +100,24 @@ class Operations:
         self.server_metrics.count_event(outcome.status)
         return api.EventResult(outcome.status, event_id, outcome.reason)
 
+    async def remove(self, call: Call) -> api.EraseResponse:
+        event_id = call.id("event_id")
+        if not await asyncio.wrap_future(self.engine.remove(call.tenant, event_id)):
+            raise RefusedError(404, f"no event {event_id!r}")
+        return api.EraseResponse(self.engine.model.hash, 1)
+
     # ---- recommendations -------------------------------------------------------------------------
 
-    async def recommend(self, tenant: str, request: Request) -> api.Recommendations:
-        options = read_query(request, api.OPERATIONS["recommend"])
+    async def recommend(self, call: Call) -> api.Recommendations:
+        options = read_query(call, api.OPERATIONS["recommend"])
         query = Query(options["k"], options["hide_seen"])
-        user = read_user(tenant, request)
+        user = call.user
         ranked = await asyncio.wrap_future(self.engine.recommend(user, query))
         return self._recommendations(ranked, f"user {user[1]!r}")
 
-    async def recommend_for(self, tenant: str, request: Request) -> api.Recommendations:
-        body = parse_body(await read_body(request), api.RecommendRequest)
+    async def recommend_for(self, call: Call) -> api.Recommendations:
+        tenant = call.tenant
+        body = parse_body(await decode_body(call.body, self._decoding), api.RecommendRequest)
         if (body.user_id is None) == (body.history is None):
             raise RefusedError(422, "give either user_id or history")
         allow = None if body.allow is None else read_ids(body.allow, "allow")
@@ -113,7 +133,7 @@ class Operations:
             )
             answer = self._recommendations(ranked, "the history")
         for name, ids in (("history", history), ("allow", allow or ()), ("deny", deny)):
-            if not all(map(ranked.model.knows, ids)):
+            if not ranked.model.knows_all(ids):
                 text = await asyncio.to_thread(ranked.model.describe_unknown, ids)
                 answer.warnings.append(f"{name}: {text}; ignored")
         return answer
@@ -134,21 +154,21 @@ class Operations:
 
     # ---- users -----------------------------------------------------------------------------------
 
-    async def users(self, tenant: str, request: Request) -> api.UserList:
-        limit = read_query(request, api.OPERATIONS["users"])["limit"]
-        users = await asyncio.wrap_future(self.engine.users(tenant, limit))
+    async def users(self, call: Call) -> api.UserList:
+        limit = read_query(call, api.OPERATIONS["users"])["limit"]
+        users = await asyncio.wrap_future(self.engine.users(call.tenant, limit))
         return api.UserList(self.engine.model.hash, users)
 
-    async def describe(self, tenant: str, request: Request) -> api.UserState:
-        user = read_user(tenant, request)
-        length = read_query(request, api.OPERATIONS["describe"])["history"]
-        description = await asyncio.wrap_future(self.engine.describe(user, length > 0))
+    async def describe(self, call: Call) -> api.UserState:
+        user = call.user
+        length = read_query(call, api.OPERATIONS["describe"])["history"]
+        description = await asyncio.wrap_future(self.engine.describe(user, length))
         if description.last is None:
             raise RefusedError(404, f"no events of user {user[1]!r}")
         timestamp, event_id = description.last
         history = [
             api.HistoryEvent(event_id, item_id, timestamp, self._titles.get(item_id, ""))
-            for timestamp, event_id, item_id in description.events[: -length - 1 : -1]
+            for timestamp, event_id, item_id in reversed(description.events)
         ]
         return api.UserState(
             model=description.model.hash,
@@ -162,17 +182,16 @@ class Operations:
             history=history,
         )
 
-    async def erase(self, tenant: str, request: Request) -> api.EraseResponse:
-        events = await asyncio.wrap_future(self.engine.erase(read_user(tenant, request)))
+    async def erase(self, call: Call) -> api.EraseResponse:
+        events = await asyncio.wrap_future(self.engine.erase(call.user))
         return api.EraseResponse(self.engine.model.hash, events)
 
-    async def influence(self, tenant: str, request: Request) -> api.InfluenceResponse:
-        user = read_user(tenant, request)
-        item_id = read_query(request, api.OPERATIONS["influence"])["item_id"]
-        description = await asyncio.wrap_future(self.engine.describe(user, with_events=True))
-        model = description.model
-        events = [event for event in description.events if model.knows(event[2])]
-        if not events:
+    async def influence(self, call: Call) -> api.InfluenceResponse:
+        user = call.user
+        item_id = read_query(call, api.OPERATIONS["influence"])["item_id"]
+        history = await asyncio.wrap_future(self.engine.explain(user, MAX_INFLUENCES))
+        model = history.model
+        if not any(model.knows(item) for _, _, item in history.events):
             raise RefusedError(404, f"user {user[1]!r} has no events of items the model knows")
         if not item_id:
             best = await asyncio.wrap_future(self.engine.recommend(user, Query(1)))
@@ -180,14 +199,19 @@ class Operations:
         if not model.knows(item_id):
             text = await asyncio.to_thread(model.describe_unknown, [item_id])
             raise RefusedError(404, text)
-        return await asyncio.to_thread(self._explain, model, events, item_id)
+        async with self._explaining:  # one at a time, because it takes a core
+            return await asyncio.to_thread(self._explain, history, item_id)
 
-    def _explain(self, model: ServedModel, events: History, item_id: str) -> api.InfluenceResponse:
+    def _explain(self, history: UserHistory, item_id: str) -> api.InfluenceResponse:
+        model = history.model
         if not isinstance(model.network, RecBLR):
             raise RefusedError(422, f"{model.name} does not provide the influence of events")
+        events = [event for event in history.events if model.knows(event[2])]
         rows = torch.from_numpy(model.rows([item for _, _, item in events]))
         (target,) = model.rows([item_id]).tolist()
-        result = influence(model.network, rows, target, model.memory)
+        before = model.states(history.before.copy()[None])
+        result = influence(model.network, rows, target, model.memory, before)
+        repeat = model.memory.repeat if model.memory and target in history.rows else 0.0
         parts = zip(
             result.first_layer.tolist(), result.score.tolist(), result.memory.tolist(), strict=True
         )
@@ -196,25 +220,23 @@ class Operations:
             for (timestamp, event_id, item), part in zip(events, parts, strict=True)
         ]
         latest = influences[: -MAX_INFLUENCES - 1 : -1]
-        return api.InfluenceResponse(model.hash, model.item_ids[target], result.repeat, latest)
+        return api.InfluenceResponse(model.hash, model.item_ids[target], repeat, latest)
 
     # ---- administration --------------------------------------------------------------------------
 
-    async def swap(self, tenant: str, request: Request) -> api.SwapResponse:
-        body = parse_body(await read_body(request), api.SwapRequest)
+    async def swap(self, call: Call) -> api.SwapResponse:
+        body = parse_body(await decode_body(call.body, self._decoding), api.SwapRequest)
         return api.SwapResponse(*await self.swaps.swap(check_id(body.name, "name")))
 
-    async def live(self, tenant: str, request: Request) -> api.Health:
+    async def live(self, call: Call) -> api.Health:
         return api.Health(self.engine.model.hash, "ok")
 
-    async def ready(self, tenant: str, request: Request) -> api.Health:
-        if self.engine.failure is not None:
-            raise RefusedError(503, str(self.engine.failure))
-        if self.swaps.failure:
-            raise RefusedError(503, f"the model to be served failed to load: {self.swaps.failure}")
+    async def ready(self, call: Call) -> api.Health:
+        if failure := self.failure:
+            raise RefusedError(503, failure)
         return api.Health(self.engine.model.hash, "ok")
 
-    async def metrics(self, tenant: str, request: Request) -> bytes:
+    async def metrics(self, call: Call) -> bytes:
         return self.server_metrics.render()
 
 

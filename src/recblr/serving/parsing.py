@@ -1,18 +1,24 @@
 """Strict parsing of JSON, events and ids that clients send."""
 
 import json
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
-from recblr.data.vocabulary import check_id
+from recblr.data.vocabulary import MAX_ID_BYTES, check_id
 from recblr.errors import InputError
 from recblr.serving.storage import Event
-from recblr.serving.timestamps import parse_timestamp
+from recblr.serving.timestamps import check_not_future, parse_timestamp
 
 MAX_DEPTH = 32
+MAX_SEPARATORS = 50_000  # commas and colons of a body: a bound on the time to decode it
+CONTAINERS = (dict, list)
+MAX_SHOWN = 40  # characters of a client's text in a message
 
 T = TypeVar("T")
+Id = Annotated[
+    str | int, msgspec.Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_ID_BYTES})
+]
 
 
 class InvalidError(InputError):
@@ -20,7 +26,7 @@ class InvalidError(InputError):
 
 
 class TooDeepError(InvalidError):
-    """JSON is nested too deeply."""
+    """JSON is nested too deeply, or has too many values."""
 
 
 class EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -32,9 +38,9 @@ class EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     is stored as it is.
     """
 
-    event_id: str | int
-    user_id: str | int
-    item_id: str | int
+    event_id: Id
+    user_id: Id
+    item_id: Id
     timestamp: int | float | str
 
 
@@ -45,9 +51,11 @@ def parse_event(value: object) -> Event:
         InputError: a field is missing, unknown or invalid.
     """
     body = parse_body(value, EventBody)
+    timestamp = parse_timestamp(body.timestamp)
+    check_not_future(timestamp)
     return Event(
         check_id(body.event_id, "event_id"), check_id(body.user_id, "user_id"),
-        check_id(body.item_id, "item_id"), parse_timestamp(body.timestamp),
+        check_id(body.item_id, "item_id"), timestamp,
     )  # fmt: skip
 
 
@@ -66,9 +74,13 @@ def parse_body(value: object, kind: type[T]) -> T:
 def parse_json(text: bytes) -> Any:
     """Strict JSON: valid Unicode, no NaN, no duplicate keys, at most 32 levels deep.
 
+    The time is linear in the length of the text, and small beyond a number of values.
+
     Raises:
         InvalidError: what is wrong, and where.
     """
+    if text.count(b",") + text.count(b":") > MAX_SEPARATORS:
+        raise TooDeepError(f"the body has more than {MAX_SEPARATORS:,} commas and colons")
     try:
         value = json.loads(
             text.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
@@ -98,9 +110,11 @@ def parse_json(text: bytes) -> Any:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise InvalidError(f"the body has the key {duplicate!r} twice in one object")
+        names: set[str] = set()
+        for name, _ in pairs:
+            if name in names:
+                raise InvalidError(f"the body has the key {name[:MAX_SHOWN]!r} twice in one object")
+            names.add(name)
     return value
 
 
@@ -109,7 +123,13 @@ def _refuse_constant(text: str) -> NoReturn:
 
 
 def _is_deeper(value: object, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    children = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(child, levels - 1) for child in children)
+    """Whether a value is nested deeper than a number of levels; looks at one level after the other."""
+    containers: list[Any] = [value] if type(value) in CONTAINERS else []
+    for _ in range(levels):
+        containers = [
+            child
+            for container in containers
+            for child in (container.values() if isinstance(container, dict) else container)
+            if type(child) in CONTAINERS
+        ]
+    return bool(containers)

@@ -6,16 +6,20 @@ that changes by different workers follow one another. A commit waits for the dis
 which releases its locks.
 """
 
-from collections.abc import Sequence
-from contextlib import closing
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from recblr.errors import InputError
-from recblr.serving.sql import FORMAT, SQLLog
-from recblr.serving.storage import Event, User, user_digest
+from recblr.serving.sql import FORMAT, UPGRADABLE, SQLLog
+from recblr.serving.storage import Event, StorageError, User, user_digest
 
 SETTINGS = """
 SET search_path = recblr;
@@ -25,6 +29,15 @@ SET lock_timeout = '15s';
 SET idle_in_transaction_session_timeout = '10s';
 """
 # Text is sorted by its bytes, as in SQLite and in Python, whatever the collation of the database is.
+SNAPSHOTS = """
+CREATE TABLE recblr.snapshots (
+    tenant TEXT COLLATE "C" NOT NULL, user_id TEXT COLLATE "C" NOT NULL, count BIGINT NOT NULL,
+    known BIGINT NOT NULL, timestamp DOUBLE PRECISION NOT NULL, event_id TEXT COLLATE "C" NOT NULL,
+    model TEXT NOT NULL, vector BYTEA NOT NULL,
+    PRIMARY KEY (tenant, user_id, count)
+);
+CREATE INDEX snapshots_by_model ON recblr.snapshots (model);
+"""
 TABLES = f"""
 CREATE SCHEMA recblr;
 CREATE TABLE recblr.format AS SELECT {FORMAT} AS format, gen_random_uuid()::text AS log;
@@ -40,18 +53,16 @@ CREATE TABLE recblr.users (
     tenant TEXT COLLATE "C" NOT NULL, user_id TEXT COLLATE "C" NOT NULL, version BIGINT NOT NULL,
     PRIMARY KEY (tenant, user_id)
 );
-CREATE TABLE recblr.snapshots (
-    tenant TEXT COLLATE "C" NOT NULL, user_id TEXT COLLATE "C" NOT NULL, count BIGINT NOT NULL,
-    timestamp DOUBLE PRECISION NOT NULL, event_id TEXT COLLATE "C" NOT NULL,
-    model TEXT NOT NULL, vector BYTEA NOT NULL,
-    PRIMARY KEY (tenant, user_id, count)
-);
-CREATE INDEX snapshots_by_model ON recblr.snapshots (model);
+{SNAPSHOTS}
 CREATE TABLE recblr.served (
     one INTEGER PRIMARY KEY, folder TEXT NOT NULL, model TEXT NOT NULL, started TEXT NOT NULL
 );
 """
 SCHEMA_LOCK = 7_164_226  # the advisory lock while the tables are created
+CALL_SECONDS = 5.0  # for PostgreSQL to answer
+LOCK_SECONDS = 20.0  # … a statement that may wait for other workers
+CONNECT_SECONDS = 2  # for a new connection
+RETRY_SECONDS = 1.0  # pause after no connection could be made; calls fail at once
 USER_LOCKS = 4096  # for all users together: PostgreSQL has room for about 10,000 locks
 
 
@@ -66,35 +77,90 @@ class PostgreSQLLog(SQLLog):
     """
 
     BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # a transaction sees what it has waited for
+    VIEW = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
     ERRORS = psycopg.Error
+    _closed = False
 
     def __init__(self, url: str) -> None:
         self._url, self._units = url, {}
+        self._retry_at, self._give_up_at = 0.0, float("inf")
+        self._connection: psycopg.Connection[Any] | None = None
         try:
             with closing(psycopg.connect(url, connect_timeout=5)) as connection:
                 _create_tables(connection)
             self._connection = self._connect()
             info = self._connection.info
             self.name = f"PostgreSQL {info.host}:{info.port}/{info.dbname}"
+            threading.Thread(target=self._watch, name="deadlines", daemon=True).start()
             ((self.id,),) = self._run("SELECT log FROM format")
         except psycopg.Error as error:
             raise InputError(f"--store: PostgreSQL: {str(error).strip().splitlines()[0]}") from None
 
     def _connect(self) -> "psycopg.Connection[Any]":
+        if time.monotonic() < self._retry_at:
+            raise psycopg.OperationalError("PostgreSQL does not answer")
+        self._retry_at = time.monotonic() + CONNECT_SECONDS + RETRY_SECONDS
         connection = psycopg.connect(
-            self._url, autocommit=True, connect_timeout=5, keepalives_idle=5,
+            self._url, autocommit=True, connect_timeout=CONNECT_SECONDS, keepalives_idle=5,
             keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000,
         )  # fmt: skip
-        connection.execute(SETTINGS)
+        with self._deadline(connection, CALL_SECONDS):
+            connection.execute(SETTINGS)
+        self._retry_at = 0.0
         return connection
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        if self._connection.closed and not self.inside:
+        if (self._connection is None or self._connection.closed) and not self.inside:
             self._connection = self._connect()
-        cursor = self._connection.execute(sql.replace("?", "%s"), values)
-        return cursor.fetchall() if cursor.description else []
+        assert self._connection is not None
+        with self._deadline(self._connection, self._seconds(sql)):
+            cursor = self._connection.execute(sql.replace("?", "%s"), values)
+            return cursor.fetchall() if cursor.description else []
+
+    @staticmethod
+    def _seconds(sql: str) -> float:
+        """How long a statement may take."""
+        if sql.startswith("VACUUM"):
+            return float("inf")
+        return LOCK_SECONDS if "lock" in sql else CALL_SECONDS
+
+    @contextmanager
+    def _deadline(self, connection: "psycopg.Connection[Any]", seconds: float) -> Iterator[None]:
+        """Break the connection if the block takes longer; what waits in it then raises an error."""
+        self._waited_for = connection
+        self._give_up_at = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._give_up_at = float("inf")
+
+    def _watch(self) -> None:
+        while not self._closed:
+            if time.monotonic() > self._give_up_at:
+                self._give_up_at = float("inf")
+                with suppress(OSError, psycopg.Error):
+                    file = socket.socket(fileno=os.dup(self._waited_for.fileno()))
+                    file.shutdown(socket.SHUT_RDWR)
+                    file.close()
+            time.sleep(0.2)
+
+    def _next_version(self) -> int:
+        ((version,),) = self._all("SELECT nextval(pg_get_serial_sequence('events', 'version'))")
+        return int(version)
+
+    def compact(self) -> None:
+        self._do("VACUUM events, snapshots, users")
+
+    def check(self) -> None:
+        with self.transaction():
+            # Writes to the log of PostgreSQL, without a lock that other workers would wait for.
+            self._do("SELECT pg_logical_emit_message(true, 'recblr', '')")
+            if self._one("SELECT pg_is_in_recovery()") == (True,):
+                raise StorageError("the event log failed: PostgreSQL is a read-only replica")
 
     def _in_transaction(self) -> bool:
+        if self._connection is None:
+            return False
         status = self._connection.info.transaction_status
         return status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
@@ -148,7 +214,9 @@ class PostgreSQLLog(SQLLog):
         return [added.pop(body[:2], 0 if body in existing else -1) for body in bodies]
 
     def close(self) -> None:
-        self._connection.close()
+        self._closed = True
+        if self._connection is not None:
+            self._connection.close()
 
 
 def _create_tables(connection: "psycopg.Connection[Any]") -> None:
@@ -165,13 +233,19 @@ def _create_tables(connection: "psycopg.Connection[Any]") -> None:
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
     if connection.execute("SELECT to_regnamespace('recblr')").fetchone() == (None,):
         connection.execute(TABLES)
-    elif connection.execute("SELECT to_regclass('recblr.format')").fetchone() == (None,) or (
-        connection.execute("SELECT format FROM recblr.format").fetchone() != (FORMAT,)
-    ):
-        raise InputError(
-            "--store: the schema recblr of this database is of another version of recblr or of "
-            "another program; choose another database"
-        )
+    else:
+        found = None
+        if connection.execute("SELECT to_regclass('recblr.format')").fetchone() != (None,):
+            found = connection.execute("SELECT format FROM recblr.format").fetchone()
+        if found is not None and found[0] in UPGRADABLE:
+            connection.execute(
+                f"DROP TABLE recblr.snapshots; {SNAPSHOTS}; UPDATE recblr.format SET format = {FORMAT}"
+            )
+        elif found != (FORMAT,):
+            raise InputError(
+                "--store: the schema recblr of this database is of another version of recblr or of "
+                "another program; upgrade recblr, or choose another database"
+            )
     connection.commit()
 
 

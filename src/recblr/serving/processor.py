@@ -5,7 +5,7 @@ transaction, those that read with one access to the log.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -14,8 +14,12 @@ import numpy as np
 from recblr.serving.item_search import ItemSearch
 from recblr.serving.model import ServedModel
 from recblr.serving.requests import (
+    PART,
+    CheckStorage,
     DescribeUser,
     EraseUser,
+    ExplainUser,
+    FindEvent,
     GetServedModel,
     ListUsers,
     Outcome,
@@ -24,23 +28,26 @@ from recblr.serving.requests import (
     RecommendForHistory,
     RecommendForUser,
     RecordEvents,
+    RemoveEvent,
     Request,
     SwapModel,
     UserDescription,
+    UserHistory,
 )
 from recblr.serving.storage import (
+    BEFORE_ALL_EVENTS,
     Event,
     EventLog,
     ServedModelInfo,
-    State,
     StateCache,
     StorageError,
     User,
 )
 from recblr.serving.timestamps import to_unit
-from recblr.serving.user_states import NewEvents, UserStates
+from recblr.serving.user_states import NewEvents, Rebuild, UserStates
 
 REBUILT_USERS = 4  # users whose snapshots are rebuilt at once
+UNKNOWN = -1  # a version that no state has
 
 
 @dataclass
@@ -69,12 +76,16 @@ class RequestProcessor:
         self._writers: dict[type[Request], Callable[[list[Any], _Transaction], list[Any]]] = {
             RecordEvents: self._record,
             EraseUser: self._erase,
+            RemoveEvent: self._remove,
             SwapModel: self._swap,
         }
         self._readers: dict[type[Request], Callable[[list[Any]], list[Any]]] = {
             RecommendForUser: self._recommend_for_users,
             RecommendForHistory: self._recommend_for_histories,
             DescribeUser: self._describe,
+            ExplainUser: self._explain,
+            FindEvent: self._find,
+            CheckStorage: self._check,
             ListUsers: self._list_users,
             GetServedModel: self._get_served_model,
         }
@@ -103,7 +114,7 @@ class RequestProcessor:
                     answers += self._writers[kind](list(group), transaction)
                 advanced = self._states.advance(versions, transaction.new_events)
         except BaseException:
-            self._cache.discard(users)
+            self._states.discard(users)
             raise
         self._states.put(advanced)
         self._states = transaction.states
@@ -112,7 +123,8 @@ class RequestProcessor:
     def read(self, requests: Sequence[Request]) -> list[Any]:
         """Answer requests, those of one type together.
 
-        The answer to a recommendation is an ItemSearch, unless it needs no search.
+        The answer to a recommendation is an ItemSearch, unless it needs no search. An answer that is a
+        Request has to be handled next: a part of the work is done.
         """
         by_type: dict[type[Request], list[int]] = {}
         for position, request in enumerate(requests):
@@ -125,14 +137,16 @@ class RequestProcessor:
         return answers
 
     def rebuild(self) -> None:
-        """Replace the snapshots of a few users that are of another model.
+        """Do a part of replacing the snapshots of a few users that are of another model.
 
         Clears ``rebuilding`` when none are left, or on failure.
         """
         remaining = False
         try:
             users = self._log.outdated_users(self.model.hash, REBUILT_USERS)
-            self._states.rebuild(users)
+            for user, state in zip(users, self._states.get(users), strict=True):
+                if not isinstance(state, Rebuild):
+                    self._log.drop_outdated(user, self.model.hash)
             remaining = bool(users)
         finally:
             self.rebuilding = remaining
@@ -141,33 +155,31 @@ class RequestProcessor:
 
     def _record(
         self, requests: list[RecordEvents], transaction: _Transaction
-    ) -> list[list[Outcome]]:
+    ) -> list[list[Outcome] | Request]:
         by_request = [self._in_unit_of_log(request) for request in requests]
         versions = iter(self._log.add(
             [(request.tenant, event)
              for request, events in zip(requests, by_request, strict=True) for event in events]
         ))  # fmt: skip
-        answers = []
+        answers: list[list[Outcome] | Request] = []
         for request, events in zip(requests, by_request, strict=True):
-            outcomes = []
+            outcomes = list(request.outcomes)
             for event in events:
                 version = next(versions)
                 if version > 0:
                     user = request.tenant, event.user_id
                     transaction.new_events.setdefault(user, []).append((event, version))
                 outcomes.append(_outcome(event, version))
-            answers.append(outcomes)
+            complete = len(outcomes) == len(request.events)
+            answers.append(outcomes if complete else replace(request, outcomes=outcomes))
         return answers
 
     def _in_unit_of_log(self, request: RecordEvents) -> Sequence[Event]:
-        unit = self._log.unit(request.tenant)
+        events, unit = request.part, self._log.unit(request.tenant)
         if unit == "seconds":
-            return request.events
-        times = to_unit(np.array([event.timestamp for event in request.events]), "seconds", unit)
-        return [
-            event._replace(timestamp=time)
-            for event, time in zip(request.events, times, strict=True)
-        ]
+            return events
+        times = to_unit(np.array([event.timestamp for event in events]), "seconds", unit)
+        return [event._replace(timestamp=time) for event, time in zip(events, times, strict=True)]
 
     def _erase(
         self, requests: list[EraseUser], transaction: _Transaction
@@ -179,9 +191,35 @@ class RequestProcessor:
             except StorageError as error:  # of a shared cache; the other requests can succeed
                 answers.append(error)
                 continue
-            transaction.new_events.pop(request.user, None)
+            self._forget(request.user, transaction)
             answers.append(self._log.erase(request.user))
         return answers
+
+    def _remove(self, requests: list[RemoveEvent], transaction: _Transaction) -> list[bool]:
+        answers = []
+        for user, event_id in ((request.user, request.event_id) for request in requests):
+            before = transaction.versions[user]
+            removed = self._log.remove(user, event_id)
+            answers.append(removed is not None)
+            if removed is None:
+                continue
+            (timestamp, _), version = removed
+            if not version:
+                self._cache.erase(user, before)  # if it fails, so does the transaction
+            if user in transaction.new_events or not version:
+                self._forget(user, transaction)
+                self._log.drop_snapshots(user, (timestamp, ""))
+            else:
+                # The key before all events of that time, because snapshots at the event include it.
+                self._states.change(user, before, version, (timestamp, ""))
+                transaction.versions[user] = version
+        return answers
+
+    def _forget(self, user: User, transaction: _Transaction) -> None:
+        """Make the state of a user be rebuilt when it is needed."""
+        transaction.new_events.pop(user, None)
+        transaction.states.discard([user])
+        transaction.versions[user] = UNKNOWN
 
     def _swap(self, requests: list[SwapModel], transaction: _Transaction) -> list[None]:
         for request in requests:
@@ -195,50 +233,103 @@ class RequestProcessor:
 
     def _recommend_for_users(
         self, requests: list[RecommendForUser]
-    ) -> list[RankedItems | ItemSearch]:
-        states = self._states_of([request.user for request in requests])
-        answers = []
-        for request in requests:
-            if (state := states[request.user]) is None:
+    ) -> list[RankedItems | ItemSearch | Request]:
+        states = self._states.get([request.user for request in requests])
+        answers: list[RankedItems | ItemSearch | Request] = []
+        for request, state in zip(requests, states, strict=True):
+            if state is None:
                 answers.append(self._rank(request.query, self.model.start, np.zeros(0, np.int64)))
-                continue
-            history = np.frombuffer(state.seen, np.int32)
-            answers.append(self._rank(request.query, state.vector, history))
+            elif isinstance(state, Rebuild):
+                answers.append(request)
+            else:
+                history = np.frombuffer(state.seen, np.int32)
+                answers.append(self._rank(request.query, state.vector, history))
         return answers
 
     def _recommend_for_histories(
         self, requests: list[RecommendForHistory]
-    ) -> list[RankedItems | ItemSearch]:
-        histories = [self.model.rows(request.item_ids) for request in requests]
-        starts = np.tile(self.model.start, (len(requests), 1))
-        vectors = self.model.fold(starts, histories)
-        return [
-            self._rank(request.query, vector, history)
-            for request, vector, history in zip(requests, vectors, histories, strict=True)
-        ]
+    ) -> list[RankedItems | ItemSearch | Request]:
+        requests = [
+            request if request.model is self.model
+            else replace(request, model=self.model, count=0, vector=self.model.start)
+            for request in requests
+        ]  # fmt: skip
+        parts = [request.item_ids[request.count : request.count + PART] for request in requests]
+        vectors = np.stack([request.vector for request in requests])  # type: ignore[misc]
+        vectors = self.model.fold(vectors, [self.model.rows(part) for part in parts])
+        answers: list[RankedItems | ItemSearch | Request] = []
+        for request, part, vector in zip(requests, parts, vectors, strict=True):
+            count = request.count + len(part)
+            if count < len(request.item_ids):
+                answers.append(replace(request, count=count, vector=vector))
+            else:
+                history = self.model.rows(request.item_ids)
+                answers.append(self._rank(request.query, vector, history))
+        return answers
 
-    def _describe(self, requests: list[DescribeUser]) -> list[UserDescription]:
-        states = self._states_of([request.user for request in requests])
-        answers = []
-        for request in requests:
-            if (state := states[request.user]) is None:
+    def _describe(self, requests: list[DescribeUser]) -> list[UserDescription | Request]:
+        answers: list[UserDescription | Request] = []
+        states = self._states.get([request.user for request in requests])
+        for request, state in zip(requests, states, strict=True):
+            if state is None:
                 answers.append(UserDescription(self.model, 0, 0, None, []))
+            elif isinstance(state, Rebuild):
+                answers.append(request)
+            else:
+                events = []
+                if request.events:
+                    events = self._log.latest_events(request.user, request.events)
+                answers.append(
+                    UserDescription(self.model, state.count, len(state.seen), state.last, events)
+                )
+        return answers
+
+    def _explain(self, requests: list[ExplainUser]) -> list[UserHistory | Request]:
+        answers: list[UserHistory | Request] = []
+        states = self._states.get([request.user for request in requests])
+        for (user, count), state in zip(
+            ((request.user, request.events) for request in requests), states, strict=True
+        ):
+            if isinstance(state, Rebuild):
+                answers.append(ExplainUser(user, count))
                 continue
-            events = self._log.events(request.user) if request.with_events else []
+            start, events, rows = self.model.start, [], np.zeros(0, np.int64)
+            if state is not None:
+                rows = np.array(state.seen, np.int64)
+                snapshot = self._log.snapshot(user, self.model.hash, max(0, state.count - count))
+                after = BEFORE_ALL_EVENTS if snapshot is None else snapshot.key
+                start = start if snapshot is None else snapshot.vector
+                events = self._log.events(user, after)
+            answers.append(UserHistory(self.model, start, events, rows))
+        return answers
+
+    def _find(self, requests: list[FindEvent]) -> list[bool | Request]:
+        answers: list[bool | Request] = []
+        for request in requests:
+            user_id = self._log.user_of(request.tenant, request.event_id)
             answers.append(
-                UserDescription(self.model, state.count, len(state.seen), state.last, events)
+                user_id is not None and RemoveEvent((request.tenant, user_id), request.event_id)
             )
         return answers
+
+    def _check(self, requests: list[CheckStorage]) -> list[str | StorageError]:
+        answer: str | StorageError = ""
+        try:
+            self._log.check()
+        except StorageError as error:
+            answer = error  # not raised, because other requests can succeed
+        else:
+            try:
+                self._cache.check()
+            except StorageError as error:
+                answer = str(error)
+        return [answer] * len(requests)
 
     def _list_users(self, requests: list[ListUsers]) -> list[list[str]]:
         return [self._log.users_of(request.tenant, request.limit) for request in requests]
 
     def _get_served_model(self, requests: list[GetServedModel]) -> list[ServedModelInfo | None]:
         return [self._log.served_model() for _ in requests]
-
-    def _states_of(self, users: Sequence[User]) -> dict[User, State | None]:
-        users = list(dict.fromkeys(users))
-        return dict(zip(users, self._states.get(users), strict=True))
 
     def _rank(
         self, query: Query, vector: np.ndarray, history: np.ndarray

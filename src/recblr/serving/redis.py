@@ -4,7 +4,7 @@ A worker uses a state only if it has the version that the log has for the user. 
 loses, evicts or receives late therefore costs a replay and has no other effect.
 """
 
-import sys
+import logging
 import time
 from array import array
 from collections.abc import Iterable, Sequence
@@ -13,14 +13,18 @@ from typing import Any
 import msgspec
 import numpy as np
 from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from recblr.errors import InputError
 from recblr.serving.storage import State, StorageError, User, user_digest
 
+log = logging.getLogger("recblr.storage")
+
 STATE_SECONDS = 7 * 24 * 3600  # a state expires so long after its last event
 ERASED_SECONDS = 3600  # the mark of an erased user expires then; no worker is delayed longer
 RETRY_SECONDS = 1.0  # pause after Redis has failed
-TIMEOUT_SECONDS = 1.0
+TIMEOUT_SECONDS = 0.5
 # A delayed worker must not replace a later state by an earlier one. The value begins with the version.
 PUT = """
 for number, key in ipairs(KEYS) do
@@ -56,8 +60,9 @@ class RedisCache:
         self._log = log
         try:
             self._redis = Redis.from_url(
-                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
-            )
+                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+            )  # fmt: skip
             self._redis.ping()
         except (RedisError, ValueError) as error:
             raise InputError(f"--cache: {error}") from None
@@ -87,6 +92,16 @@ class RedisCache:
     def discard(self, users: Iterable[User]) -> None:
         pass  # get returns copies
 
+    def check(self) -> None:
+        if time.monotonic() < self._retry_at:
+            raise StorageError("the cache of states does not answer")
+        try:
+            self._redis.ping()
+            self._note(None)
+        except RedisError as error:
+            self._note(error)
+            raise StorageError(f"the cache of states failed: {error}") from error
+
     def erase(self, user: User, version: int) -> None:
         try:  # store the next version without a state
             self._redis.set(self._key(user), (version + 1).to_bytes(8), ex=ERASED_SECONDS)
@@ -97,12 +112,12 @@ class RedisCache:
         return f"recblr:{user_digest(user, self._log).hex()}"
 
     def _note(self, error: RedisError | None) -> None:
-        """Note whether Redis answered, and print a line when that changes."""
+        """Note whether Redis answered, and log a line when that changes."""
         if (error is None) != self._available:
             change = (
                 "answers again" if error is None else f"fails, states come from the log: {error}"
             )
-            print(f"--cache {change}", file=sys.stderr, flush=True)
+            log.warning("--cache %s", change)
         self._available = error is None
         self._retry_at = 0.0 if error is None else time.monotonic() + RETRY_SECONDS
 

@@ -14,14 +14,15 @@ import torch
 
 from recblr.data.batches import pack_latest
 from recblr.data.log import Interactions, read_log
-from recblr.data.times import unit_of
+from recblr.data.sequences import NEWEST_FIRST, sort_events
+from recblr.data.times import UNITS, unit_of
 from recblr.errors import InputError
 from recblr.progress import progress
 from recblr.serving.keys import DEFAULT_TENANT
 from recblr.serving.model import ServedModel
 from recblr.serving.open_storage import open_storage
 from recblr.serving.storage import Event, EventLog, History, State, User
-from recblr.serving.timestamps import to_unit
+from recblr.serving.timestamps import check_not_future, to_unit
 from recblr.serving.user_states import UserStates
 
 BATCH_USERS, BATCH_EVENTS = 256, 10_000  # in one transaction
@@ -55,15 +56,15 @@ def replay(
         interactions = read_log(source, columns=columns)
     if interactions is not None:
         _warn_of_unknown_items(served, interactions)
-    log, cached = open_storage(store, cache, BATCH_USERS)  # last: an error leaves no new file
+    # Last, so that an error leaves no new file. Without a log, there is nothing to create one for.
+    log, cached = open_storage(store, cache, BATCH_USERS, create=interactions is not None)
     try:
         states = UserStates(log, cached, served)
-        added = 0 if interactions is None else _add(log, interactions)
+        added, order = (0, None) if interactions is None else _add(log, interactions)
         events, users = 0, list(log.users())
         with progress("replaying", len(users)) as advance:
             for batch in _batches(users, BATCH_USERS):
-                rebuilt = states.rebuild(batch, from_scratch=True)
-                events += sum(state.count for state in rebuilt.values())
+                events += sum(state.count for state in states.rebuild(batch) if state)
                 advance(len(batch))
     finally:
         log.close()
@@ -72,7 +73,7 @@ def replay(
         "events": events,
         "added": added,
         "present": 0 if interactions is None else len(interactions) - added,
-        "order": None if interactions is None else interactions.order,
+        "order": order,
         "seconds": time.perf_counter() - begin,
     }
 
@@ -84,8 +85,11 @@ def _warn_of_unknown_items(served: ServedModel, interactions: Interactions) -> N
         )
 
 
-def _add(log: EventLog, interactions: Interactions) -> int:
-    """Add the interactions that an event log does not have; returns how many.
+def _add(log: EventLog, interactions: Interactions) -> tuple[int, str]:
+    """Add the interactions that an event log does not have.
+
+    Returns:
+        How many were added, and what gives the order of the interactions.
 
     Raises:
         InputError: a time cannot be stored, or the order of some events is unknown.
@@ -94,11 +98,15 @@ def _add(log: EventLog, interactions: Interactions) -> int:
     items = [str(name) for name in interactions.item_ids.to_pylist()]
     rows = np.arange(len(interactions))
     times = rows if interactions.timestamps is None else interactions.timestamps
+    stored = log.unit(DEFAULT_TENANT)
     try:
-        stamps = to_unit(times, interactions.unit, log.unit(DEFAULT_TENANT))
+        stamps = to_unit(times, interactions.unit, stored)
+        check_not_future(max(stamps, default=0.0) * UNITS[stored] / UNITS["seconds"])
     except InputError as error:
         raise InputError(f"{interactions.source}: {error}") from None
-    order = np.lexsort((times, interactions.users))  # stable: rows at one time keep their order
+    order, _, newest_first, _ = sort_events(
+        interactions.users, interactions.items, interactions.timestamps
+    )
     starts = np.flatnonzero(np.diff(interactions.users[order], prepend=-1))
     by_user = np.split(order, starts[1:])
     added = 0
@@ -121,7 +129,7 @@ def _add(log: EventLog, interactions: Interactions) -> int:
                         event_id = part[versions.index(min(versions))].event_id
                         raise InputError(f"another event in {log.name} has the id {event_id!r}")
             added += len(new)
-    return added
+    return added, interactions.order + NEWEST_FIRST * newest_first
 
 
 def _new_events(user: User, wanted: Sequence[tuple[float, str]], history: History) -> list[Event]:
@@ -179,11 +187,14 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
     states = UserStates(log, cached, served)
     largest, lists, compared, events = 0.0, 0, 0, 0
     users = list(log.users())
+    if not users:
+        log.close()
+        raise InputError(f"{log.name} has no events to compare; recblr replay --log adds some")
     items = len(served.item_ids)
     with progress("comparing", len(users)) as advance:
         for batch in _batches(users, max(1, min(BATCH_USERS, BATCH_SCORES // items))):
             by_user = {
-                user: state for user, state in zip(batch, states.get(batch), strict=True)
+                user: state for user, state in zip(batch, states.get_complete(batch), strict=True)
                 if state is not None and state.seen
             }  # fmt: skip
             advance(len(batch))

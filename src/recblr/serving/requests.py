@@ -9,6 +9,9 @@ import numpy as np
 from recblr.serving.model import ServedModel
 from recblr.serving.storage import Event, EventKey, History, User
 
+PART = 128  # events of a history in one part of the work, which takes about 2 ms
+RECORDED = 64  # events that are added in one part, which takes about 5 ms
+
 
 @dataclass(frozen=True)
 class Query:
@@ -25,8 +28,13 @@ class Request:
     """Base of all requests.
 
     ``users`` are the users whose events the request changes. ``follow_up`` is a request to handle
-    next, whose answer is delivered together with this one's.
+    next, whose answer is delivered together with this one's. ``cost`` is an estimate of the time to
+    handle the request, or its next part, in milliseconds.
     """
+
+    @property
+    def cost(self) -> float:
+        return 0.2
 
     @property
     def users(self) -> Sequence[User]:
@@ -44,16 +52,28 @@ class Request:
 class RecordEvents(Request):
     """Add events; with ``query`` also recommend items to the user of the last event.
 
+    Many events are added in parts: ``outcomes`` are those of the first ones.
+
     Answer: a list of Outcomes; with ``query`` a pair of that list and RankedItems.
     """
 
     tenant: str
     events: Sequence[Event]
     query: Query | None = None
+    outcomes: Sequence["Outcome"] = ()
+
+    @property
+    def part(self) -> Sequence[Event]:
+        """The events to add next."""
+        return self.events[len(self.outcomes) : len(self.outcomes) + RECORDED]
+
+    @property
+    def cost(self) -> float:
+        return 0.3 + 0.08 * min(len(self.events) - len(self.outcomes), RECORDED)
 
     @property
     def users(self) -> Sequence[User]:
-        return [(self.tenant, event.user_id) for event in self.events]
+        return [(self.tenant, event.user_id) for event in self.part]
 
     @property
     def follow_up(self) -> Request | None:
@@ -67,6 +87,18 @@ class EraseUser(Request):
     """Remove everything about a user. Answer: the number of removed events."""
 
     user: User
+
+    @property
+    def users(self) -> Sequence[User]:
+        return (self.user,)
+
+
+@dataclass(frozen=True)
+class RemoveEvent(Request):
+    """Remove one event of a user. Answer: whether there was such an event."""
+
+    user: User
+    event_id: str
 
     @property
     def users(self) -> Sequence[User]:
@@ -94,18 +126,53 @@ class RecommendForUser(Request):
 
 @dataclass(frozen=True)
 class RecommendForHistory(Request):
-    """Recommend items after a history of item ids that is not stored. Answer: RankedItems."""
+    """Recommend items after a history of item ids that is not stored. Answer: RankedItems.
+
+    A long history is handled in parts: ``vector`` is that of ``model`` after the first ``count`` items.
+    """
 
     item_ids: tuple[str, ...]
     query: Query
+    model: ServedModel | None = None
+    count: int = 0
+    vector: np.ndarray | None = None
+
+    @property
+    def cost(self) -> float:
+        return 0.3 + 0.03 * min(len(self.item_ids) - self.count, PART)
 
 
 @dataclass(frozen=True)
 class DescribeUser(Request):
-    """Describe a user; with ``with_events`` the answer includes the events. Answer: UserDescription."""
+    """Describe a user, with the latest ``events`` events. Answer: UserDescription."""
 
     user: User
-    with_events: bool
+    events: int = 0
+
+    @property
+    def cost(self) -> float:
+        return 0.2 + 0.003 * self.events
+
+
+@dataclass(frozen=True)
+class ExplainUser(Request):
+    """Get what explains the scores of a user by at least the latest ``events`` events, if there are so
+    many. Answer: UserHistory."""
+
+    user: User
+    events: int
+
+    @property
+    def cost(self) -> float:
+        return 0.2 + 0.01 * self.events
+
+
+@dataclass(frozen=True)
+class FindEvent(Request):
+    """Look for the user of an event, to remove the event. Answer: that of RemoveEvent."""
+
+    tenant: str
+    event_id: str
 
 
 @dataclass(frozen=True)
@@ -114,6 +181,11 @@ class ListUsers(Request):
 
     tenant: str
     limit: int
+
+
+@dataclass(frozen=True)
+class CheckStorage(Request):
+    """Check that events can be added. Answer: why states cannot be cached, empty if they can."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +219,7 @@ class RankedItems(NamedTuple):
 class UserDescription:
     """The number of events of a user, how many of them have a known item, and the key of the last.
 
-    ``events`` are all events, if they were requested.
+    ``events`` are the latest events, as many as were requested.
     """
 
     model: ServedModel
@@ -155,3 +227,13 @@ class UserDescription:
     known: int
     last: EventKey | None
     events: History
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """The latest ``events`` of a user, the vector before them, and the item rows (T,) of all events."""
+
+    model: ServedModel
+    before: np.ndarray
+    events: History
+    rows: np.ndarray

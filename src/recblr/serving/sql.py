@@ -8,6 +8,8 @@ import numpy as np
 
 from recblr.data.times import unit_of
 from recblr.serving.storage import (
+    BEFORE_ALL_EVENTS,
+    Event,
     EventKey,
     History,
     ServedModelInfo,
@@ -17,19 +19,24 @@ from recblr.serving.storage import (
     snapshot_counts,
 )
 
-FORMAT = 3
+FORMAT = 4  # of the tables
+UPGRADABLE = (
+    2,
+    3,
+)  # older formats, of version 0.1.0: only the snapshots, a cache, had other columns
 
 
 class SQLLog:
     """An EventLog of the tables ``events``, ``users``, ``snapshots`` and ``served``.
 
-    Subclasses add ``lock``, ``versions``, ``add`` and ``close``.
+    Subclasses add ``lock``, ``versions``, ``add``, ``check`` and ``close``.
     """
 
     name: str
     _units: dict[str, str]  # of tenants
     inside = False  # whether a transaction is open
     BEGIN: ClassVar[str]
+    VIEW: ClassVar[str]
     ERRORS: ClassVar[type[Exception]]
 
     def _run(self, sql: str, values: Sequence[Any]) -> list[Any]:
@@ -37,6 +44,19 @@ class SQLLog:
         raise NotImplementedError
 
     def _in_transaction(self) -> bool:
+        raise NotImplementedError
+
+    def lock(self, users: Sequence[User]) -> list[int]:
+        raise NotImplementedError
+
+    def add(self, events: Sequence[tuple[str, Event]]) -> list[int]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _next_version(self) -> int:
+        """A version that no event and no user has had."""
         raise NotImplementedError
 
     @contextmanager
@@ -57,35 +77,71 @@ class SQLLog:
             self._units[tenant] = (row and unit_of(row[0])) or "seconds"
         return self._units[tenant]
 
-    def events(self, user: User) -> History:
+    def events(
+        self, user: User, after: EventKey = BEFORE_ALL_EVENTS, limit: int | None = None
+    ) -> History:
         return self._all(
             "SELECT timestamp, event_id, item_id FROM events"
-            " WHERE tenant = ? AND user_id = ? ORDER BY timestamp, event_id",
-            user,
+            " WHERE tenant = ? AND user_id = ? AND (timestamp, event_id) > (?, ?)"
+            " ORDER BY timestamp, event_id LIMIT ?",
+            (*user, *after, 2**62 if limit is None else limit),
         )
 
-    def snapshot(self, user: User, model: str) -> Snapshot | None:
+    def latest_events(self, user: User, limit: int) -> History:
+        return self._all(
+            "SELECT timestamp, event_id, item_id FROM events WHERE tenant = ? AND user_id = ?"
+            " ORDER BY timestamp DESC, event_id DESC LIMIT ?",
+            (*user, limit),
+        )[::-1]
+
+    def user_of(self, tenant: str, event_id: str) -> str | None:
         row = self._one(
-            "SELECT timestamp, event_id, count, vector FROM snapshots"
-            " WHERE tenant = ? AND user_id = ? AND model = ? ORDER BY count DESC LIMIT 1",
-            (*user, model),
+            "SELECT user_id FROM events WHERE tenant = ? AND event_id = ?", (tenant, event_id)
         )
-        return row and Snapshot((row[0], row[1]), row[2], np.frombuffer(row[3], np.float32))
+        return row and row[0]
+
+    def remove(self, user: User, event_id: str) -> tuple[EventKey, int] | None:
+        row = self._one(
+            "DELETE FROM events WHERE tenant = ? AND user_id = ? AND event_id = ?"
+            " RETURNING timestamp, event_id",
+            (*user, event_id),
+        )
+        if row is None:
+            return None
+        return (row[0], row[1]), self._change_version(user)
+
+    def snapshot(self, user: User, model: str, count: int | None = None) -> Snapshot | None:
+        row = self._one(
+            "SELECT timestamp, event_id, count, known, vector FROM snapshots WHERE tenant = ?"
+            " AND user_id = ? AND model = ? AND count <= ? ORDER BY count DESC LIMIT 1",
+            (*user, model, 2**62 if count is None else count),
+        )
+        if row is None:
+            return None
+        timestamp, event_id, events, known, vector = row
+        return Snapshot((timestamp, event_id), events, known, np.frombuffer(vector, np.float32))
 
     def add_snapshots(self, user: User, model: str, snapshots: Sequence[Snapshot]) -> None:
         for snapshot in snapshots:
             self._do(
-                "INSERT INTO snapshots (tenant, user_id, count, timestamp, event_id, model, vector)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, user_id, count)"
-                " DO UPDATE SET timestamp = excluded.timestamp, event_id = excluded.event_id,"
-                " model = excluded.model, vector = excluded.vector",
-                (*user, snapshot.count, *snapshot.key, model, snapshot.vector.tobytes()),
-            )
+                "INSERT INTO snapshots"
+                " (tenant, user_id, count, known, timestamp, event_id, model, vector)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, user_id, count)"
+                " DO UPDATE SET known = excluded.known, timestamp = excluded.timestamp,"
+                " event_id = excluded.event_id, model = excluded.model, vector = excluded.vector",
+                (*user, snapshot.count, snapshot.known, *snapshot.key, model,
+                 snapshot.vector.tobytes()),
+            )  # fmt: skip
         counts = snapshot_counts(max(snapshot.count for snapshot in snapshots))
         self._do(
             "DELETE FROM snapshots WHERE tenant = ? AND user_id = ?"
             f" AND (model != ? OR count NOT IN ({', '.join(map(str, counts))}))",
             (*user, model),
+        )
+
+    def drop_outdated(self, user: User, model: str) -> None:
+        self._do(
+            "DELETE FROM snapshots WHERE tenant = ? AND user_id = ? AND model != ?", (*user, model)
         )
 
     def drop_snapshots(self, user: User, after: EventKey) -> None:
@@ -110,6 +166,72 @@ class SQLLog:
 
     def users(self) -> Iterable[User]:
         return self._all("SELECT tenant, user_id FROM users ORDER BY tenant, user_id")
+
+    # ---- maintenance -----------------------------------------------------------------------------
+
+    @contextmanager
+    def view(self) -> Iterator[None]:
+        """All reads inside the block see the log as it is at one moment."""
+        self._do(self.VIEW)
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+            if self._in_transaction():
+                self._do("ROLLBACK")
+
+    def compact(self) -> None:
+        """Give back the space of removed events."""
+        raise NotImplementedError
+
+    def counts(self) -> dict[str, int]:
+        """The number of ``events`` and ``users``."""
+        ((events,),) = self._all("SELECT count(*) FROM events")
+        ((users,),) = self._all("SELECT count(*) FROM users")
+        return {"events": events, "users": users}
+
+    def tenants(self) -> list[str]:
+        """The tenants with events, sorted."""
+        rows = self._all("SELECT DISTINCT tenant FROM users ORDER BY tenant")
+        return [tenant for (tenant,) in rows]
+
+    def distinct(self, tenant: str, column: str) -> list[str]:
+        """The ids in a column of the events of a tenant."""
+        rows = self._all(f"SELECT DISTINCT {column} FROM events WHERE tenant = ?", (tenant,))
+        return [name for (name,) in rows]
+
+    def users_with_events(self, tenant: str, first: float, end: float) -> list[str]:
+        """The users of a tenant with events from ``first`` until before ``end``."""
+        rows = self._all(
+            "SELECT DISTINCT user_id FROM events"
+            " WHERE tenant = ? AND timestamp >= ? AND timestamp < ?",
+            (tenant, first, end),
+        )
+        return [user_id for (user_id,) in rows]
+
+    def remove_between(self, user: User, first: float, end: float) -> int:
+        """Remove the events of a user from ``first`` until before ``end``; returns how many."""
+        removed = len(self._all(
+            "DELETE FROM events WHERE tenant = ? AND user_id = ? AND timestamp >= ?"
+            " AND timestamp < ? RETURNING version",
+            (*user, first, end),
+        ))  # fmt: skip
+        if removed:
+            self.drop_snapshots(user, BEFORE_ALL_EVENTS)
+            self._change_version(user)
+        return removed
+
+    def _change_version(self, user: User) -> int:
+        """Give a user, of whom events were removed, a new version; 0 without events."""
+        if not self.latest_events(user, 1):
+            self._do("DELETE FROM users WHERE tenant = ? AND user_id = ?", user)
+            return 0
+        version = self._next_version()
+        self._do("UPDATE users SET version = ? WHERE tenant = ? AND user_id = ?", (version, *user))
+        return version
+
+    # ---- servers ---------------------------------------------------------------------------------
 
     def users_of(self, tenant: str, limit: int) -> list[str]:
         rows = self._all(

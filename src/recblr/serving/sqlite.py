@@ -1,29 +1,40 @@
 """The event log in a SQLite file, for one process. It needs no other server.
 
 A transaction is on disk when it is committed: ``synchronous`` is FULL, because with NORMAL and a
-write-ahead log a power cut loses committed transactions. The file is locked while it is open, so one
-process uses it at a time. An erasure removes a user from all tables at once; leftover bytes in the
-file are removed when it is opened the next time.
+write-ahead log a power cut loses committed transactions. A server locks the file beside it that ends
+in ``.lock``, so that there is one; backups and exports may read at the same time. An erasure removes a
+user from all tables at once; leftover bytes in the file are removed when it is opened the next time.
 """
 
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import apsw
+from filelock import FileLock, Timeout
 
 from recblr.errors import InputError
-from recblr.serving.sql import FORMAT, SQLLog
-from recblr.serving.storage import Event, User
+from recblr.serving.sql import FORMAT, UPGRADABLE, SQLLog
+from recblr.serving.storage import Event, EventKey, StorageError, User
 
 PRAGMAS = (
-    "locking_mode = exclusive",  # one process, and no shared memory
     "journal_mode = wal",
     "synchronous = full",
     "secure_delete = on",  # deleted rows are overwritten
     "cache_size = -65536",  # KiB
 )
-TABLES = """
+SNAPSHOTS = """
+CREATE TABLE snapshots (
+    tenant TEXT NOT NULL, user_id TEXT NOT NULL, count INTEGER NOT NULL,
+    known INTEGER NOT NULL, timestamp REAL NOT NULL, event_id TEXT NOT NULL, model TEXT NOT NULL,
+    vector BLOB NOT NULL, PRIMARY KEY (tenant, user_id, count)
+) STRICT;
+CREATE INDEX snapshots_by_model ON snapshots (model);
+"""
+TABLES = f"""
 CREATE TABLE events (
     version INTEGER PRIMARY KEY AUTOINCREMENT,
     tenant TEXT NOT NULL, event_id TEXT NOT NULL,
@@ -35,17 +46,14 @@ CREATE TABLE users (
     tenant TEXT NOT NULL, user_id TEXT NOT NULL, version INTEGER NOT NULL,
     PRIMARY KEY (tenant, user_id)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE snapshots (
-    tenant TEXT NOT NULL, user_id TEXT NOT NULL, count INTEGER NOT NULL,
-    timestamp REAL NOT NULL, event_id TEXT NOT NULL, model TEXT NOT NULL, vector BLOB NOT NULL,
-    PRIMARY KEY (tenant, user_id, count)
-) STRICT;
-CREATE INDEX snapshots_by_model ON snapshots (model);
+{SNAPSHOTS}
 CREATE TABLE served (
     one INTEGER PRIMARY KEY, folder TEXT NOT NULL, model TEXT NOT NULL, started TEXT NOT NULL
 ) STRICT;
 CREATE TABLE erased (events INTEGER NOT NULL) STRICT;
 """
+BUSY_MILLISECONDS = 5_000  # for another process to end its transaction
+CHECK_BYTES = 1 << 16  # that the disk must have room for
 
 
 class SQLiteLog(SQLLog):
@@ -56,43 +64,47 @@ class SQLiteLog(SQLLog):
     """
 
     BEGIN = "BEGIN IMMEDIATE"
+    VIEW = "BEGIN"
     ERRORS = apsw.Error
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shared: bool = False) -> None:
         self.name, self._units = str(path), {}
-        try:
-            # The absolute path, as SQLite keeps "" and ":memory:" in memory.
-            self._connection = apsw.Connection(str(path.absolute()))
+        self._lock = None if shared else FileLock(f"{path.absolute()}.lock", mode=0o600, timeout=0)
+        # The absolute path, as SQLite keeps "" and ":memory:" in memory.
+        self._path = path.absolute()
+        with _open_errors(path):
+            if self._path.parent.is_dir():  # otherwise SQLite says what is wrong
+                if self._lock is not None:
+                    self._lock.acquire()
+                self._path.touch(mode=0o600)
+                self._path.chmod(0o600)
+            self._connection = apsw.Connection(str(self._path))
+            self._connection.set_busy_timeout(BUSY_MILLISECONDS)
             for pragma in PRAGMAS:
                 self._run(f"PRAGMA {pragma}")
-            self._run(self.BEGIN)
-            ((version,),) = self._run("PRAGMA user_version")
-            if version == 0 and self._run("SELECT count(*) FROM sqlite_schema") == [(0,)]:
-                self._run(TABLES)
-                self._run(f"PRAGMA user_version = {FORMAT}")
-            elif version != FORMAT:
-                raise InputError(
-                    f"{path} is not an event log of this version of recblr; choose another file"
-                )
-            self._run("COMMIT")
-            if self._run("SELECT * FROM erased"):  # pages keep copies of rows that SQLite has moved
-                self._run("DELETE FROM erased")
-                self._run("VACUUM")
-                self._run("PRAGMA wal_checkpoint(TRUNCATE)")
-        except apsw.NotADBError:
-            raise InputError(f"{path} is not a SQLite file; choose another file") from None
-        except apsw.CantOpenError:
-            raise InputError(f"{path} cannot be opened; does its folder exist?") from None
-        except apsw.BusyError:
+            self._prepare_tables(path)
+            # Pages keep copies of rows that SQLite has moved.
+            if not shared and self._run("SELECT * FROM erased LIMIT 1"):
+                self._compact()
+            self._file = _identity(self._path)
+
+    def _prepare_tables(self, path: Path) -> None:
+        """Create the tables, or upgrade those of an older format."""
+        self._run(self.BEGIN)
+        ((version,),) = self._run("PRAGMA user_version")
+        if version == 0 and self._run("SELECT count(*) FROM sqlite_schema") == [(0,)]:
+            self._run(TABLES)
+        elif version in UPGRADABLE:
+            self._run("DROP TABLE snapshots")
+            self._run(SNAPSHOTS)
+        elif version != FORMAT:
             raise InputError(
-                f"{path} is open in another process; stop that server or choose another file"
-            ) from None
-        except apsw.Error as error:  # a damaged file, a read-only file, a full disk
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"{path} cannot be used as an event log ({reason}); restore it from a backup, or "
-                "choose another file"
-            ) from None
+                f"{path} is not an event log that this version of recblr can read; upgrade recblr, "
+                "or choose another file"
+            )
+        if version != FORMAT:
+            self._run(f"PRAGMA user_version = {FORMAT}")
+        self._run("COMMIT")
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._connection.execute(sql, values).fetchall()
@@ -137,5 +149,80 @@ class SQLiteLog(SQLLog):
         self._do("INSERT INTO erased VALUES (?)", (events,))
         return events
 
+    def _next_version(self) -> int:
+        self._do("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'events'")
+        ((version,),) = self._all("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+        return int(version)
+
+    def remove(self, user: User, event_id: str) -> tuple[EventKey, int] | None:
+        removed = super().remove(user, event_id)
+        if removed is not None:
+            self._do("INSERT INTO erased VALUES (1)")
+        return removed
+
+    def check(self) -> None:
+        try:
+            if _identity(self._path) != self._file:
+                raise StorageError(f"{self.name} was replaced by another file; restart the server")
+            with tempfile.TemporaryFile(dir=self._path.parent) as file:
+                file.write(bytes(CHECK_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"events cannot be added to {self.name}: {error.strerror or error}"
+            ) from None
+        with self.transaction():
+            self._do(f"PRAGMA user_version = {FORMAT}")  # a write of one page
+
+    def _compact(self) -> None:
+        for statement in ("DELETE FROM erased", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+            self._run(statement)
+
+    def compact(self) -> None:
+        try:
+            self._compact()
+        except apsw.Error as error:
+            raise StorageError(f"the event log failed: {error}") from error
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the log, as it is at one moment, to a new file."""
+        path.touch(mode=0o600)
+        self._do("VACUUM INTO ?", (str(path.absolute()),))
+
+    def damage(self) -> str:
+        """What is wrong with the file; empty if nothing is."""
+        (first, *_) = self._all("PRAGMA integrity_check(1)")
+        return "" if first == ("ok",) else str(first[0])
+
     def close(self) -> None:
         self._connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells a file from another of the same name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _open_errors(path: Path) -> Iterator[None]:
+    """Turn an error of opening a file into an InputError that says what to do."""
+    try:
+        yield
+    except apsw.NotADBError:
+        raise InputError(f"{path} is not a SQLite file; choose another file") from None
+    except apsw.CantOpenError:
+        raise InputError(f"{path} cannot be opened; does its folder exist?") from None
+    except (apsw.BusyError, Timeout):
+        raise InputError(
+            f"{path} is open in another process; stop that server or choose another file"
+        ) from None
+    except (apsw.Error, OSError) as error:  # a damaged file, a read-only file, a full disk
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path} cannot be used as an event log ({reason}); restore it from a backup, or "
+            "choose another file"
+        ) from None

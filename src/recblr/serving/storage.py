@@ -68,10 +68,14 @@ class State:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stored vector of a user: the vector after ``count`` events, the last of which has ``key``."""
+    """A stored vector of a user: the vector after ``count`` events, the last of which has ``key``.
+
+    The model knows the items of ``known`` of these events.
+    """
 
     key: EventKey
     count: int
+    known: int
     vector: np.ndarray
 
 
@@ -136,11 +140,23 @@ class EventLog(Protocol):
             tenant has another event with its id.
         """
 
-    def events(self, user: User) -> History:
-        """All events of a user."""
+    def events(
+        self, user: User, after: EventKey = BEFORE_ALL_EVENTS, limit: int | None = None
+    ) -> History:
+        """The events of a user after a key, the first ``limit`` of them."""
 
-    def snapshot(self, user: User, model: str) -> Snapshot | None:
-        """The latest snapshot of a user by a model."""
+    def latest_events(self, user: User, limit: int) -> History:
+        """The last ``limit`` events of a user."""
+
+    def user_of(self, tenant: str, event_id: str) -> str | None:
+        """The id of the user of an event; None if there is no such event."""
+
+    def remove(self, user: User, event_id: str) -> tuple[EventKey, int] | None:
+        """Remove an event of a user; its key and the user's new version, None if there is no such
+        event. The version is 0 if the user has no events left."""
+
+    def snapshot(self, user: User, model: str, count: int | None = None) -> Snapshot | None:
+        """The latest snapshot of a user by a model, of at most ``count`` events."""
 
     def add_snapshots(self, user: User, model: str, snapshots: Sequence[Snapshot]) -> None:
         """Add snapshots; remove those of other models and those not in :func:`snapshot_counts`."""
@@ -153,6 +169,16 @@ class EventLog(Protocol):
 
     def outdated_users(self, model: str, limit: int) -> list[User]:
         """Up to ``limit`` users with snapshots of other models."""
+
+    def drop_outdated(self, user: User, model: str) -> None:
+        """Remove the snapshots of a user by other models."""
+
+    def check(self) -> None:
+        """Check that events can be added.
+
+        Raises:
+            StorageError: they cannot.
+        """
 
     def users(self) -> Iterable[User]:
         """All users with events."""
@@ -188,6 +214,9 @@ class StateCache(Protocol):
 
     def discard(self, users: Iterable[User]) -> None:
         """Drop states that :meth:`get` returned and the caller has changed."""
+
+    def check(self) -> None:
+        """Raises StorageError if the cache does not answer."""
 
     def erase(self, user: User, version: int) -> None:
         """Remove a user; from now on, states of ``version`` and earlier are not accepted.

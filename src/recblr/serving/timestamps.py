@@ -4,6 +4,7 @@ The rule for units is that of :mod:`recblr.data.times`. A number in no unit coun
 seconds distinguish microseconds, but not nanoseconds.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from recblr.data.times import DATE, UNITS, Time, parse_time, to_nanoseconds, uni
 from recblr.errors import InputError
 
 LIMIT = 9e9  # seconds within 64 bits of nanoseconds
+HORIZON = 86_400.0  # seconds from now after which an event cannot have happened
 
 
 def parse_timestamp(value: int | float | str) -> float:
@@ -26,28 +28,37 @@ def parse_timestamp(value: int | float | str) -> float:
             f"timestamp: found {value[:40]!r}; send a number, or a date like 2024-05-01T12:00:00Z"
         )
     try:
-        time = parse_time(value)
-        seconds = _seconds(time)
+        moment = parse_time(value)
+        seconds = _seconds(moment)
     except InputError as error:
         raise InputError(f"timestamp: {error}") from None
-    if time.unit == "nanoseconds" and time.value % 1000:
+    if moment.unit == "nanoseconds" and moment.value % 1000:
         raise InputError(
             f"timestamp: {value} is finer than a microsecond, and the order of such events would be "
-            f"lost; send microseconds, {int(time.value) // 1000}"
+            f"lost; send microseconds, {int(moment.value) // 1000}"
         )
     return seconds
 
 
-def _seconds(time: Time) -> float:
+def check_not_future(seconds: float) -> None:
+    """InputError for a time that cannot be: it would make all later events of the user late."""
+    if seconds > time.time() + HORIZON:
+        raise InputError(
+            f"timestamp: {seconds:.0f} seconds since 1970 is more than a day in the future; check the "
+            "clock and the unit"
+        )
+
+
+def _seconds(moment: Time) -> float:
     """A time in seconds, as :func:`to_unit` converts it, but faster."""
-    value, size = time.value, UNITS[time.unit or "seconds"]
+    value, size = moment.value, UNITS[moment.unit or "seconds"]
     if value == int(value):
         nanoseconds = int(value) * size
         if abs(nanoseconds) < 2**63:
             return nanoseconds / 10**9
     elif size == UNITS["seconds"] and abs(value) < LIMIT:
         return float(value)
-    (seconds,) = to_unit(np.array([value]), time.unit)
+    (seconds,) = to_unit(np.array([value]), moment.unit)
     return seconds
 
 

@@ -1,0 +1,106 @@
+"""Which requests are in work: each tenant has few, and no tenant waits behind the many of another."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from recblr.serving.fair_queue import BusyError
+
+ALONE, TOGETHER = 64, 8  # requests in work of a tenant that is alone, and of all active tenants
+MAX_WAITING = 256  # requests of a tenant that wait; more are refused
+MAX_BODIES = 32_000_000  # bytes of a tenant's bodies in memory; more are refused
+WAIT_SECONDS = 10.0
+
+
+@dataclass
+class _Tenant:
+    inside: int = 0
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    bodies: int = 0
+    last_active: float = 0.0
+
+
+class Admission:
+    """Admits the requests of tenants; a request that is not admitted takes no time of the server.
+
+    A tenant has a share of the requests in work, which depends on how many tenants have sent a request
+    in the last second. All methods run on the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._tenants: dict[str, _Tenant] = {}
+        self._share, self._counted_at = ALONE, 0.0
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that are not admitted yet."""
+        return sum(len(tenant.waiting) for tenant in self._tenants.values())
+
+    async def enter(self, name: str) -> None:
+        """Wait until a request of a tenant is admitted; :meth:`leave` has to follow.
+
+        Raises:
+            BusyError: too many are waiting, or it waited for too long.
+        """
+        tenant = self._tenant(name)
+        self._count()
+        if tenant.inside < self._share and not tenant.waiting:
+            tenant.inside += 1
+            return
+        if len(tenant.waiting) >= MAX_WAITING:
+            raise BusyError(f"{MAX_WAITING} requests are waiting already")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        tenant.waiting.append(turn)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self.leave(name)
+            if isinstance(error, TimeoutError):
+                raise BusyError(
+                    f"the request waited {WAIT_SECONDS:.0f} seconds for earlier ones"
+                ) from None
+            raise
+
+    def leave(self, name: str) -> None:
+        """End a request that was admitted."""
+        tenant = self._tenants[name]
+        tenant.inside -= 1
+        while tenant.waiting and tenant.inside < self._share:
+            turn = tenant.waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                tenant.inside += 1
+
+    def hold(self, name: str, size: int) -> None:
+        """Count a part of a body that is kept in memory; a negative ``size`` releases it.
+
+        Raises:
+            BusyError: the tenant has too many bodies in memory.
+        """
+        tenant = self._tenant(name)
+        if size > 0 and tenant.bodies + size > MAX_BODIES:
+            raise BusyError(f"{MAX_BODIES:,} bytes of bodies are waiting already")
+        tenant.bodies += size
+
+    def _tenant(self, name: str) -> _Tenant:
+        if name not in self._tenants:
+            self._tenants[name] = _Tenant()
+        tenant = self._tenants[name]
+        tenant.last_active = time.monotonic()
+        return tenant
+
+    def _count(self) -> None:
+        """Count the active tenants, ten times a second."""
+        now = time.monotonic()
+        if now < self._counted_at + 0.1:
+            return
+        self._counted_at, active = now, 0
+        for name, tenant in list(self._tenants.items()):
+            if tenant.last_active > now - 1 or tenant.inside:
+                active += 1
+            elif not tenant.bodies and not tenant.waiting:
+                del self._tenants[name]
+        self._share = ALONE if active < 2 else max(1, TOGETHER // active)

@@ -1,0 +1,216 @@
+"""The HTTP connections of a server, with limits on what a client can make it keep or wait for."""
+
+import asyncio
+import heapq
+import http
+import logging
+import resource
+from typing import Any
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_CONNECTIONS = 2048
+SPARE = 64  # connections beyond the limit, so that health is answered while all others are busy
+MAX_HEAD_BYTES = 32 * 1024  # request line and headers
+MAX_URL_BYTES = 8 * 1024
+PIECE_OF_BODY = 64 * 1024  # bytes that the parser gets at a time
+MAX_PIPELINED = 16  # requests of a connection that wait for the answer to an earlier one
+HEAD_SECONDS = 10.0  # for request line and headers to arrive
+IDLE_SECONDS = 30  # a connection without a request is kept open so long
+READ_SECONDS = 30.0  # for a client to read an answer
+LINGER_SECONDS = 1.0  # until a connection is closed after a refusal
+MAX_DISCARDED = 8_000_000  # bytes of a body after its answer
+OTHER_FILES = 128  # descriptors for all but connections
+
+log = logging.getLogger("recblr.http")
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with limits. A client that exceeds one gets an error status, if it can still
+    be answered, and is disconnected."""
+
+    limit = MAX_CONNECTIONS
+    _head_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
+    _in_head = False  # whether a part of a request's head has arrived
+    _head_bytes = 0
+    _discarded = 0
+    _refusal: tuple[int, str] | None = None
+    idle_since: float | None = None
+
+    # ---- the connection -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.idle_since = self.loop.time()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_slow)
+        if len(self.connections) > self.limit:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connections that have been idle longest; several, because it takes time."""
+        idle = [
+            other for other in self.connections
+            if isinstance(other, Connection) and other.idle_since is not None and other is not self
+        ]  # fmt: skip
+        oldest = heapq.nsmallest(
+            self.limit // 16 + 1, idle, key=lambda other: other.idle_since or 0
+        )
+        log.warning(
+            "limit of %d connections reached: closing %d of %d idle ones",
+            self.limit, len(oldest), len(idle),
+        )  # fmt: skip
+        for other in oldest:
+            other.transport.abort()
+            self.connections.discard(other)
+        if not oldest and len(self.connections) > self.limit + SPARE:
+            self.connections.discard(self)
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        for timer in (self._head_timer, self._read_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _close_slow(self) -> None:
+        self._head_timer = None
+        if self._is_busy():  # with an earlier request
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_slow)
+            return
+        if self._in_head and not self.transport.is_closing():
+            self._refusal = 408, f"the headers did not arrive in {HEAD_SECONDS:.0f} seconds"
+            self._refuse(*self._refusal)
+        else:
+            self.transport.abort()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.transport.abort()  # close() would wait until a client has read all answers
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    # ---- requests -----------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        # In pieces, because the parser joins the parts of a header.
+        start = 0
+        while start < len(data):
+            if self._refusal is not None or self.transport.is_closing():
+                return
+            body = not self._in_head and self._is_busy()
+            piece = data[start : start + (PIECE_OF_BODY if body else MAX_URL_BYTES)]
+            start += len(piece)
+            if self._in_head:
+                self._head_bytes += len(piece)
+            try:
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self._limit_head()
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade:
+                pass  # answered as if no other protocol was asked for
+            except httptools.HttpParserError:
+                self._refusal = self._refusal or (400, "invalid HTTP request")
+            if self._refusal is not None:
+                if self._head_timer is not None:
+                    self._head_timer.cancel()
+                    self._head_timer = None
+                if not (self.pipeline or self._is_busy()):
+                    self._refuse(*self._refusal)
+
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _limit_head(self) -> None:
+        """Raise an error that ends the parsing."""
+        self._refusal = 431, f"the headers have more than {MAX_HEAD_BYTES:,} bytes"
+        raise httptools.HttpParserError
+
+    def _refuse(self, status: int, reason: str) -> None:
+        body = msgspec.json.encode({"error": reason})
+        head = (
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        # What the client still sends is dropped, because a reset could overtake the answer.
+        self._unset_keepalive_if_required()
+        self._head_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()
+        self._in_head, self._head_bytes = True, 0
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_slow)
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_URL_BYTES:
+            self._refusal = 414, f"the URL has more than {MAX_URL_BYTES:,} bytes"
+            raise httptools.HttpParserError
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if not self._in_head:  # a trailer of a chunked body
+            self.headers.pop()
+
+    def on_headers_complete(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:
+            self._limit_head()
+        if len(self.pipeline) >= MAX_PIPELINED:  # the answers to the requests before it are sent
+            self._refusal = 400, f"more than {MAX_PIPELINED} requests wait on one connection"
+            raise httptools.HttpParserError
+        self._in_head, self._head_bytes, self._discarded = False, 0, 0
+        self.idle_since = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > MAX_DISCARDED:
+                self.transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pipeline or self._is_busy():
+            return
+        self.idle_since = self.loop.time()
+        if self._refusal is not None and not self.transport.is_closing():
+            self._refuse(*self._refusal)
+
+
+def connection_limit() -> int:
+    """How many connections the limit of open files allows; it is raised as far as it can be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + SPARE + OTHER_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limit = min(MAX_CONNECTIONS, max(16, soft - SPARE - OTHER_FILES))
+    if limit < MAX_CONNECTIONS:
+        log.warning(
+            "the limit of %d open files allows %d connections instead of %d; raise it with ulimit -n "
+            "or LimitNOFILE=", soft, limit, MAX_CONNECTIONS,
+        )  # fmt: skip
+    return limit
+
+
+def connections(limit: int) -> Any:
+    """The class of the connections of a server that has at most ``limit``."""
+    return type("Connection", (Connection,), {"limit": limit})
