@@ -10,7 +10,8 @@ import recblr
 from conftest import TINY_TRAINING, Tiny
 from helpers import history_of, scores_of
 from recblr.errors import InputError
-from recblr.evaluation.ranking import Population
+from recblr.evaluation.evaluate import Population
+from recblr.evaluation.ranking import MISSED
 from recblr.models.fpmc import FPMCConfig
 from recblr.recommender import Recommender
 
@@ -76,11 +77,11 @@ def test_another_log_is_evaluated_with_the_items_of_the_model(tiny: Tiny) -> Non
     scores = scores_of(tiny.recommender, [a, b, c])
     rank = sum(score >= scores[d] for score in scores.values())
     ranks = {"plain": rank, "unknown inside": rank, "unknown before": rank}
-    ranks["unknown target"] = ranks["only unknown"] = len(scores) + 1
+    ranks["unknown target"] = ranks["only unknown"] = MISSED
     measured = dict(zip([list(histories)[u] for u in unmasked.users], unmasked.ranks, strict=True))
     assert measured == ranks
     unseen = [scores[item] >= scores[d] for item in scores if item not in (a, b, c)]
-    assert masked.ranks.tolist() == [sum(unseen)] * 3 + [len(scores) + 1] * 2
+    assert masked.ranks.tolist() == [sum(unseen)] * 3 + [MISSED] * 2
     assert unmasked.population == masked.population == Population(5, 1, 1, 1, 0)
     assert str(unmasked.population) == (
         "1 missed (no item of the history is known), 1 missed (the target is not known), "
@@ -104,7 +105,8 @@ def test_users_of_unknown_items_count_as_missed(tiny: Tiny) -> None:
         for name, value in own.metrics.items():
             assert other.metrics[name] == pytest.approx(value / 2, rel=1e-12)
         assert other.to_json()["population"]["unknown_history"] == users
-        assert str(own.population) == ""
+        repeats = int((ours[1].ranks == MISSED).sum())
+        assert str(own.population) == f"{repeats} missed if masked (the target is in the history)"
 
 
 def test_an_unknown_part_is_refused(tiny: Tiny) -> None:

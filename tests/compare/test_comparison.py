@@ -18,7 +18,7 @@ from conftest import TINY_MODEL, Tiny
 from recblr.compare.comparison import Comparison, Contender, Difference, compare
 from recblr.errors import InputError
 from recblr.evaluation import metrics
-from recblr.evaluation.ranking import Evaluation
+from recblr.evaluation.evaluate import Evaluation
 from recblr.evaluation.significance import difference_interval, holm, paired_test
 from recblr.recommender import Recommender
 

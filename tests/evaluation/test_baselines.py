@@ -9,7 +9,9 @@ import torch
 from evaluation.scorers import constant, random_data, sequences
 from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Sequences
-from recblr.evaluation.ranking import evaluate, markov, popularity, rank_targets
+from recblr.evaluation.baselines import markov, popularity
+from recblr.evaluation.evaluate import evaluate
+from recblr.evaluation.ranking import rank_targets
 
 
 def test_popularity_scores_are_training_counts() -> None:

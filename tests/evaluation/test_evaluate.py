@@ -11,17 +11,9 @@ import pytest
 
 from evaluation.scorers import constant, random_data, scorer_of, sequences
 from recblr.evaluation import metrics
-from recblr.evaluation.ranking import (
-    MISSED,
-    Evaluation,
-    Population,
-    Protocol,
-    evaluate,
-    markov,
-    popularity,
-    rank_targets,
-    transitions,
-)
+from recblr.evaluation.baselines import markov, popularity, transitions
+from recblr.evaluation.evaluate import Evaluation, Population, Protocol, evaluate
+from recblr.evaluation.ranking import MISSED, rank_targets
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +56,17 @@ def test_figures_follow_from_the_ranks(measured: list[Evaluation]) -> None:
             name: metrics.means(baselines[name][seen]) for name in baselines
         }
     assert measured[0].metrics != measured[1].metrics
+
+
+def test_other_cutoffs_follow_from_the_same_ranks(measured: list[Evaluation]) -> None:
+    others = evaluate(scorer_of(30), random_data(200, 30), 7, k=(50, 5))
+    for evaluation, other in zip(measured, others, strict=True):
+        assert other.ranks.tolist() == evaluation.ranks.tolist()
+        assert other.metrics == metrics.means(evaluation.ranks, (50, 5))
+        assert other.intervals.keys() == other.metrics.keys()
+        for row in (*other.baselines.values(), *other.slices.values()):
+            assert [name for name in row if name != "users"] == list(other.metrics)
+        assert repr(other).startswith(f"Evaluation({other.protocol.seen}: HR@50 ")
 
 
 def users_of(evaluation: Evaluation, kind: str) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from recblr.errors import InputError
 from recblr.evaluation import metrics
 
 RANKS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
@@ -48,6 +49,47 @@ def test_metrics_of_known_ranks() -> None:
     assert values["NDCG@10"][3:].tolist() == [0, 0, 0]
     assert values["MRR@20"].tolist() == pytest.approx([1, 1 / 3, 1 / 10, 1 / 11, 1 / 20, 0])
     assert metrics.means(ranks)["HR@10"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("k", "cutoffs"),
+    [(5, (5,)), ((50, 5), (50, 5)), (np.int64(3), (3,)), (np.array([2, 1, 2]), (2, 1)), ("5", None),
+     (0, None), ((5, -1), None), ((), None), (2.5, None), (True, None), (None, None)],
+)  # fmt: skip
+def test_cutoffs_are_one_or_more_whole_numbers(k: object, cutoffs: tuple[int, ...] | None) -> None:
+    if cutoffs is None:
+        with pytest.raises(InputError, match="k"):
+            metrics.as_cutoffs(k)
+    else:
+        assert metrics.as_cutoffs(k) == cutoffs
+
+
+@settings(deadline=None)
+@given(RANKS, st.integers(1, 50))
+def test_any_cutoff_equals_a_plain_loop(ranks: list[int], k: int) -> None:
+    ours = metrics.per_user(np.array(ranks), (k,))
+    assert {name: values.tolist() for name, values in ours.items()} == {
+        f"{name}@{k}": pytest.approx(truth, rel=1e-14) for name, truth in naive(ranks, k).items()
+    }
+
+
+def test_metrics_equal_those_of_ir_measures() -> None:
+    """Recall is HR, precision HR / k, and MAP is MRR, as there is a single target."""
+    ir = pytest.importorskip("ir_measures")
+    ranks = np.array([1, 2, 3, 7, 10, 11, 25, 60])
+    targets = [ir.Qrel(str(user), "target", 1) for user in range(len(ranks))]
+    lists = [
+        ir.ScoredDoc(str(user), "target" if place == rank else f"item{place}", -float(place))
+        for user, rank in enumerate(ranks.tolist())
+        for place in range(1, 61)
+    ]
+    ours = metrics.means(ranks, (1, 5, 10, 50))
+    for k in (1, 5, 10, 50):
+        theirs = ir.calc_aggregate([ir.nDCG @ k, ir.R @ k, ir.P @ k, ir.AP @ k], targets, lists)
+        assert theirs[ir.nDCG @ k] == pytest.approx(ours[f"NDCG@{k}"], abs=1e-6)
+        assert theirs[ir.R @ k] == pytest.approx(ours[f"HR@{k}"], abs=1e-6)
+        assert theirs[ir.P @ k] == pytest.approx(ours[f"HR@{k}"] / k, abs=1e-6)
+        assert theirs[ir.AP @ k] == pytest.approx(ours[f"MRR@{k}"], abs=1e-6)
 
 
 def test_intervals_contain_the_mean_and_shrink_with_users() -> None:

@@ -12,7 +12,8 @@ from recblr.data.batches import PackedBatch
 from recblr.data.sequences import Part, Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.evaluation import ranking as module
-from recblr.evaluation.ranking import MISSED, evaluate, rank_targets
+from recblr.evaluation.evaluate import evaluate
+from recblr.evaluation.ranking import MISSED, rank_targets
 
 PARTS: tuple[Part, ...] = ("validation", "test")
 

@@ -18,7 +18,7 @@ from recblr.data.columns import Columns
 from recblr.data.vocabulary import as_list
 from recblr.errors import InputError
 from recblr.evaluation import metrics
-from recblr.evaluation.ranking import Evaluation, html_table
+from recblr.evaluation.evaluate import Evaluation, html_table
 from recblr.evaluation.significance import difference_interval, holm, paired_test
 from recblr.models.fused_step import FusedStep
 from recblr.models.model import RecurrentModel

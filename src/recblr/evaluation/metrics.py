@@ -4,9 +4,14 @@
 1 / log2(rank + 1), as in RecBole and the paper (arXiv 2406.12580, section 4.1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+
+from recblr.config import check_value, plain_value
+from recblr.data.vocabulary import as_list
+from recblr.errors import InputError
 
 CUTOFFS = (10, 20)
 
@@ -33,19 +38,41 @@ METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 }
 
 
-def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
+def as_cutoffs(k: Any) -> tuple[int, ...]:
+    """One cutoff or several, as a user gives them.
+
+    Raises:
+        InputError: there is none, or one is not a whole number from 1.
+    """
+    k = plain_value(k)
+    values = [k] if isinstance(k, int | float | str) else as_list(k, "k")
+    cutoffs = tuple(dict.fromkeys(check_value(value, int, "k") for value in values))
+    if not cutoffs or min(cutoffs) < 1:
+        raise InputError(f"k must be one or more whole numbers from 1, found {list(cutoffs)}")
+    return cutoffs
+
+
+def headline(names: Iterable[str]) -> tuple[str, str]:
+    """Of the names of metrics, HR and NDCG at the first cutoff."""
+    k = next(iter(names)).partition("@")[2]
+    return f"HR@{k}", f"NDCG@{k}"
+
+
+def per_user(ranks: np.ndarray, cutoffs: Iterable[int] = CUTOFFS) -> dict[str, np.ndarray]:
     """Every metric at every cutoff, ``{"HR@10": (U,), …}``."""
-    return {f"{name}@{k}": metric(ranks, k) for k in CUTOFFS for name, metric in METRICS.items()}
+    return {f"{name}@{k}": metric(ranks, k) for k in cutoffs for name, metric in METRICS.items()}
 
 
-def means(ranks: np.ndarray) -> dict[str, float]:
+def means(ranks: np.ndarray, cutoffs: Iterable[int] = CUTOFFS) -> dict[str, float]:
     """Every metric at every cutoff, averaged over users."""
-    return {name: float(values.mean()) for name, values in per_user(ranks).items()}
+    return {name: float(values.mean()) for name, values in per_user(ranks, cutoffs).items()}
 
 
-def intervals(ranks: np.ndarray) -> dict[str, tuple[float, float]]:
+def intervals(
+    ranks: np.ndarray, cutoffs: Iterable[int] = CUTOFFS
+) -> dict[str, tuple[float, float]]:
     """The :func:`mean_interval` of every metric."""
-    return {name: mean_interval(values) for name, values in per_user(ranks).items()}
+    return {name: mean_interval(values) for name, values in per_user(ranks, cutoffs).items()}
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -15,8 +15,9 @@ from recblr.benchmark.training_cost import measure
 from recblr.config import apply_settings
 from recblr.device import find_device
 from recblr.errors import InputError
+from recblr.evaluation.baselines import popularity
+from recblr.evaluation.evaluate import evaluate
 from recblr.evaluation.metrics import CUTOFFS
-from recblr.evaluation.ranking import evaluate, popularity
 from recblr.paper.logs import open_dataset, recipe
 from recblr.paper.report import Record, read_record, write_record
 from recblr.provenance import provenance
