@@ -55,6 +55,7 @@ def save(tiny: Tiny, name: str, config: Any, folder: Path) -> Recommender:
     torch.manual_seed(0)
     recommender = Recommender(name, config, TINY_TRAINING, device="cpu")
     recommender.data, recommender.trained = tiny.recommender.data, tiny.recommender.trained
+    recommender.stages = tiny.recommender.stages
     data = recommender.data
     network = create_model(
         name,

@@ -31,7 +31,10 @@ def numbers(tiny: Tiny) -> Recommender:
     ("options", "message"),
     [
         ({"users": ["7"]}, "user '7' is not in .* .its ids are whole numbers, did you mean 7\\?"),
-        ({"users": [10**20, 3]}, r"users\[0\]: the whole number 100000000000000000000 is beyond 64 bits"),
+        (
+            {"users": [10**20, 3]},
+            r"users\[0\]: the whole number 100000000000000000000 is beyond 64 bits",
+        ),
         ({"users": [3], "deny": ["4"]}, "deny: item '4' is not .* whole numbers, did you mean 4"),
         ({"users": [3], "deny": [9999, 4]}, "deny: item 9999 is not in the log"),
         ({"users": [3], "allow": [4, "5"]}, "allow: item '5' is not .* did you mean 5"),

@@ -124,11 +124,15 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "server without keys": ("serve MODEL --keys no.json", "no.json is not a key file"),
     "titles missing": ("serve MODEL --titles no.csv", "no.csv: the columns .* cannot be read"),
     "store is a folder": ("serve MODEL --store FOLDER.csv", "is a folder; give a file"),
+    "store that does not exist": (
+        "replay MODEL --store a.sqlite",
+        "a.sqlite: no such event log; pass another with --store",
+    ),
     "store in a missing folder": (
-        "replay MODEL --store no/a.sqlite",
+        "replay MODEL --log LOG --store no/a.sqlite",
         "no/a.sqlite cannot be opened",
     ),
-    "store in /proc": ("replay MODEL --store /proc/a.sqlite", "/proc/a.sqlite cannot be"),
+    "store in /proc": ("replay MODEL --log LOG --store /proc/a.sqlite", "/proc/a.sqlite cannot be"),
     "store of another database": ("verify MODEL --store mysql://a/b", "give a file, or postgresql"),
     "damaged store": ("verify MODEL --store BROKEN_TOML", "is not a SQLite file"),
     "log to replay missing": ("replay MODEL --log no.csv", r"no\.csv: no such file"),

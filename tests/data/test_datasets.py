@@ -106,7 +106,9 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("RECBLR_CACHE", "~/own")
     assert cache_folder() == tmp_path / "own"
     monkeypatch.setenv("RECBLR_CACHE", "redis://127.0.0.1")
-    with pytest.raises(InputError, match=r"^RECBLR_CACHE=redis://127.0.0.1: is a URL; give a folder"):
+    with pytest.raises(
+        InputError, match=r"^RECBLR_CACHE=redis://127.0.0.1: is a URL; give a folder"
+    ):
         load_dataset("ml-1m")
 
 

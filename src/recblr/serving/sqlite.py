@@ -72,21 +72,30 @@ class SQLiteLog(SQLLog):
         self._lock = None if shared else FileLock(f"{path.absolute()}.lock", mode=0o600, timeout=0)
         # The absolute path, as SQLite keeps "" and ":memory:" in memory.
         self._path = path.absolute()
-        with _open_errors(path):
-            if self._path.parent.is_dir():  # otherwise SQLite says what is wrong
-                if self._lock is not None:
-                    self._lock.acquire()
-                self._path.touch(mode=0o600)
-                self._path.chmod(0o600)
-            self._connection = apsw.Connection(str(self._path))
-            self._connection.set_busy_timeout(BUSY_MILLISECONDS)
-            for pragma in PRAGMAS:
-                self._run(f"PRAGMA {pragma}")
-            self._prepare_tables(path)
-            # Pages keep copies of rows that SQLite has moved.
-            if not shared and self._run("SELECT * FROM erased LIMIT 1"):
-                self._compact()
-            self._file = _identity(self._path)
+        try:
+            with _open_errors(path):
+                self._open(path, shared)
+        except BaseException:
+            if self._lock is not None and self._lock.is_locked:
+                Path(self._lock.lock_file).unlink()
+                self._lock.release()
+            raise
+
+    def _open(self, path: Path, shared: bool) -> None:
+        if self._path.parent.is_dir():  # otherwise SQLite says what is wrong
+            self._path.touch(mode=0o600)
+            self._path.chmod(0o600)
+            if self._lock is not None:
+                self._lock.acquire()
+        self._connection = apsw.Connection(str(self._path))
+        self._connection.set_busy_timeout(BUSY_MILLISECONDS)
+        for pragma in PRAGMAS:
+            self._run(f"PRAGMA {pragma}")
+        self._prepare_tables(path)
+        # Pages keep copies of rows that SQLite has moved.
+        if not shared and self._run("SELECT * FROM erased LIMIT 1"):
+            self._compact()
+        self._file = _identity(self._path)
 
     def _prepare_tables(self, path: Path) -> None:
         """Create the tables, or upgrade those of an older format."""
