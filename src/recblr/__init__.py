@@ -8,7 +8,6 @@
 
 import os
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 # torch's threads wait for one another by spinning. Where another program wants the cores too, a small
@@ -63,6 +62,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `recblr --help` need not wait for torch."""
     if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
         try:
             return version("recblr")
         except PackageNotFoundError:
