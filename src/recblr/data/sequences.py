@@ -270,9 +270,10 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
     last = split == "time-last"
     cuts = None if split == "leave-one-out" else splits.time_cuts(log.timestamps, last)
     keep, kept_users, kept_items = _filter(log, core, None if cuts is None else cuts[0])
-    users = (np.cumsum(kept_users) - 1).astype(np.int32)[log.users[keep]]
-    items = (np.cumsum(kept_items) - 1).astype(np.int32)[log.items[keep]]
-    times = None if log.timestamps is None else log.timestamps[keep]
+    rows = slice(None) if keep.all() else keep  # a slice copies nothing
+    users = (np.cumsum(kept_users) - 1).astype(np.int32)[log.users[rows]]
+    items = (np.cumsum(kept_items) - 1).astype(np.int32)[log.items[rows]]
+    times = None if log.timestamps is None else log.timestamps[rows]
     order, times, newest_first, duplicates = sort_events(users, items, times)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=kept_users.sum()))])
     offsets = offsets.astype(np.int64)
