@@ -27,13 +27,14 @@ class ModelSwaps:
     Attributes:
         failure: why the model that is to be served could not be loaded; empty if it is served.
         log_failure: why events cannot be added; empty if they can.
+        no_answer: set while the event log does not answer in time. A slow one may still take events.
         cache_failure: why states cannot be cached; empty if they can.
     """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._folder = engine, folder
         self._loading = asyncio.Lock()
-        self.failure, self.log_failure, self.cache_failure = "", "", ""
+        self.failure, self.log_failure, self.no_answer, self.cache_failure = "", "", "", ""
 
     async def swap(self, name: str) -> tuple[str, str]:
         """Serve the model in the folder ``name``; returns the hashes of the new and the old model.
@@ -78,16 +79,17 @@ class ModelSwaps:
     async def watch(self) -> None:
         """Check the storage again and again; runs until it is cancelled."""
         while True:
-            failed, before = "", self.log_failure or self.cache_failure
+            before = self.log_failure or self.no_answer or self.cache_failure
+            failed = no_answer = ""
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     self.cache_failure = await asyncio.wrap_future(self._engine.check_storage())
             except TimeoutError:
-                failed = "the event log does not answer"
+                no_answer = "the event log does not answer"
             except (StorageError, BusyError) as error:
                 failed = str(error)
-            self.log_failure = failed
-            now = self.log_failure or self.cache_failure
+            self.log_failure, self.no_answer = failed, no_answer
+            now = self.log_failure or self.no_answer or self.cache_failure
             if bool(now) != bool(before):
                 log.warning("%s", now or "the storage works again")
             await asyncio.sleep(CHECK_SECONDS)

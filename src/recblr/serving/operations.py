@@ -48,7 +48,9 @@ class Operations:
         swaps = self.swaps
         if swaps.failure:
             return f"the model to be served failed to load: {swaps.failure}"
-        return str(self.engine.failure or swaps.log_failure or swaps.cache_failure or "")
+        return str(
+            self.engine.failure or swaps.log_failure or swaps.no_answer or swaps.cache_failure or ""
+        )
 
     # ---- events ----------------------------------------------------------------------------------
 
