@@ -149,6 +149,14 @@ def check_value(value: Any, kind: Any, where: str) -> Any:
     raise InputError(f"{where} = {shown_value(value)}: must be {name}")
 
 
+def check_count(value: Any, where: str) -> int:
+    """A whole number from 1."""
+    count: int = check_value(value, int, where)
+    if count < 1:
+        raise InputError(f"{where} must be at least 1, found {count}")
+    return count
+
+
 def plain_value(value: Any) -> Any:
     """A scalar of NumPy, PyTorch or Arrow as a Python value; any other value as it is."""
     if getattr(value, "ndim", None) == 0:

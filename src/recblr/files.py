@@ -1,6 +1,7 @@
 """Write files and folders, lock folders, hash files."""
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,17 @@ def check_writable(path: Path) -> None:
             path.unlink()
         elif path.is_file():  # a pipe would wait for its reader
             path.open("ab").close()
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_absent(path: Path, overwrite: bool, marker: str) -> None:

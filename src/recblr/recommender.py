@@ -20,6 +20,7 @@ from recblr.data.vocabulary import Id, as_ids
 from recblr.device import find_device
 from recblr.errors import InputError, NotFittedError
 from recblr.evaluation.evaluate import Evaluation, evaluate
+from recblr.evaluation.metrics import CUTOFFS
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice
 from recblr.models import create_model, find_model
@@ -233,7 +234,7 @@ class Recommender:
 
     def evaluate(
         self, log: Any = None, part: Part = "test", columns: Columns | None = None, *,
-        k: Any = (10, 20), baselines: Any = (), lists: bool = False, slice_by: Any = (),
+        k: Any = CUTOFFS, baselines: Any = (), lists: bool = False, slice_by: Any = (),
     ) -> list[Evaluation]:  # fmt: skip
         """The evaluations of ``part`` under both protocols, "unmasked" and "masked".
 

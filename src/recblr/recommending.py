@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from recblr.artifact import Artifact
-from recblr.config import check_value
+from recblr.config import check_count, check_value
 from recblr.data.batches import PackedBatch, pack_latest
 from recblr.data.sequences import Sequences
 from recblr.data.vocabulary import Vocabulary, as_ids, as_list
@@ -62,10 +62,8 @@ class Selection:
             InputError: a value has the wrong type, ``k`` is below 1, an item is unknown and ``unknown``
                 is "error", or no known item is allowed.
         """
-        k, unknown = check_value(k, int, "k"), check_value(unknown, Unknown, "unknown")
+        k, unknown = check_count(k, "k"), check_value(unknown, Unknown, "unknown")
         hide_seen = check_value(hide_seen, bool, "hide_seen")
-        if k < 1:
-            raise InputError(f"k must be at least 1, found {k}")
         excluded = np.zeros(len(items.ids), bool)
         for name, values in (("allow", allow), ("deny", deny)):
             if values is None:

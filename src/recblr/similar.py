@@ -9,7 +9,7 @@ import numpy as np
 from torch.nn import functional as F
 
 from recblr.artifact import Artifact
-from recblr.config import check_value
+from recblr.config import check_count, check_value
 from recblr.data.vocabulary import as_ids
 from recblr.errors import InputError
 
@@ -41,9 +41,7 @@ def similar_items(
     """
     import polars as pl
 
-    k, by = check_value(k, int, "k"), check_value(by, Similarity, "by")
-    if k < 1:
-        raise InputError(f"k must be at least 1, found {k}")
+    k, by = check_count(k, "k"), check_value(by, Similarity, "by")
     if by == "memory" and contents.memory is None:
         raise InputError("the model has no memory of transitions; pass by='model' (--by model)")
     vocabulary, names = contents.data.item_vocabulary, as_ids(items, "items")

@@ -149,7 +149,7 @@ def test_the_version_of_a_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(recblr, "version", version)
+    monkeypatch.setattr("importlib.metadata.version", version)
     assert recblr.__version__ == "not installed"
 
 

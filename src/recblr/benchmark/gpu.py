@@ -25,6 +25,7 @@ import torch
 from recblr.benchmark.ops import implementations
 from recblr.benchmark.peers import slow_to_build
 from recblr.errors import InputError
+from recblr.files import new_file
 from recblr.progress import report
 from recblr.provenance import provenance
 
@@ -175,9 +176,8 @@ def take(step: Step, limit: float, log: Path) -> dict[str, Any]:
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file of JSON in one step."""
-    new = path.with_name(f".{path.name}")
-    new.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(new, path)
+    with new_file(path) as new:
+        new.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _open_state(file: Path, device: torch.device, quick: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def similar(
 ) -> None:
     """Show the items that are most similar to given ones."""
     import recblr
-    from recblr.cli.tables import print_similar
+    from recblr.cli.tables import print_recommendations
 
     recommender = recblr.load(folder, "cpu")
     kind = cast("Literal['model', 'memory']", by)  # similar_items checks it
@@ -26,4 +26,4 @@ def similar(
     if as_json:
         print_json(frame.to_dicts())
     else:
-        print_similar(frame)
+        print_recommendations(frame)

@@ -151,20 +151,12 @@ def _estimate(value: float, interval: tuple[float, float], between: str) -> str:
 
 
 def print_recommendations(frame: "pl.DataFrame") -> None:
-    """Recommended items, one a row."""
-    table = Table("user_id", "rank", "item_id", "score", box=None)
+    """Recommended or similar items, one a row: for whom or what, rank, item and score."""
+    whose, item = (name for name in frame.columns if name.endswith("_id"))
+    table = Table(whose, "rank", item, "score", box=None)
     for row in frame.iter_rows(named=True):
-        user, item = Text(str(row["user_id"])), Text(str(row["item_id"]))
-        table.add_row(user, str(row["rank"]), item, f"{row['score']:.3f}")
-    show(table)
-
-
-def print_similar(frame: "pl.DataFrame") -> None:
-    """Similar items, one a row."""
-    table = Table("item_id", "rank", "similar_item_id", "score", box=None)
-    for row in frame.iter_rows(named=True):
-        item, similar = Text(str(row["item_id"])), Text(str(row["similar_item_id"]))
-        table.add_row(item, str(row["rank"]), similar, f"{row['score']:.3f}")
+        names = Text(str(row[whose])), Text(str(row[item]))
+        table.add_row(names[0], str(row["rank"]), names[1], f"{row['score']:.3f}")
     show(table)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recblr.config import check_value
+from recblr.config import check_count
 from recblr.data import split as splits
 from recblr.data.batches import ranges
 from recblr.data.log import Interactions
@@ -264,9 +264,7 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         raise InputError(f"unknown split {split!r}; choose one of {', '.join(splits.SPLITS)}")
     if not isinstance(log, Interactions):
         raise InputError(f"prepare takes Interactions, not {type(log).__name__}; use open_log")
-    core = check_value(core, int, "core")
-    if core < 1:
-        raise InputError(f"core must be at least 1, found {core}")
+    core = check_count(core, "core")
     last = split == "time-last"
     cuts = None if split == "leave-one-out" else splits.time_cuts(log.timestamps, last)
     keep, kept_users, kept_items = _filter(log, core, None if cuts is None else cuts[0])

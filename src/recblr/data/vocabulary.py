@@ -82,6 +82,15 @@ def as_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     return list(values)
 
 
+def whole_number(text: str) -> int | None:
+    """The whole number of 64 bits that a text is written for; None for texts such as "07" and "x"."""
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if str(number) == text and _has_64_bits(number) else None
+
+
 def _as_id(value: object, name: str) -> Id:
     value = plain_value(value)
     if isinstance(value, str):
@@ -128,13 +137,8 @@ class Vocabulary:
         If the log's ids are whole numbers, "7" stands for 7. Texts such as "07", "7_0" and "x" remain
         texts; they are unknown ids.
         """
-        if not pa.types.is_integer(self.ids.type):
-            return text
-        try:
-            number = int(text)
-        except ValueError:
-            return text
-        return number if str(number) == text and _has_64_bits(number) else text
+        number = whole_number(text) if pa.types.is_integer(self.ids.type) else None
+        return text if number is None else number
 
     def describe_unknown(self, names: Sequence[Id]) -> str:
         """One line about unknown ids: the first of them, and an id of the log that is similar."""

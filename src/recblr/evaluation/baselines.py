@@ -57,8 +57,7 @@ def transitions(data: Sequences) -> Scorer:
     Items with equal scores are in order of their number of training events.
     """
     memory = fit(data, MemoryConfig())
-    # Small enough to order only items with equal scores of the memory.
-    counts = torch.from_numpy(data.item_counts / (1e9 * data.item_counts.max(initial=1)))
+    counts = torch.from_numpy(_tie_breakers(data))
     return lambda batch: memory.add_to(counts.repeat(len(batch.offsets) - 1, 1), batch)
 
 
@@ -128,12 +127,17 @@ def _shared_users(users: sparse.csr_array) -> Iterator[tuple[int, sparse.csr_arr
             advance(block.shape[0])
 
 
+def _tie_breakers(data: Sequences) -> np.ndarray:
+    """(V,) the numbers of training events, so small that they order only items with equal scores."""
+    return data.item_counts / (1e9 * data.item_counts.max(initial=1))
+
+
 def _sum_over_history(weights: Any, data: Sequences) -> Scorer:
     """Scores that are sums of rows of ``weights`` (V, V) over the distinct items of a whole history.
 
     Items with equal scores are in order of their number of training events.
     """
-    counts = data.item_counts / (1e9 * data.item_counts.max(initial=1))
+    counts = _tie_breakers(data)
 
     def score(batch: PackedBatch) -> Tensor:
         assert batch.seen is not None

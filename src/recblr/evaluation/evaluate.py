@@ -11,8 +11,8 @@ from torch import Tensor
 from recblr.data.sequences import Part, Sequences
 from recblr.evaluation import metrics
 from recblr.evaluation.baselines import choose_baselines
-from recblr.evaluation.lists import Lists
-from recblr.evaluation.ranking import MISSED, Scorer, rank_targets
+from recblr.evaluation.lists import lists_of
+from recblr.evaluation.ranking import MISSED, PROTOCOLS, Scorer, rank_targets
 from recblr.evaluation.slices import column_slices, read_columns, standard_slices
 from recblr.memory import MemoryConfig
 
@@ -168,7 +168,7 @@ def evaluate(
     """
     cutoffs = metrics.as_cutoffs(k)
     fits, columns = choose_baselines(baselines, data), read_columns(slice_by, data)
-    counted = {name: Lists(data, cutoffs, item_vectors) for name in ("model", *fits) if lists}
+    counted = lists_of(("model", *fits), data, cutoffs, item_vectors) if lists else {}
     observers = {name: each.add for name, each in counted.items()}
     ours = rank_targets(scorer, data, part, max_length, observe=observers.get("model"))
     theirs = {
@@ -197,7 +197,7 @@ def evaluate(
             users,
             {name: each.metrics(seen) for name, each in counted.items()},
         )
-        for seen in ("unmasked", "masked")
+        for seen in PROTOCOLS
     ]  # fmt: skip
 
 

@@ -9,8 +9,7 @@ from torch.nn.functional import normalize
 
 from recblr.data.sequences import Sequences
 from recblr.evaluation.baselines import user_items
-
-PROTOCOLS = ("unmasked", "masked")
+from recblr.evaluation.ranking import PROTOCOLS
 
 
 class Lists:
@@ -20,23 +19,18 @@ class Lists:
     of none counts as one of a single user.
 
     Args:
-        data: the log of the users.
+        popularity: (V,) that of each item.
         cutoffs: the lengths k of the lists.
-        vectors: (V, D) vectors of the items, for the diversity.
+        vectors: (V, D) unit vectors of the items, for the diversity.
     """
 
     def __init__(
-        self, data: Sequences, cutoffs: Iterable[int], vectors: Tensor | None = None
+        self, popularity: np.ndarray, cutoffs: Iterable[int], vectors: Tensor | None = None
     ) -> None:
-        self._vectors = None if vectors is None else normalize(vectors.float(), dim=1)
-        matrix = user_items(data)
-        training_users = np.count_nonzero(np.diff(matrix.indptr))
-        self._popularity = np.maximum(matrix.sum(0, np.float64), 1) / max(1, training_users)
-        self._cutoffs = tuple(cutoffs)
+        self._popularity, self._cutoffs, self._vectors = popularity, tuple(cutoffs), vectors
         keys = [(seen, k) for seen in PROTOCOLS for k in self._cutoffs]
-        self._counts = {
-            key: np.zeros(matrix.shape[1], np.int64) for key in keys
-        }  # lists of an item
+        size = len(popularity)
+        self._counts = {key: np.zeros(size, np.int64) for key in keys}  # lists of an item
         self._distances = {key: np.zeros(2) for key in keys}  # sum over lists, number of lists
 
     def add(self, seen: str, scores: Tensor) -> None:
@@ -84,3 +78,14 @@ class Lists:
         }
         distances, lists = self._distances[seen, k]
         return values | ({"diversity": distances / lists} if lists else {})
+
+
+def lists_of(
+    names: Iterable[str], data: Sequences, cutoffs: Iterable[int], vectors: Tensor | None = None
+) -> dict[str, Lists]:
+    """Empty :class:`Lists` for scorers of these names; ``vectors`` (V, D) need not be unit vectors."""
+    matrix, cutoffs = user_items(data), tuple(cutoffs)
+    training_users = np.count_nonzero(np.diff(matrix.indptr))
+    popularity = np.maximum(matrix.sum(0, np.float64), 1) / max(1, training_users)
+    unit_vectors = None if vectors is None else normalize(vectors.float(), dim=1)
+    return {name: Lists(popularity, cutoffs, unit_vectors) for name in names}

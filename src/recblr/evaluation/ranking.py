@@ -20,6 +20,7 @@ from recblr.progress import progress
 Scorer = Callable[[PackedBatch], Tensor]
 """Scores (B, V) of every item as the next one of each history of a batch, on any device."""
 
+PROTOCOLS = ("unmasked", "masked")
 MISSED = 2**31 - 1  # the rank of a target that cannot be recommended, behind every cutoff
 _BLOCK_NUMBERS = 1 << 22  # in memory at a time, so that they stay in the cache
 _EVENT_NUMBERS = 256  # in memory for each event inside a model
@@ -56,7 +57,7 @@ def rank_targets(
             if not ranks:
                 # Written in place: small results that stay between large blocks fragment the heap.
                 empty = torch.empty(2, len(users), dtype=torch.int64, device=scores.device)
-                ranks = dict(zip(("unmasked", "masked"), empty, strict=True))
+                ranks = dict(zip(PROTOCOLS, empty, strict=True))
                 finite = finite.to(scores.device)
             finite &= scores.isfinite().all()
             rows = slice(first, first + len(scores))

@@ -71,12 +71,9 @@ def linear_scan(alpha: Tensor, u: Tensor, offsets: Tensor, start: Tensor) -> tup
     _check_shape(u.shape, alpha)
     _check_shape((len(offsets) - 1, u.shape[1]), start)
     segments = _recurrences(u, start)
-    summaries = _summaries(segments, u)
-    if summaries[0].numel():
-        _launch(
-            kernels.linear_scan_summary, segments, u, alpha, u, offsets, *summaries,
-            ROWS=8, REVERSE=False,
-        )  # fmt: skip
+    summaries = _summarize(
+        kernels.linear_scan_summary, segments, u, alpha, u, offsets, rows=8, reverse=False
+    )
     h, last = torch.empty_like(u), torch.empty_like(start)
     _launch(kernels.linear_scan, segments, u, alpha, u, offsets, start, *summaries, h, last, ROWS=8)
     return h, last
@@ -88,12 +85,9 @@ def linear_scan_backward(
     """Gradients of alpha, u (N, C) and start (B, C)."""
     alpha, offsets, start, h, dh, dlast = _contiguous(alpha, offsets, start, h, dh, dlast)
     segments = _recurrences(h, start)
-    summaries = _summaries(segments, h)
-    if summaries[0].numel():
-        _launch(
-            kernels.linear_scan_summary, segments, h, alpha, dh, offsets, *summaries,
-            ROWS=8, REVERSE=True,
-        )  # fmt: skip
+    summaries = _summarize(
+        kernels.linear_scan_summary, segments, h, alpha, dh, offsets, rows=8, reverse=True
+    )
     dalpha, du, dstart = torch.empty_like(alpha), torch.empty_like(h), torch.empty_like(start)
     _launch(
         kernels.linear_scan_backward, segments, h,
@@ -111,7 +105,10 @@ def bd_lru(
     _check_shape((x.shape[1],), decay)
     _check_shape((len(offsets) - 1, x.shape[1]), start)
     segments = _recurrences(x, start)
-    summaries = _summarize(segments, x, z, r, i, decay, offsets, reverse=False)
+    summaries = _summarize(
+        kernels.bd_lru_summary, segments, x, x, z, r, i, decay, offsets,
+        rows=_summary_rows(x), reverse=False,
+    )  # fmt: skip
     y, kept, last = torch.empty_like(x), kept_states(x, start), torch.empty_like(start)
     _launch(
         kernels.bd_lru, segments, x,
@@ -128,7 +125,10 @@ def bd_lru_backward(
     """Gradients of x, r, i, z (N, C), decay (C,) and start (B, C)."""
     x, r, i, z, decay, offsets, dy, dlast = _contiguous(x, r, i, z, decay, offsets, dy, dlast)
     segments = _recurrences(x, start)
-    summaries = _summarize(segments, dy, z, r, i, decay, offsets, reverse=True)
+    summaries = _summarize(
+        kernels.bd_lru_summary, segments, dy, dy, z, r, i, decay, offsets,
+        rows=_summary_rows(dy), reverse=True,
+    )  # fmt: skip
     dx, dr, di, dz = (torch.empty_like(x) for _ in range(4))
     dlog_decay = decay.new_empty(segments.numbers, x.shape[1])
     dstart = torch.empty_like(dlast)
@@ -260,22 +260,17 @@ def _rows_and_registers(segments: _Segments, x: Tensor) -> dict[str, int]:
     return {"ROWS": 4, "maxnreg": 64} if segments.programs > _BUSY else {"ROWS": 8}
 
 
-def _summaries(segments: _Segments, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Tensors for the product of α and the state of each segment; empty if no sequence can be cut."""
-    rows = segments.numbers if len(x) > 1 << segments.shift else 0
-    alphas = torch.empty(rows, x.shape[1], device=x.device)
-    return alphas, torch.empty_like(alphas)
+def _summary_rows(x: Tensor) -> int:
+    return 8 if x.dtype == torch.bfloat16 else 4
 
 
 def _summarize(
-    segments: _Segments, x: Tensor, z: Tensor, r: Tensor, i: Tensor, decay: Tensor,
-    offsets: Tensor, reverse: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Each segment as one event; in reverse, x is dy."""
-    summaries = _summaries(segments, x)
-    if summaries[0].numel():
-        _launch(
-            kernels.bd_lru_summary, segments, x, x, z, r, i, decay, offsets, *summaries,
-            ROWS=8 if x.dtype == torch.bfloat16 else 4, REVERSE=reverse,
-        )  # fmt: skip
+    kernel: Any, segments: _Segments, x: Tensor, *arguments: Tensor, rows: int, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Each segment as one event: the product of α and the state. Empty if no sequence can be cut."""
+    number = segments.numbers if len(x) > 1 << segments.shift else 0
+    alphas = torch.empty(number, x.shape[1], device=x.device)
+    summaries = alphas, torch.empty_like(alphas)
+    if alphas.numel():
+        _launch(kernel, segments, x, *arguments, *summaries, ROWS=rows, REVERSE=reverse)
     return summaries

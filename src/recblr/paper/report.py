@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from recblr.errors import InputError
+from recblr.files import new_file
 
 Record = dict[str, Any]
 """A measurement as it is kept, with its provenance."""
@@ -142,9 +143,8 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Write a file in one step, as another process may be writing the same one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text)
-    os.replace(new, path)
+    with new_file(path) as new:
+        new.write_text(text)
 
 
 def measured_on(records: Sequence[Record]) -> str:

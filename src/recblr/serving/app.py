@@ -11,12 +11,12 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, MutableMapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+import recblr
 from recblr.errors import InputError
 from recblr.serving import api
 from recblr.serving.admission import Admission
@@ -86,7 +86,7 @@ class Application:
             lambda: not operations.failure,
         )  # fmt: skip
         self._hosts = None if "*" in hosts else {host.encode() for host in hosts}
-        document = msgspec.json.encode(api.openapi(version("recblr"), prefix))
+        document = msgspec.json.encode(api.openapi(recblr.__version__, prefix))
         page, policy = _page()
         self._documents: dict[str, tuple[bytes, bytes, list[tuple[bytes, bytes]]]] = {
             "/openapi.json": (document, JSON.encode(), []),

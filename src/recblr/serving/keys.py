@@ -3,15 +3,14 @@
 import hashlib
 import json
 import logging
-import os
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recblr.errors import InputError
-from recblr.files import check_writable, write_errors
+from recblr.files import check_writable, new_file, write_errors
 
 ADMIN = "admin"  # the tenant that may swap models and read metrics, and has no users
 MAX_BYTES = 10_000_000  # of a file of keys
@@ -83,15 +82,11 @@ def add_key(path: Path, tenant: str, rotate: bool = False, grace: float = 0.0) -
     if not tenant or not tenant.isprintable():
         raise InputError(f"tenant {tenant!r}: give a name of letters, digits or dashes")
     check_writable(path)
-    keys, text, now = (
-        read_keys(path) if path.exists() else [],
-        secrets.token_urlsafe(32),
-        time.time(),
-    )
+    keys = read_keys(path) if path.exists() else []
+    text, now = secrets.token_urlsafe(32), time.time()
     if rotate:
         keys = [
-            Key(tenant, key.hash, key.created, min(key.expires, now + grace))
-            if key.tenant == tenant else key
+            replace(key, expires=min(key.expires, now + grace)) if key.tenant == tenant else key
             for key in keys
         ]  # fmt: skip
     _write(path, [*keys, Key(tenant, _hash(text), now)])
@@ -137,11 +132,9 @@ def _write(path: Path, keys: list[Key]) -> None:
         if key.expires == float("inf"):
             del values["expires"]
         content.setdefault(key.tenant, []).append(values)
-    new = path.with_name(f".{path.name}.new")
-    with write_errors(path):
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(content, file, indent=1)
-        new.replace(path)
+    with write_errors(path), new_file(path) as new:
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(content, indent=1))
 
 
 def _hash(key: str) -> str:

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recblr.data.times import FIRST, UNITS
+from recblr.data.vocabulary import whole_number
 from recblr.errors import InputError
-from recblr.files import check_writable, write_errors
+from recblr.files import check_writable, new_file, write_errors
 from recblr.progress import progress
 from recblr.serving.open_storage import open_storage
 from recblr.serving.sql import SQLLog
 from recblr.serving.sqlite import SQLiteLog
-from recblr.serving.storage import Event
+from recblr.serving.storage import Event, batches
 
 BATCH = 10_000  # events in one transaction or row group
 DAY = 86_400.0
@@ -33,9 +33,8 @@ def backup(store: str, out: Path) -> dict[str, int]:
     if out.exists():
         raise InputError(f"{out} exists already; choose another file")
     check_writable(out)
-    new = out.with_name(f".{out.name}.new")
-    new.unlink(missing_ok=True)
-    with closing(_open(store)) as log, write_errors(out):
+    with closing(_open(store)) as log, write_errors(out), new_file(out) as new:
+        new.unlink(missing_ok=True)  # of a killed process
         if isinstance(log, SQLiteLog):
             log.copy_to(new)
         else:
@@ -46,7 +45,6 @@ def backup(store: str, out: Path) -> dict[str, int]:
         new.with_name(f"{new.name}.lock").unlink(missing_ok=True)
         with new.open("rb") as file:
             os.fsync(file.fileno())
-        new.replace(out)
     return counts
 
 
@@ -80,7 +78,6 @@ def export(store: str, out: Path, tenant: str | None = None) -> dict[str, int]:
         The number of ``events`` and ``users``.
     """
     check_writable(out)
-    new = out.with_name(f".{out.name}.new")
     counts = {"events": 0, "users": 0}
     with closing(_open(store)) as log, log.view():
         tenants = log.tenants()
@@ -95,18 +92,21 @@ def export(store: str, out: Path, tenant: str | None = None) -> dict[str, int]:
             "timestamp": pa.float64(),
         })  # fmt: skip
         users = [user for user in log.users() if user[0] == tenant]
-        with write_errors(out), progress("exporting", len(users)) as advance:
-            with pq.ParquetWriter(new, schema) as writer:
-                rows: list[tuple[str, str, float]] = []
-                for user in users:
-                    events = log.events(user)
-                    rows += [(user[1], item_id, timestamp) for timestamp, _, item_id in events]
-                    advance(1)
-                    if len(rows) >= BATCH or user is users[-1]:
-                        writer.write_table(_table(rows, schema))
-                        counts["events"] += len(rows)
-                        rows = []
-            new.replace(out)
+        with (
+            write_errors(out),
+            new_file(out) as new,
+            pq.ParquetWriter(new, schema) as writer,
+            progress("exporting", len(users)) as advance,
+        ):
+            rows: list[tuple[str, str, float]] = []
+            for user in users:
+                events = log.events(user)
+                rows += [(user[1], item_id, timestamp) for timestamp, _, item_id in events]
+                advance(1)
+                if len(rows) >= BATCH or user is users[-1]:
+                    writer.write_table(_table(rows, schema))
+                    counts["events"] += len(rows)
+                    rows = []
     return {**counts, "users": len(users)}
 
 
@@ -152,31 +152,16 @@ def _copy(source: SQLLog, target: SQLLog) -> None:
             for timestamp, event_id, item_id in source.events((tenant, user_id))
         )
         with progress("copying", source.counts()["events"]) as advance:
-            for batch in _batches(events):
+            for batch in batches(events, BATCH):
                 with target.transaction():
                     target.add(batch)
                 advance(len(batch))
 
 
-def _batches(events: Iterator[tuple[str, Event]]) -> Iterator[list[tuple[str, Event]]]:
-    while batch := list(islice(events, BATCH)):
-        yield batch
-
-
 def _type(ids: Iterable[str]) -> pa.DataType:
     """int64 if all ids are whole numbers as Python writes them, otherwise text."""
-    return pa.int64() if all(map(_is_whole, ids)) else pa.string()
-
-
-def _is_whole(name: str) -> bool:
-    digits = name.removeprefix("-")
-    return (
-        len(digits) < 20
-        and digits.isascii()
-        and digits.isdecimal()
-        and str(int(name)) == name
-        and -(2**63) <= int(name) < 2**63
-    )
+    whole = all(whole_number(name) is not None for name in ids)
+    return pa.int64() if whole else pa.string()
 
 
 def _table(rows: list[tuple[str, str, float]], schema: pa.Schema) -> pa.Table:

@@ -4,10 +4,10 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from recblr.progress import progress
 from recblr.serving.keys import DEFAULT_TENANT
 from recblr.serving.model import ServedModel
 from recblr.serving.open_storage import open_storage
-from recblr.serving.storage import Event, EventLog, History, State, User
+from recblr.serving.storage import Event, EventLog, History, State, User, batches
 from recblr.serving.timestamps import check_not_future, to_unit
 from recblr.serving.user_states import UserStates
 
@@ -29,8 +29,6 @@ BATCH_USERS, BATCH_EVENTS = 256, 10_000  # in one transaction
 BATCH_SCORES = 1 << 24  # computed offline at once
 TOLERANCE = 1e-4
 TOP = 20
-
-T = TypeVar("T")
 
 
 def replay(
@@ -63,7 +61,7 @@ def replay(
         added, order = (0, None) if interactions is None else _add(log, interactions)
         events, users = 0, list(log.users())
         with progress("replaying", len(users)) as advance:
-            for batch in _batches(users, BATCH_USERS):
+            for batch in batches(users, BATCH_USERS):
                 events += sum(state.count for state in states.rebuild(batch) if state)
                 advance(len(batch))
     finally:
@@ -111,7 +109,7 @@ def _add(log: EventLog, interactions: Interactions) -> tuple[int, str]:
     by_user = np.split(order, starts[1:])
     added = 0
     with progress("adding events", len(order)) as advance:
-        for batch in _batches(by_user, BATCH_USERS):
+        for batch in batches(by_user, BATCH_USERS):
             names = [(DEFAULT_TENANT, users[interactions.users[rows[0]]]) for rows in batch]
             new: list[Event] = []
             with log.transaction():
@@ -123,7 +121,7 @@ def _add(log: EventLog, interactions: Interactions) -> tuple[int, str]:
                         _check_places(interactions.source, user, history, wanted)
                     new += _new_events(user, wanted, history)
                     advance(len(rows))
-                for part in _batches(new, BATCH_EVENTS):
+                for part in batches(new, BATCH_EVENTS):
                     versions = log.add([(DEFAULT_TENANT, event) for event in part])
                     if min(versions) <= 0:
                         event_id = part[versions.index(min(versions))].event_id
@@ -192,7 +190,7 @@ def verify(model: Path, store: str, cache: str | None = None) -> dict[str, Any]:
         raise InputError(f"{log.name} has no events to compare; recblr replay --log adds some")
     items = len(served.item_ids)
     with progress("comparing", len(users)) as advance:
-        for batch in _batches(users, max(1, min(BATCH_USERS, BATCH_SCORES // items))):
+        for batch in batches(users, max(1, min(BATCH_USERS, BATCH_SCORES // items))):
             by_user = {
                 user: state for user, state in zip(batch, states.get_complete(batch), strict=True)
                 if state is not None and state.seen
@@ -245,8 +243,3 @@ def _offline_scores(served: ServedModel, log: EventLog, users: Sequence[User]) -
     batch = pack_latest(np.concatenate(histories), starts, stops, longest, "none")
     scores = served.network.score(batch)
     return scores if served.memory is None else served.memory.add_to(scores, batch)
-
-
-def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]

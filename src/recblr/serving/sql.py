@@ -61,15 +61,9 @@ class SQLLog:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        self._do(self.BEGIN)
-        self.inside = True
-        try:
+        with self._begin(self.BEGIN):
             yield
             self._do("COMMIT")
-        finally:
-            self.inside = False
-            if self._in_transaction():
-                self._do("ROLLBACK")
 
     def unit(self, tenant: str) -> str:
         if tenant not in self._units:
@@ -172,14 +166,8 @@ class SQLLog:
     @contextmanager
     def view(self) -> Iterator[None]:
         """All reads inside the block see the log as it is at one moment."""
-        self._do(self.VIEW)
-        self.inside = True
-        try:
+        with self._begin(self.VIEW):
             yield
-        finally:
-            self.inside = False
-            if self._in_transaction():
-                self._do("ROLLBACK")
 
     def compact(self) -> None:
         """Give back the space of removed events."""
@@ -255,6 +243,18 @@ class SQLLog:
     def served_model(self) -> ServedModelInfo | None:
         row = self._one("SELECT folder, model, started FROM served")
         return row and ServedModelInfo(*row)
+
+    @contextmanager
+    def _begin(self, statement: str) -> Iterator[None]:
+        """A transaction, which is rolled back unless the block has ended it."""
+        self._do(statement)
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+            if self._in_transaction():
+                self._do("ROLLBACK")
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:

@@ -6,14 +6,16 @@ and the version that the log has for the user.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 SNAPSHOT_INTERVAL = 64  # events of a user between two snapshots
 
 User = tuple[str, str]
@@ -224,3 +226,10 @@ class StateCache(Protocol):
         Raises:
             StorageError: the state could not be removed.
         """
+
+
+def batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` values; the last one may be shorter."""
+    remaining = iter(values)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -41,7 +41,7 @@ def parse_timestamp(value: int | float | str) -> float:
 
 
 def check_not_future(seconds: float) -> None:
-    """InputError for a time that cannot be: it would make all later events of the user late."""
+    """InputError if a time is over a day ahead; it would make all later events of the user late."""
     if seconds > time.time() + HORIZON:
         raise InputError(
             f"timestamp: {seconds:.0f} seconds since 1970 is more than a day in the future; check the "

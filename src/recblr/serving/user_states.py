@@ -215,7 +215,7 @@ class UserStates:
         return {update.user: update.state for update in updates}
 
     def change(self, user: User, before: int, version: int, first: EventKey) -> History:
-        """Set the state of a user back, because an event of key ``first`` was added or removed.
+        """Set the state of a user back to before the event ``first``, which was added or removed.
 
         ``before`` and ``version`` are the user's versions before and after the change.
 
@@ -231,8 +231,8 @@ class UserStates:
         snapshot = self._log.snapshot(user, self.model.hash)
         state, count = rebuild.state, rebuild.state.count
         if first < state.last:
-            rebuild.snapshots = [kept for kept in rebuild.snapshots if kept.key < first]
-            latest = max((snapshot, *rebuild.snapshots), key=lambda kept: kept.count if kept else 0)
+            rebuild.snapshots = [each for each in rebuild.snapshots if each.key < first]
+            latest = max((snapshot, *rebuild.snapshots), key=lambda each: each.count if each else 0)
             self._set_back(state, latest)
             rebuild.folded = state.count
         state.version = version

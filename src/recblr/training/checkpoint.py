@@ -81,10 +81,6 @@ class Checkpoint:
         save_file(tensors, temporary, {"about": json.dumps(metadata)})
         os.replace(temporary, path)
 
-    def exists(self, folder: Path) -> bool:
-        """Whether there is a checkpoint to load."""
-        return (folder / CHECKPOINT).exists()
-
     def load(self, folder: Path) -> tuple[Trained, dict[str, Tensor]]:
         """Restore the weights and the optimiser; return the state of the run and its best weights.
 

@@ -19,7 +19,7 @@ from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets
 from recblr.models.model import Model
 from recblr.progress import progress, report
-from recblr.training.checkpoint import Checkpoint, Trained
+from recblr.training.checkpoint import CHECKPOINT, Checkpoint, Trained
 from recblr.training.config import TrainConfig, resolve
 from recblr.training.cuda_graph import has_fixed_shapes
 from recblr.training.examples import EXAMPLES, training_batches, training_histories
@@ -124,7 +124,7 @@ class Trainer:
         config, optimizer = self.config, self._training_step.optimizer
         checkpoint = Checkpoint(self.model, self.average, optimizer, config, self.data)
         folder.mkdir(exist_ok=True)
-        run = checkpoint.load(folder)[0] if resume and checkpoint.exists(folder) else Trained()
+        run = checkpoint.load(folder)[0] if resume and (folder / CHECKPOINT).exists() else Trained()
         started = time.perf_counter() - run.seconds
         done = sum(len(self.spans(epoch)) for epoch in range(run.epoch))
         _log(folder, "start", config=asdict(config), data=self.data.fingerprint, updates=updates)
