@@ -51,8 +51,10 @@ gpu: .venv/.installed
 # The promises of docs/serving.md at full length; random inputs at every door, more than 20,000; `bench gpu` on a CPU.
 soak: .venv/.installed
 	rm -f $(MEASURED)/new
-	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/serving tests/fuzz tests/benchmark/test_gpu.py
+	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/serving tests/benchmark/test_gpu.py
 	mv $(MEASURED)/new $(MEASURED)/soak.json
+	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/fuzz
+	mv $(MEASURED)/new $(MEASURED)/fuzz.json
 
 # The documentation with the API reference, in site/. A warning, such as a dead link, is an error.
 .venv/.docs: .venv/.installed
