@@ -21,6 +21,7 @@ LAYERS = [
     {"memory_search", "training", "presets"},
     {"artifact", "sizing"},
     {"recommending", "updating", "similar"},
+    {"fitted"},
     {"recommender"},
     {"retrieval", "influence", "export", "compare", "demo", "doctor"},
     {"serving"},

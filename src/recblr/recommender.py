@@ -1,47 +1,35 @@
-"""Recommender: fit a model on a log, evaluate it, recommend, save and load it."""
+"""Recommender: fit a model on a log, refit and update it, load a saved one."""
 
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from recblr import artifact, memory_search, updating
 from recblr import memory as transitions
-from recblr.data import open_log, open_with_items
-from recblr.data.batches import PackedBatch
+from recblr.data import open_log
 from recblr.data.columns import Columns
 from recblr.data.merge import Added
-from recblr.data.sequences import Part, Sequences, index_in
-from recblr.data.vocabulary import Id, as_ids
+from recblr.data.sequences import Sequences
 from recblr.device import find_device
-from recblr.errors import InputError, NotFittedError
-from recblr.evaluation.evaluate import Evaluation, evaluate
-from recblr.evaluation.metrics import CUTOFFS
-from recblr.memory import Memory, MemoryConfig
-from recblr.memory_search import Choice
+from recblr.errors import InputError
+from recblr.fitted import FittedModel
+from recblr.memory import MemoryConfig
 from recblr.models import create_model, find_model
-from recblr.models.model import Model
 from recblr.ops import cpu
-from recblr.progress import progress
-from recblr.recommending import Audience, BatchRecommender, Selection, Unknown
-from recblr.similar import Similarity, similar_items
 from recblr.sizing import SECTIONS, build_settings, by_size
-from recblr.training.checkpoint import Trained
 from recblr.training.config import TrainConfig
 from recblr.training.run_folder import REFIT, check_run, copy_logs, locked_run
-from recblr.training.stage import Stage, describe, expect_held_out
+from recblr.training.stage import Stage
 from recblr.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    import polars as pl
 
-
-class Recommender:
-    """A model with the log it was fitted on. Users and items are named by the ids of the log.
+class Recommender(FittedModel):
+    """A model that is fitted on a log. :class:`FittedModel` has what a fitted model can be asked.
 
     Args:
         model: a name in :data:`recblr.models.MODELS`.
@@ -50,26 +38,9 @@ class Recommender:
         memory_config: the settings of the memory of transitions, which adds to the model's scores.
         device: "cpu", "cuda", "cuda:N" or "auto", which is a GPU if there is one.
 
-    Attributes:
-        data: the histories of the log, with their split.
-        network: the model, a ``torch.nn.Module``.
-        trained: how training ended.
-        memory: the fitted memory of transitions; None if it is not enabled.
-        memory_choice: the trials that chose the settings of the memory; None without a memory.
-        measured: evaluations on the test part as JSON values; they are saved in the artifact, and those
-            of before a refit or an update are kept.
-        stages: how the weights came about; the last one says what they were trained on.
-
     Raises:
         InputError: the model, a setting or the device is unknown.
     """
-
-    data: Sequences
-    network: Model
-    trained: Trained
-    stages: list[Stage]
-    memory: Memory | None = None
-    memory_choice: Choice | None = None
 
     def __init__(
         self, model: str = "recblr", config: Any = None, training: TrainConfig | None = None,
@@ -227,160 +198,9 @@ class Recommender:
         self._adopt(contents)
         return added
 
-    def score(self, batch: PackedBatch) -> torch.Tensor:
-        """Scores (B, V) of the model and the memory together, as in :meth:`Model.score`."""
-        scores = self.network.score(batch)
-        return scores if self.memory is None else self.memory.add_to(scores, batch)
-
-    def evaluate(
-        self, log: Any = None, part: Part = "test", columns: Columns | None = None, *,
-        k: Any = CUTOFFS, baselines: Any = (), lists: bool = False, slice_by: Any = (),
-    ) -> list[Evaluation]:  # fmt: skip
-        """The evaluations of ``part`` under both protocols, "unmasked" and "masked".
-
-        Args:
-            log: another log instead of the fitted one, with the same core and split. Unknown items are
-                removed from its histories, and count as missed as targets; so do the targets of users
-                without a known item before. ``Evaluation.population`` has the numbers.
-            part: "validation" or "test".
-            columns: our column names to those of ``log``.
-            k, baselines, lists, slice_by: as in :func:`recblr.evaluation.evaluate.evaluate`.
-
-        Raises:
-            InputError: the log cannot be read, or the model knows none of its items.
-            DivergedError: a score is not finite.
-        """
-        data, score = self.data, self.score
-        if log is None and columns is not None:
-            raise InputError("columns need a log; give the log as well")
-        if log is None:
-            expect_held_out(self.stages)
-        else:
-            data = open_with_items(log, data, part, columns)
-            known_users = torch.from_numpy(index_in(data.user_ids, self.data.user_ids))
-
-            def score(batch: PackedBatch) -> torch.Tensor:
-                assert batch.users is not None
-                return self.score(replace(batch, users=known_users[batch.users]))
-
-        length, vectors = self.training.max_length, self.network.item_embeddings.detach()
-        measured = evaluate(score, data, length, part, k, baselines, lists, vectors, slice_by)
-        if log is None and part == "test":
-            self.measured = [evaluation.to_json() for evaluation in measured]
-        return measured
-
-    def recommend(
-        self, users: Any = None, histories: Any = None, k: Any = 10, *, allow: Any = None,
-        deny: Any = None, hide_seen: bool = True, unknown: Unknown = "error",
-    ) -> "pl.DataFrame":  # fmt: skip
-        """Recommend the best ``k`` items to users of the log, or for other histories.
-
-        Lists of ids may be lists, tuples, generators, arrays or series of any library; sets, too, where
-        the order does not matter.
-
-        Args:
-            users: the ids of users of the log.
-            histories: lists of item ids, oldest first; unknown items are ignored, with a warning. As in
-                evaluation, the model reads the last ``training.max_length`` events.
-            k: the number of items; a user gets fewer if fewer are allowed.
-            allow: recommend only these items. deny: never these.
-            hide_seen: do not recommend items of the history.
-            unknown: what to do about unknown users, histories without a known item, and unknown items
-                of ``allow`` and ``deny``. "error" refuses the call. "skip" leaves them out, with a
-                warning. "popular" is "skip", but such users and histories get the most popular
-                items, with the number of training events as their score.
-
-        Returns:
-            A frame ``user_id, item_id, score, rank``, rank from 1. For histories, ``user_id`` is the
-            number of the history, from 0.
-
-        Raises:
-            InputError: an id is unknown and ``unknown`` is "error", an argument has the wrong type, or
-                no known item is allowed.
-            DivergedError: a score is not finite.
-        """
-        import polars as pl
-
-        if (users is None) == (histories is None):
-            raise InputError("give either users or histories")
-        items = self.data.item_vocabulary
-        selection = Selection.from_ids(items, k, allow, deny, hide_seen, unknown)
-        if users is not None:
-            audience = Audience.of_users(self.data, users, unknown)
-        else:
-            audience = Audience.of_histories(items, histories, unknown)
-        with progress("recommending", len(audience.ids)) as advance:
-            table = self._batches.table(audience, selection, advance)
-        audience.warn_if_unserved(table)
-        frame = pl.from_arrow(table)
-        assert isinstance(frame, pl.DataFrame)
-        return frame
-
-    def recommend_all(
-        self, out: str | Path, k: Any = 10, *, allow: Any = None, deny: Any = None,
-        hide_seen: bool = True, unknown: Unknown = "error",
-    ) -> None:  # fmt: skip
-        """Write the rows of :meth:`recommend` for every user of the log to a Parquet file.
-
-        Memory does not grow with the number of users. A repeated call continues a killed one: finished
-        parts are in ``<out>.parts`` and are used if model, log and arguments are the same.
-
-        Raises:
-            InputError: as in :meth:`recommend`, or ``out`` cannot be written.
-        """
-        selection = Selection.from_ids(
-            self.data.item_vocabulary, k, allow, deny, hide_seen, unknown
-        )
-        self._batches.write_all(Path(out), self._contents, selection)
-
-    def similar_items(self, items: Any, k: Any = 10, by: Similarity = "model") -> "pl.DataFrame":
-        """The items most similar to each of ``items``, as :func:`recblr.similar.similar_items`."""
-        return similar_items(self._contents, items, k, by)
-
-    def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the artifact, a folder with the model and the histories, complete or not at all.
-
-        Raises:
-            InputError: the folder exists, unless it is an artifact and ``overwrite`` is true.
-        """
-        artifact.save(self._contents, Path(folder), overwrite)
-
-    def user_ids(self, texts: Any) -> list[Id]:
-        """The ids of users that texts stand for, such as on a command line.
-
-        If the log's ids are whole numbers, "7" becomes 7; other texts, such as "07", stay unknown ids.
-        """
-        return [self.data.user_vocabulary.from_text(str(text)) for text in as_ids(texts, "texts")]
-
-    def item_ids(self, texts: Any) -> list[Id]:
-        """The ids of items that texts stand for, as for :meth:`user_ids`."""
-        return [self.data.item_vocabulary.from_text(str(text)) for text in as_ids(texts, "texts")]
-
-    def __repr__(self) -> str:
-        if "trained" not in self.__dict__:
-            return f"Recommender({self.model!r}, not fitted, {self.device})"
-        return (
-            f"Recommender({self.model!r}, {self.data.users:,} users, {len(self.data.item_ids):,} "
-            f"items, epoch {self.trained.best_epoch}, {describe(self.stages)}, {self.device})"
-        )
-
-    @property
-    def _contents(self) -> artifact.Artifact:
-        return artifact.Artifact(*(getattr(self, f.name) for f in fields(artifact.Artifact)))
-
     def _adopt(self, contents: artifact.Artifact) -> None:
         """Take over all attributes of an artifact; they have the same names."""
         vars(self).update(vars(contents), network=contents.network.to(self.device))
-
-    @property
-    def _batches(self) -> BatchRecommender:
-        return BatchRecommender(self.score, self.data, self.training.max_length, self.device)
-
-    def __getattr__(self, name: str) -> Any:
-        # A property that reads one of the three attributes leads here, too.
-        if name in ("data", "network", "trained") or hasattr(type(self), name):
-            raise NotFittedError("this recommender is not fitted; call fit, or load a saved one")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def load(folder: str | Path, device: str | torch.device = "auto") -> Recommender:
