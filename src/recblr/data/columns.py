@@ -245,7 +245,7 @@ def _choose_times(table: Table, given: Mapping[str, Name], chosen: dict[str, Nam
             f"{table.where}: no column timestamp, so the events are ordered by {first!r}, the only "
             f"column that looks like a time; to say so, pass {hint}; for the order of the rows, pass "
             "None instead (command line: timestamp=)",
-            stacklevel=4,  # the caller of read_log
+            stacklevel=5,  # the caller of read_log
         )
         return Choice(chosen | {"timestamp": first})
     backwards = [
@@ -257,7 +257,7 @@ def _choose_times(table: Table, given: Mapping[str, Name], chosen: dict[str, Nam
     warnings.warn(
         f"{table.where}: no column timestamp, so the order of the rows is used as the order in time; "
         f"{listed} {verb} not used; {newest}if {first!r} is the time, pass {hint}",
-        stacklevel=4,
+        stacklevel=5,
     )
     return Choice(chosen, unused=tuple(unused))
 

@@ -11,36 +11,73 @@ from recblr.data.values import BadValue, cast, first_bad_row, is_text
 from recblr.data.vocabulary import MAX_ID_BYTES, check_id
 from recblr.errors import InputError
 
+_MERGE_IDS = 1 << 20  # at least so many new ids of blocks are merged at a time
+
+
+class IdChecker:
+    """Checks the blocks of a column of ids, and encodes each by a dictionary of its own."""
+
+    def __init__(self) -> None:
+        self._type: pa.DataType | None = None
+
+    def check(self, column: pa.Array) -> pa.DictionaryArray:
+        """The next block with its ids as string or int64.
+
+        Raises:
+            BadValue: the first row whose id is not accepted.
+        """
+        column = _as_text_or_int64(column)
+        if self._type is not None and column.type != self._type:
+            raise BadValue(
+                0, f"ids of type {column.type} after ids of type {self._type}; use one type"
+            )
+        self._type = column.type
+        local = column.dictionary_encode()
+        if is_text(column):
+            _check_texts(column, local.dictionary)
+        return local
+
 
 class IdColumn:
-    """Encodes the blocks of a column of ids as int32 codes; ``ids`` grows with every new id."""
+    """Encodes the blocks of a column of ids as int32 codes.
+
+    The ids of blocks are merged once they are as many as those before, so that the work grows in
+    proportion to the log.
+
+    Attributes:
+        ids: every id once, in order of first appearance; known after :meth:`finish`.
+    """
 
     def __init__(self) -> None:
         self.ids: pa.Array | None = None
-        self.codes: list[NDArray[np.int32]] = []
+        self._checker = IdChecker()
+        self._codes: list[NDArray[np.int32]] = []
+        self._blocks: list[pa.DictionaryArray] = []  # not merged
 
     def add(self, column: pa.Array) -> None:
         """Encode the next block. BadValue names the first row whose id is not accepted."""
-        column = _as_text_or_int64(column)
-        if self.ids is not None and column.type != self.ids.type:
-            raise BadValue(
-                0, f"ids of type {column.type} after ids of type {self.ids.type}; use one type"
-            )
-        local = column.dictionary_encode()
-        known = local.dictionary[:0] if self.ids is None else self.ids
-        known_codes = pc.index_in(local.dictionary, value_set=known)
-        new = local.dictionary.filter(known_codes.is_null())
-        if is_text(new):
-            _check_texts(column, new)
-        self.ids = pa.concat_arrays([known, new])
-        codes = known_codes.fill_null(-1).to_numpy().copy()
-        codes[codes < 0] = np.arange(len(known), len(self.ids), dtype=np.int32)
-        self.codes.append(codes[local.indices.to_numpy()])
+        self._blocks.append(self._checker.check(column))
+        new = sum(len(block.dictionary) for block in self._blocks)
+        if new > max(_MERGE_IDS, 0 if self.ids is None else len(self.ids)):
+            self._merge()
 
     def finish(self) -> NDArray[np.int32]:
         """(N,) the codes of all blocks: indices into ``ids``."""
-        codes, self.codes = np.concatenate(self.codes), []
+        self._merge()
+        codes, self._codes = np.concatenate(self._codes), []
         return codes
+
+    def _merge(self) -> None:
+        if not self._blocks:
+            return
+        blocks, self._blocks = self._blocks, []
+        known = blocks[0].dictionary[:0] if self.ids is None else self.ids
+        parts = [known, *(block.dictionary for block in blocks)]
+        merged = pa.chunked_array(parts).dictionary_encode().combine_chunks()
+        self.ids = merged.dictionary
+        codes = np.split(merged.indices.to_numpy(), np.cumsum([len(part) for part in parts])[:-1])
+        for block, new in zip(blocks, codes[1:], strict=True):
+            self._codes.append(new[block.indices.to_numpy()])
 
 
 def _as_text_or_int64(column: pa.Array) -> pa.Array:
@@ -63,7 +100,7 @@ def _as_text_or_int64(column: pa.Array) -> pa.Array:
 
 
 def _check_texts(column: pa.Array, new: pa.Array) -> None:
-    """BadValue if one of the ``new`` ids of a column breaks the rule of :func:`check_id`."""
+    """BadValue if one of the ids of a column, all in ``new``, breaks :func:`check_id`."""
     sizes = pc.binary_length(new)
     bounds: dict[str, Any] = pc.min_max(sizes).as_py()
     if not len(new) or (

@@ -5,6 +5,7 @@ sources.py says where a log may be, columns.py which columns are read, times.py 
 """
 
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from recblr.data.columns import Choice, Columns, check_columns, choose_columns
 from recblr.data.histories import explode, is_list
 from recblr.data.ids import IdColumn
-from recblr.data.sources import DAMAGED, open_tables
+from recblr.data.sources import DAMAGED, STDIN, open_tables
 from recblr.data.table import Table
 from recblr.data.times import TimeColumn, describe_times
 from recblr.data.values import BadValue, shorten
@@ -106,28 +107,10 @@ def read_log(
     Raises:
         InputError: a value or column is missing, ambiguous or damaged; nothing is repaired.
     """
-    columns = check_columns(columns)
     users, items, times = IdColumn(), IdColumn(), TimeColumn()
     encoders: dict[str, Any] = {"user_id": users, "item_id": items, "timestamp": times}
-    given = [column for column in columns.values() if column is not None]
-    by_position = bool(given) and all(isinstance(column, int) for column in given)
-    choice = Choice({})
-    for name, open_table in open_tables(source, format, separator, by_position):
-        try:
-            with open_table() as table:
-                if choice.columns:
-                    _expect_columns(table, choice)
-                else:
-                    choice = choose_columns(table, columns)
-                _read(table, choice, encoders)
-        except DAMAGED as error:
-            raise InputError(
-                f"{name}: cannot be read to its end ({shorten(str(error), 120)}); the file is damaged, "
-                "truncated or has the wrong extension: download or write it again"
-            ) from error
-    name = "<stdin>" if name == "-" else str(source) if name != "<frame>" else name
-    if users.ids is None or items.ids is None:
-        raise InputError(f"{name}: has columns but no events; give a log with at least one event")
+    choice, *_ = read_blocks(source, encoders, columns, format, separator)
+    name = name_of(source)
     # Joining the blocks of a column needs twice its memory, so Arrow's unused memory goes first.
     pa.default_memory_pool().release_unused()
     log = Interactions(
@@ -135,6 +118,48 @@ def read_log(
         times.unit, str(choice.columns.get("timestamp", "")), tuple(map(str, choice.unused)),
     )  # fmt: skip
     return _by_place(log) if choice.is_place else log
+
+
+def name_of(source: Any) -> str:
+    """The name of a log in messages."""
+    if not isinstance(source, str | Path):
+        return "<frame>"
+    return "<stdin>" if str(source) == STDIN else str(source)
+
+
+def read_blocks(
+    source: Any, encoders: Mapping[str, Any], columns: Columns | None = None,
+    format: str | None = None, separator: str | None = None,
+) -> Iterator[Choice]:  # fmt: skip
+    """Read a log in blocks; arguments and errors are those of :func:`read_log`.
+
+    Yields:
+        The columns that are read, each time that the ``encoders``, by our column names, have the next
+        block. There is at least one block.
+    """
+    checked = check_columns(columns)
+    given = [column for column in checked.values() if column is not None]
+    by_position = bool(given) and all(isinstance(column, int) for column in given)
+    choice, empty = Choice({}), True
+    for name, open_table in open_tables(source, format, separator, by_position):
+        try:
+            with open_table() as table:
+                if choice.columns:
+                    _expect_columns(table, choice)
+                else:
+                    choice = choose_columns(table, checked)
+                for _ in _encode(table, choice, encoders):
+                    empty = False
+                    yield choice
+        except DAMAGED as error:
+            raise InputError(
+                f"{name}: cannot be read to its end ({shorten(str(error), 120)}); the file is damaged, "
+                "truncated or has the wrong extension: download or write it again"
+            ) from error
+    if empty:
+        raise InputError(
+            f"{name_of(source)}: has columns but no events; give a log with at least one event"
+        )
 
 
 def _expect_columns(table: Table, choice: Choice) -> None:
@@ -146,18 +171,20 @@ def _expect_columns(table: Table, choice: Choice) -> None:
             )
 
 
-def _read(table: Table, choice: Choice, encoders: dict[str, Any]) -> None:
+def _encode(table: Table, choice: Choice, encoders: Mapping[str, Any]) -> Iterator[None]:
     for arrays, location in table.read(choice.columns):
         name, rows = "item_id", None
         try:
             if is_list(arrays["item_id"]):
                 arrays, rows = explode(arrays)
+            if not len(arrays["item_id"]):
+                continue
             for name, array in arrays.items():
-                if len(array):
-                    encoders[name].add(array)
+                encoders[name].add(array)
         except BadValue as error:
             row = error.row if rows is None else int(rows[error.row])
             raise InputError(f"{location(name, row)}: {error}") from None
+        yield
 
 
 def _by_place(log: Interactions) -> Interactions:
