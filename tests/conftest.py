@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from recblr.data.log import Interactions
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.models.recblr import RecBLRConfig
 from recblr.provenance import provenance

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from recblr import demo
-from recblr.data.sequences import prepare
+from recblr.data.preparing import prepare
 from recblr.data.simulate import CATALOGUE, Shop, simulate_shop
 from recblr.doctor import examine
 from recblr.evaluation.ranking import rank_targets

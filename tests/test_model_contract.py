@@ -17,7 +17,8 @@ from torch import Tensor
 from conftest import TINY_TRAINING, assert_same_tensors
 from recblr.data.batches import PackedBatch
 from recblr.data.log import read_log
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.evaluation.ranking import rank_targets
 from recblr.models import MODELS, create_model
 from recblr.models.model import RecurrentModel

@@ -15,7 +15,7 @@ import recblr
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny, assert_same_tensors
 from data.builders import histories
 from recblr import memory
-from recblr.data.sequences import prepare
+from recblr.data.preparing import prepare
 from recblr.errors import InputError
 from recblr.models import MODELS
 from recblr.presets import for_model

@@ -20,7 +20,8 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 if TYPE_CHECKING:
     from recblr.data import open_log
     from recblr.data.log import Interactions, read_log
-    from recblr.data.sequences import Sequences, prepare
+    from recblr.data.preparing import prepare
+    from recblr.data.sequences import Sequences
     from recblr.errors import DivergedError, InputError
     from recblr.evaluation.evaluate import Evaluation, Protocol
     from recblr.models.recblr import RecBLRConfig
@@ -32,7 +33,7 @@ _HOMES = {
     "Interactions": "recblr.data.log",
     "read_log": "recblr.data.log",
     "Sequences": "recblr.data.sequences",
-    "prepare": "recblr.data.sequences",
+    "prepare": "recblr.data.preparing",
     "DivergedError": "recblr.errors",
     "InputError": "recblr.errors",
     "Evaluation": "recblr.evaluation.evaluate",

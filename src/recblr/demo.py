@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from recblr.data.batches import PackedBatch
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.data.simulate import Shop, SimulatedLog, simulate_shop
 from recblr.evaluation import metrics
 from recblr.evaluation.baselines import popularity

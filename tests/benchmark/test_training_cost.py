@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recblr.benchmark.training_cost import _peak_mib, measure
-from recblr.data.sequences import prepare
+from recblr.data.preparing import prepare
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.recommender import Recommender
 

@@ -12,7 +12,7 @@ import pytest
 from data.fixtures import ORIGINALS, pairs, put, rows
 from recblr.data import datasets, open_log
 from recblr.data.datasets import DATASETS, cache_folder, dataset, load_dataset
-from recblr.data.sequences import prepare
+from recblr.data.preparing import prepare
 from recblr.errors import InputError
 
 REAL = os.environ.get("RECBLR_DATA", "")

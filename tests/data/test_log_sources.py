@@ -18,7 +18,8 @@ import pytest
 from data.log_examples import CSV, EVENTS, FRAME, TABLE, TSV, write
 from recblr.data import open_log, sources, text
 from recblr.data.log import Interactions, read_log
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from data.builders import Event, histories, log_of
 from recblr.data.merge import add_events, count_trained
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 
 OLD: list[Event] = [

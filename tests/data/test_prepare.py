@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.builders import Event, held_out, histories, log_of
-from recblr.data.sequences import prepare
+from recblr.data.preparing import prepare
 from recblr.errors import InputError
 
 EVENTS = st.lists(

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from data.builders import Event, held_out, histories, log_of, sequences
 from recblr.data.batches import pack
-from recblr.data.sequences import Part, Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Part, Sequences
 from recblr.data.split import leave_one_out
 from recblr.errors import InputError
 

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import Tiny
 from recblr.data.log import read_log
-from recblr.data.sequences import prepare
+from recblr.data.preparing import prepare
 from recblr.errors import InputError
 from recblr.recommender import load
 from recblr.serving.model import ServedModel

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from conftest import TINY_MODEL, TINY_TRAINING, assert_same_tensors
 from recblr.data.log import Interactions
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.training.checkpoint import OtherRunError
 from training.tools import LOSS, VALIDATE, at_call, folder, fresh, interrupt, lines, scripted, train

@@ -13,7 +13,8 @@ import torch
 from conftest import TINY_TRAINING
 from recblr.data.batches import Spans
 from recblr.data.log import read_log
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from training.tools import (
     LOSS,
     epoch_spans,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from conftest import TINY_TRAINING, assert_same_tensors
 from recblr.data.log import read_log
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets

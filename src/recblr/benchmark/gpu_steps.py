@@ -24,7 +24,8 @@ from recblr.benchmark.peers import slow_to_build
 from recblr.benchmark.step import time_steps
 from recblr.benchmark.train import SAMPLE, default_log, describe, time_epoch, time_evaluation
 from recblr.config import apply_settings
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.device import find_device
 from recblr.presets import read_preset

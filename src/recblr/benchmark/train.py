@@ -16,7 +16,8 @@ from recblr.allocator import keep_freed_memory
 from recblr.benchmark.products import Products
 from recblr.data import open_log
 from recblr.data.batches import PackedBatch
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.errors import InputError
 from recblr.evaluation.ranking import rank_targets

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from recblr.data.batches import ranges
 from recblr.data.log import Interactions, read_log
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.data.split import Split
 from recblr.errors import InputError
 from recblr.evaluation import metrics

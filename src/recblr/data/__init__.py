@@ -10,7 +10,8 @@ from recblr.data.columns import Columns
 from recblr.data.datasets import DATASETS, load_dataset
 from recblr.data.log import Interactions, read_log
 from recblr.data.merge import count_trained
-from recblr.data.sequences import MARKER, Part, Sequences, index_in, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import MARKER, Part, Sequences, index_in
 from recblr.data.sources import STDIN
 from recblr.errors import InputError
 from recblr.progress import report

@@ -10,7 +10,8 @@ import numpy as np
 
 from recblr.data.batches import ranges
 from recblr.data.log import Interactions
-from recblr.data.sequences import Part, Sequences, index_in, sort_events
+from recblr.data.preparing import sort_events
+from recblr.data.sequences import Part, Sequences, index_in
 from recblr.data.split import Split
 from recblr.data.times import UNITS, to_nanoseconds
 from recblr.data.vocabulary import extend

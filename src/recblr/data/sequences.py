@@ -14,10 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recblr.config import check_count
-from recblr.data import split as splits
 from recblr.data.batches import ranges
-from recblr.data.log import Interactions
 from recblr.data.split import Split
 from recblr.data.values import shorten
 from recblr.data.vocabulary import Vocabulary
@@ -25,8 +22,7 @@ from recblr.errors import InputError
 from recblr.files import new_folder
 
 Part = Literal["validation", "test"]
-SURE = 20  # pairs of events that must run backwards before a log counts as newest first
-NEWEST_FIRST = "; newest first, so equal times are in order from the last row"
+ID_BLOCK = 1 << 16  # ids that are hashed at a time
 MARKER = "prepared.json"  # the file that identifies a prepared folder
 
 
@@ -123,16 +119,8 @@ class Sequences:
 
     def _hash(self, items: Iterable[Any]) -> str:
         """The fingerprint, from the bytes of ``items`` in blocks."""
-        digest = hashlib.sha256()
-        split = self.split
-        for block in items:
-            digest.update(block)
-        for array in (self.offsets, split.train_end, split.validation, split.test):
-            digest.update(np.ascontiguousarray(array).data)
-        for ids in (self.user_ids, self.item_ids):
-            for block in _json_blocks(ids):
-                digest.update(block)
-        return digest.hexdigest()[:16]
+        ids = (_id_blocks(self.user_ids), _id_blocks(self.item_ids))
+        return fingerprint(items, self.offsets, self.split, ids)
 
     def with_items(self, item_ids: pa.Array, part: Part) -> "Sequences":
         """The same histories with indices into another vocabulary.
@@ -212,7 +200,7 @@ class Sequences:
                 f"{folder} is not a whole prepared folder ({error}); run `recblr prepare` again"
             ) from error
         # Read from the file, as pages of a memory map would stay in memory.
-        found = sequences._hash(_blocks(folder / "items.npy", sequences.items.nbytes))
+        found = sequences._hash(file_blocks(folder / "items.npy", sequences.items.nbytes))
         if found != metadata["fingerprint"]:
             raise InputError(
                 f"{folder} is damaged: its fingerprint differs; run `recblr prepare` again"
@@ -221,7 +209,31 @@ class Sequences:
         return sequences
 
 
-def _blocks(path: Path, size: int) -> Iterator[bytes]:
+def fingerprint(
+    items: Iterable[Any], offsets: np.ndarray, split: Split, ids: Iterable[Iterable[Any]]
+) -> str:
+    """The hash of :attr:`Sequences.fingerprint`.
+
+    Args:
+        items: the bytes of the items, in blocks.
+        offsets: as in :class:`Sequences`, as is ``split``.
+        ids: the ids of the users and of the items, each in Arrow arrays that are not empty.
+    """
+    digest = hashlib.sha256()
+    for block in items:
+        digest.update(block)
+    for array in (offsets, split.train_end, split.validation, split.test):
+        digest.update(np.ascontiguousarray(array).data)
+    for blocks in ids:  # a JSON list
+        before = "["
+        for block in blocks:
+            digest.update((before + json.dumps(block.to_pylist())[1:-1]).encode())
+            before = ", "
+        digest.update(b"[]" if before == "[" else b"]")
+    return digest.hexdigest()[:16]
+
+
+def file_blocks(path: Path, size: int) -> Iterator[bytes]:
     """The last ``size`` bytes of a file."""
     with path.open("rb") as file:
         file.seek(-size, os.SEEK_END)
@@ -229,12 +241,8 @@ def _blocks(path: Path, size: int) -> Iterator[bytes]:
             yield block
 
 
-def _json_blocks(ids: pa.Array) -> Iterator[bytes]:
-    """The ids as a JSON list, in blocks."""
-    for start in range(0, max(len(ids), 1), 1 << 16):
-        text = json.dumps(ids[start : start + (1 << 16)].to_pylist())[1:-1]
-        yield (("[" if start == 0 else ", ") + text).encode()
-    yield b"]"
+def _id_blocks(ids: pa.Array) -> Iterator[pa.Array]:
+    return (ids[start : start + ID_BLOCK] for start in range(0, len(ids), ID_BLOCK))
 
 
 def index_in(ids: pa.Array, known: pa.Array) -> np.ndarray:
@@ -246,137 +254,3 @@ def index_in(ids: pa.Array, known: pa.Array) -> np.ndarray:
         ids, known = ids.cast(pa.string()), known.cast(pa.string())
     index: np.ndarray = pc.index_in(ids, known).fill_null(-1).to_numpy(zero_copy_only=False)
     return index.astype(np.int64)
-
-
-def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> Sequences:
-    """Filter, sort and split a log.
-
-    Args:
-        log: the events.
-        core: keep users and items with at least this many events (k-core). For a split by time,
-            only events before the validation period count, so that the filter does not look ahead.
-        split: "leave-one-out", "time" or "time-last".
-
-    Raises:
-        InputError: no user is left with two training events, or the log cannot be split by time.
-    """
-    if split not in splits.SPLITS:
-        raise InputError(f"unknown split {split!r}; choose one of {', '.join(splits.SPLITS)}")
-    if not isinstance(log, Interactions):
-        raise InputError(f"prepare takes Interactions, not {type(log).__name__}; use open_log")
-    core = check_count(core, "core")
-    last = split == "time-last"
-    cuts = None if split == "leave-one-out" else splits.time_cuts(log.timestamps, last)
-    keep, kept_users, kept_items = _filter(log, core, None if cuts is None else cuts[0])
-    rows = slice(None) if keep.all() else keep  # a slice copies nothing
-    users = (np.cumsum(kept_users) - 1).astype(np.int32)[log.users[rows]]
-    items = (np.cumsum(kept_items) - 1).astype(np.int32)[log.items[rows]]
-    times = None if log.timestamps is None else log.timestamps[rows]
-    order, times, newest_first, duplicates = sort_events(users, items, times)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=kept_users.sum()))])
-    offsets = offsets.astype(np.int64)
-    if cuts is None:
-        parts = splits.leave_one_out(offsets)
-    else:
-        assert times is not None
-        parts = splits.by_time(offsets, times, cuts, last)
-    if not np.any(parts.train_end - offsets[:-1] >= 2):
-        smaller = " or a smaller core" * (core > 1)
-        raise InputError(
-            f"{log.source}: no user is left with two events to train on "
-            f"({len(log):,} events, {core}-core, {split}); give a longer log{smaller}"
-        )
-    if not np.any(parts.test >= 0):
-        part = "test" if np.any(parts.validation >= 0) else "validation"
-        needs = "with events before and in that part" if cuts else "with three events"
-        raise InputError(
-            f"{log.source}: no user has an event to predict in the {part} part ({len(log):,} events, "
-            f"{core}-core, {split}); give a log that has users {needs}, or another split"
-        )
-    summary = {
-        "source": log.source,
-        "order": log.order + NEWEST_FIRST * newest_first,
-        "unit": log.unit,
-        "read": {"users": len(log.user_ids), "items": len(log.item_ids), "interactions": len(log)},
-        "kept": {
-            "users": len(offsets) - 1, "items": int(kept_items.sum()), "interactions": len(items),
-        },
-        "duplicate_rows_kept": duplicates,
-        "training_interactions": int((parts.train_end - offsets[:-1]).sum()),
-        "validation_users": int((parts.validation >= 0).sum()),
-        "test_users": int((parts.test >= 0).sum()),
-    }  # fmt: skip
-    return Sequences(
-        items[order],
-        offsets,
-        log.user_ids.filter(pa.array(kept_users)),
-        log.item_ids.filter(pa.array(kept_items)),
-        parts,
-        core,
-        summary,
-        times,
-    )
-
-
-def sort_events(
-    users: np.ndarray, items: np.ndarray, times: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None, bool, int | None]:
-    """Sort events by user and time.
-
-    Events of a user at the same time stay in the order of the log, which is reversed if the log has its
-    newest events first.
-
-    Returns:
-        The rows in the new order, their times, whether the log has its newest events first, and the
-        number of rows that repeat another; None without times.
-    """
-    if times is None:
-        return np.argsort(users, kind="stable"), None, False, None
-    order = np.lexsort((times, users))
-    sorted_users, sorted_times = users[order], times[order]
-    newest_first = _is_newest_first(order, sorted_users, sorted_times)
-    if newest_first:
-        order = len(users) - 1 - np.lexsort((times[::-1], users[::-1]))
-    duplicates = _duplicates(sorted_users, items[order], sorted_times)
-    return order, sorted_times, newest_first, duplicates
-
-
-def _is_newest_first(order: np.ndarray, users: np.ndarray, times: np.ndarray) -> bool:
-    """Whether the later event of a user always stands in an earlier row.
-
-    Args:
-        order: the rows, sorted by user and time, as are ``users`` and ``times``.
-    """
-    later = (users[1:] == users[:-1]) & (times[1:] > times[:-1])
-    return bool(later.sum() >= SURE and not np.any(later & (order[1:] > order[:-1])))
-
-
-def _filter(
-    log: Interactions, core: int, cut: float | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masks of the events (N,), users and items that the k-core filter keeps.
-
-    With a ``cut`` the filter counts only events before that time. Later events are kept if their
-    user and item are.
-    """
-    counted = np.ones(len(log), bool) if cut is None else log.timestamps < cut  # type: ignore[operator]
-    events = np.zeros(len(log), bool)
-    events[counted] = splits.k_core(log.users[counted], log.items[counted], core)
-    users = np.zeros(len(log.user_ids), bool)
-    items = np.zeros(len(log.item_ids), bool)
-    users[log.users[events]] = True
-    items[log.items[events]] = True
-    if cut is not None:
-        events |= ~counted & users[log.users] & items[log.items]
-    return events, users, items
-
-
-def _duplicates(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> int:
-    """The number of rows that repeat an earlier row; the rows are sorted by user and time."""
-    tied = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
-    rows = np.flatnonzero(np.concatenate([[False], tied]) | np.concatenate([tied, [False]]))
-    users, items, times = users[rows], items[rows], times[rows]
-    order = np.lexsort((items, times, users))
-    users, items, times = users[order], items[order], times[order]
-    same = (users[1:] == users[:-1]) & (times[1:] == times[:-1]) & (items[1:] == items[:-1])
-    return int(same.sum())

@@ -14,7 +14,7 @@ import torch
 
 from recblr.data.batches import pack_latest
 from recblr.data.log import Interactions, read_log
-from recblr.data.sequences import NEWEST_FIRST, sort_events
+from recblr.data.preparing import NEWEST_FIRST, sort_events
 from recblr.data.times import UNITS, unit_of
 from recblr.errors import InputError
 from recblr.progress import progress
