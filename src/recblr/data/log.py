@@ -194,10 +194,15 @@ def _by_place(log: Interactions) -> Interactions:
     rows = np.lexsort((places, users))
     users, places = users[rows], places[rows]
     if np.any((users[1:] == users[:-1]) & (places[1:] == places[:-1])):
-        warnings.warn(
-            f"{log.source}: the column 'order' has the same number twice for a user, so it is not the "
-            "place in the history; the order of the rows is used as the order in time",
-            stacklevel=3,  # the caller of read_log
-        )
+        warn_of_equal_places(log.source)
         return replace(log, timestamps=None, unit="", ordered_by="")
     return replace(log, users=users, items=log.items[rows], timestamps=None, unit="")
+
+
+def warn_of_equal_places(source: str) -> None:
+    """Warn that the places of a log in histories are none, as a user has the same number twice."""
+    warnings.warn(
+        f"{source}: the column 'order' has the same number twice for a user, so it is not the place in "
+        "the history; the order of the rows is used as the order in time",
+        stacklevel=4,  # the caller of read_log
+    )

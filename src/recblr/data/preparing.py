@@ -4,6 +4,7 @@ Axes: N events, U users.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,7 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
     Raises:
         InputError: no user is left with two training events, or the log cannot be split by time.
     """
-    if split not in splits.SPLITS:
-        raise InputError(f"unknown split {split!r}; choose one of {', '.join(splits.SPLITS)}")
+    split = splits.check_split(split)
     if not isinstance(log, Interactions):
         raise InputError(f"prepare takes Interactions, not {type(log).__name__}; use open_log")
     core = check_count(core, "core")
@@ -54,7 +54,8 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         parts = splits.by_time(offsets, times, cuts, last)
     kept = {"users": len(offsets) - 1, "items": int(kept_items.sum()), "interactions": len(items)}
     read = {"users": len(log.user_ids), "items": len(log.item_ids), "interactions": len(log)}
-    summary = summarise(log, read, kept, core, parts, offsets, newest_first, duplicates)
+    counts = PartCounts.of(parts, offsets)
+    summary = summarise(log, read, kept, core, split, counts, newest_first, duplicates)
     return Sequences(
         items[order],
         offsets,
@@ -67,9 +68,39 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
     )
 
 
+@dataclass(frozen=True)
+class PartCounts:
+    """The events of the parts of some histories.
+
+    Attributes:
+        training: the number of training events. longest: the most of a user.
+        validation, test: the number of users with an event to predict.
+    """
+
+    training: int = 0
+    longest: int = 0
+    validation: int = 0
+    test: int = 0
+
+    @staticmethod
+    def of(parts: Split, offsets: np.ndarray) -> "PartCounts":
+        """Count the parts of the histories that begin at ``offsets``, (U + 1,)."""
+        lengths = parts.train_end - offsets[:-1]
+        return PartCounts(
+            int(lengths.sum()), int(lengths.max(initial=0)),
+            int((parts.validation >= 0).sum()), int((parts.test >= 0).sum()),
+        )  # fmt: skip
+
+    def __add__(self, other: "PartCounts") -> "PartCounts":
+        return PartCounts(
+            self.training + other.training, max(self.longest, other.longest),
+            self.validation + other.validation, self.test + other.test,
+        )  # fmt: skip
+
+
 def summarise(
-    log: Interactions, read: Mapping[str, int], kept: Mapping[str, int], core: int, parts: Split,
-    offsets: np.ndarray, newest_first: bool, duplicates: int | None,
+    log: Interactions, read: Mapping[str, int], kept: Mapping[str, int], core: int, split: str,
+    counts: PartCounts, newest_first: bool, duplicates: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The summary of prepared histories.
 
@@ -77,31 +108,28 @@ def summarise(
         log: what describes the order of the log; its events are not looked at.
         read, kept: the numbers of users, items and interactions.
         core: the k of the filter.
-        parts: the split of the histories, whose rows begin at ``offsets``.
-        offsets: (U + 1,).
+        split: the name of the split.
+        counts: of the parts.
         newest_first: whether the log has its newest events first.
         duplicates: the number of rows that repeat another; None if not known.
 
     Raises:
         InputError: no user has two events to train on, or none has one to predict.
     """
-    events, split = f"{read['interactions']:,} events", parts.name
-    if not np.any(parts.train_end - offsets[:-1] >= 2):
+    described = f"({read['interactions']:,} events, {core}-core, {split})"
+    if counts.longest < 2:
         smaller = " or a smaller core" * (core > 1)
         raise InputError(
-            f"{log.source}: no user is left with two events to train on "
-            f"({events}, {core}-core, {split}); give a longer log{smaller}"
+            f"{log.source}: no user is left with two events to train on {described}; give a longer "
+            f"log{smaller}"
         )
-    if not np.any(parts.test >= 0):
-        part = "test" if np.any(parts.validation >= 0) else "validation"
-        needs = (
-            "with three events"
-            if split == "leave-one-out"
-            else "with events before and in that part"
-        )
+    if not counts.test:
+        part = "test" if counts.validation else "validation"
+        by_time = split != "leave-one-out"
+        needs = "with events before and in that part" if by_time else "with three events"
         raise InputError(
-            f"{log.source}: no user has an event to predict in the {part} part ({events}, "
-            f"{core}-core, {split}); give a log that has users {needs}, or another split"
+            f"{log.source}: no user has an event to predict in the {part} part {described}; give a "
+            f"log that has users {needs}, or another split"
         )
     return {
         "source": log.source,
@@ -110,9 +138,9 @@ def summarise(
         "read": dict(read),
         "kept": dict(kept),
         "duplicate_rows_kept": duplicates,
-        "training_interactions": int((parts.train_end - offsets[:-1]).sum()),
-        "validation_users": int((parts.validation >= 0).sum()),
-        "test_users": int((parts.test >= 0).sum()),
+        "training_interactions": counts.training,
+        "validation_users": counts.validation,
+        "test_users": counts.test,
     }
 
 

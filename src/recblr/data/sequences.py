@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,8 +120,10 @@ class Sequences:
 
     def _hash(self, items: Iterable[Any]) -> str:
         """The fingerprint, from the bytes of ``items`` in blocks."""
-        ids = (_id_blocks(self.user_ids), _id_blocks(self.item_ids))
-        return fingerprint(items, self.offsets, self.split, ids)
+        split = self.split
+        others = (self.offsets, split.train_end, split.validation, split.test)
+        arrays = chain(items, (np.ascontiguousarray(array).data for array in others))
+        return fingerprint(arrays, (_id_blocks(self.user_ids), _id_blocks(self.item_ids)))
 
     def with_items(self, item_ids: pa.Array, part: Part) -> "Sequences":
         """The same histories with indices into another vocabulary.
@@ -209,21 +212,16 @@ class Sequences:
         return sequences
 
 
-def fingerprint(
-    items: Iterable[Any], offsets: np.ndarray, split: Split, ids: Iterable[Iterable[Any]]
-) -> str:
+def fingerprint(arrays: Iterable[Any], ids: Iterable[Iterable[pa.Array]]) -> str:
     """The hash of :attr:`Sequences.fingerprint`.
 
     Args:
-        items: the bytes of the items, in blocks.
-        offsets: as in :class:`Sequences`, as is ``split``.
-        ids: the ids of the users and of the items, each in Arrow arrays that are not empty.
+        arrays: the bytes of items, offsets, train_end, validation and test, in blocks.
+        ids: the ids of the users and of the items, each in blocks that are not empty.
     """
     digest = hashlib.sha256()
-    for block in items:
+    for block in arrays:
         digest.update(block)
-    for array in (offsets, split.train_end, split.validation, split.test):
-        digest.update(np.ascontiguousarray(array).data)
     for blocks in ids:  # a JSON list
         before = "["
         for block in blocks:

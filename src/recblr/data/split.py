@@ -10,6 +10,13 @@ SPLITS = ("leave-one-out", "time", "time-last")
 TOO_FEW = "too few distinct timestamps to split by time; use leave-one-out"
 
 
+def check_split(name: str) -> str:
+    """The name of a split; InputError for an unknown one."""
+    if name not in SPLITS:
+        raise InputError(f"unknown split {name!r}; choose one of {', '.join(SPLITS)}")
+    return name
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Rows of the array of all histories, for each of U users.

@@ -140,10 +140,11 @@ class TimeColumn:
     Attributes:
         form: "whole number", "decimal", "date" or "date with zone".
         unit: a key of ``UNITS``, or "" for numbers in no unit; known after :meth:`finish`.
+        read_unit: the same of the numbers that were read, before they are made exact.
     """
 
     def __init__(self) -> None:
-        self.form = self.unit = ""
+        self.form = self.unit = self.read_unit = ""
         self.parts: list[Values] = []
         self.counts = np.zeros(len(EDGES) + 1, np.int64)  # of the numbers in each class
         self.first: dict[int, Any] = {}  # the first number of each class
@@ -179,6 +180,13 @@ class TimeColumn:
             self.spacing = max(self.spacing, float(spacing) if spacing > 1 else 0.0)
         self.parts.append((values if exact is None else exact, exact))
 
+    def take(self) -> Values:
+        """Remove the numbers of the last block, and return them; only their extremes stay."""
+        values, exact = self.parts.pop()
+        ends = np.array([values.min(), values.max()])
+        self.parts.append((ends, None if exact is None else ends))
+        return values, exact
+
     def finish(self, source: str) -> NDArray[Any] | None:
         """(N,) all times; None if there are none. Warns of times in ``source`` that look wrong."""
         if not self.parts:
@@ -189,12 +197,16 @@ class TimeColumn:
             self.unit = "microseconds"
         elif 2 * in_unit.sum() > total:
             self.unit = list(UNITS)[int(in_unit.argmax())]
+        self.read_unit = self.unit
         self._warn(source, total - int(in_unit.max()), total)
         if all(exact is None for _, exact in parts):
             return np.concatenate([values for values, _ in parts])
-        unit, self.unit = self.unit, "nanoseconds"
+        self.unit = "nanoseconds"
         return np.concatenate(
-            [to_nanoseconds(values, unit) if exact is None else exact for values, exact in parts]
+            [
+                to_nanoseconds(values, self.read_unit) if exact is None else exact
+                for values, exact in parts
+            ]
         )
 
     def _warn(self, source: str, others: int, total: int) -> None:
