@@ -40,7 +40,7 @@ CASES = [
     pytest.param(device, lengths, channels, marks=marks, id=f"{device}-{lengths}-{channels}")
     for device, marks in (("cpu", compiled), ("cuda", pytest.mark.gpu))
     for lengths in LENGTHS
-    for channels in CHANNELS
+    for channels in (CHANNELS if sum(lengths) < 2000 else [3, 128])  # the loop takes seconds there
 ] + [
     pytest.param("triton", lengths, channels, marks=interpreted, id=f"triton-{lengths}-{channels}")
     for lengths, channels in SMALL
