@@ -275,3 +275,61 @@ def test_a_mistake_with_all_is_one_line_and_leaves_no_files(
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(rf"recblr: .*{message}.*\n", result.err)
     assert names(tmp_path) == set()
+
+
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "plain": {}, "seen": {"hide_seen": False}, "k": {"k": 200},
+    "few allowed": {"allow": range(6), "hide_seen": False}, "denied": {"deny": range(20, 24)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_scan_gives_what_all_scores_give(
+    ours: Recommender, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without lists of candidates, and with a memory; in exact arithmetic no scores tie."""
+    options = dict(SELECTIONS[name])
+    for key in ("allow", "deny"):
+        if key in options:
+            options[key] = [ours.data.item_ids[row].as_py() for row in options[key]]
+    every, users = ours.data.item_ids.to_pylist(), ours.data.user_ids.to_pylist()
+    lists = [every[place % 5 :: 3] for place in range(len(users))]
+    plain, ranked = expected(ours, **options), expected(ours, candidates=lists, **options)
+    monkeypatch.setattr("recblr.recommending._SCAN_ITEMS", 1)
+    monkeypatch.setattr("recblr.recommending._SCAN_HISTORIES", 100)
+    monkeypatch.setattr("recblr.recommending._SCAN_BLOCK", 9)
+    monkeypatch.setattr("recblr.retrieval._SCORE_ALL", 0)
+    monkeypatch.setattr(Recommender, "score", None)  # is not called
+    columns = ["user_id", "item_id", "rank"]
+    for all_scores, scanned in (
+        (plain, expected(ours, **options)), (ranked, expected(ours, candidates=lists, **options))
+    ):  # fmt: skip
+        assert scanned[columns].equals(all_scores[columns])
+        torch.testing.assert_close(
+            scanned["score"].to_torch(), all_scores["score"].to_torch(), rtol=1e-5, atol=1e-5
+        )
+    ours.recommend_all(tmp_path / "all.parquet", **options)
+    assert pl.read_parquet(tmp_path / "all.parquet")[columns].equals(plain[columns])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 22])
+def test_shards_together_equal_one_file(ours: Recommender, tmp_path: Path, count: int) -> None:
+    ours.recommend_all(tmp_path / "all.parquet")
+    for number in range(1, count + 1):
+        ours.recommend_all(tmp_path / "parts", shard=(number, count))
+    files = sorted((tmp_path / "parts").iterdir())
+    assert len(files) == count
+    assert pl.concat(map(pl.read_parquet, files)).equals(pl.read_parquet(tmp_path / "all.parquet"))
+
+
+def test_wrong_shards_are_refused(ours: Recommender, tiny: Tiny, tmp_path: Path, run: Run) -> None:
+    for shard in ((0, 2), (3, 2), (1, 23)):
+        with pytest.raises(InputError, match="shard"):
+            ours.recommend_all(tmp_path / "parts", shard=shard)
+    assert not (tmp_path / "parts").exists() or not list((tmp_path / "parts").iterdir())
+    for arguments in (["--all", "--shard", "1"], ["--all", "--shard", "1/2"], ["--shard", "1/2"]):
+        result = run("recommend", tiny.artifact, *arguments, "-o", "out.parquet")
+        assert result.code == 2
+        assert re.fullmatch("recblr: (--shard|give exactly one) .*\n", result.err)
+    assert run("recommend", tiny.artifact, "--all", "--shard", "2/2", "-o", "parts").code == 0
+    assert [file.name for file in Path("parts").iterdir()] == ["2-of-2.parquet"]

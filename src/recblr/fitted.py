@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recblr import artifact
+from recblr import artifact, vectors
+from recblr.audience import Audience, Selection, Unknown
+from recblr.config import check_count
 from recblr.data import open_with_items
 from recblr.data.batches import PackedBatch
 from recblr.data.columns import Columns
@@ -18,11 +20,13 @@ from recblr.data.vocabulary import Id, as_ids
 from recblr.errors import InputError, NotFittedError
 from recblr.evaluation.evaluate import Evaluation, evaluate
 from recblr.evaluation.metrics import CUTOFFS
+from recblr.files import write_errors
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice
+from recblr.models.content import Content
 from recblr.models.model import Model
 from recblr.progress import progress
-from recblr.recommending import Audience, BatchRecommender, Selection, Unknown
+from recblr.recommending import BatchRecommender
 from recblr.similar import Similarity, similar_items
 from recblr.training.checkpoint import Trained
 from recblr.training.config import TrainConfig
@@ -46,6 +50,7 @@ class FittedModel:
         memory_choice: the trials that chose the settings of the memory; None without a memory.
         measured: evaluations on the test part as JSON values; they are saved in the artifact, and those
             of before a refit or an update are kept.
+        content: the content of the items; None if there is none.
         stages: how the weights came about; the last one says what they were trained on.
     """
 
@@ -61,6 +66,7 @@ class FittedModel:
     stages: list[Stage]
     memory: Memory | None = None
     memory_choice: Choice | None = None
+    content: Content | None = None
 
     def score(self, batch: PackedBatch) -> torch.Tensor:
         """Scores (B, V) of the model and the memory together, as in :meth:`Model.score`."""
@@ -98,15 +104,16 @@ class FittedModel:
                 assert batch.users is not None
                 return self.score(replace(batch, users=known_users[batch.users]))
 
-        length, vectors = self.training.max_length, self.network.item_embeddings.detach()
-        measured = evaluate(score, data, length, part, k, baselines, lists, vectors, slice_by)
+        length, table = self.training.max_length, self.network.item_embeddings.detach()
+        measured = evaluate(score, data, length, part, k, baselines, lists, table, slice_by)
         if log is None and part == "test":
             self.measured = [evaluation.to_json() for evaluation in measured]
         return measured
 
     def recommend(
-        self, users: Any = None, histories: Any = None, k: Any = 10, *, allow: Any = None,
-        deny: Any = None, hide_seen: bool = True, unknown: Unknown = "error",
+        self, users: Any = None, histories: Any = None, k: Any = 10, *, candidates: Any = None,
+        allow: Any = None, deny: Any = None, hide_seen: bool | None = None,
+        unknown: Unknown = "error",
     ) -> "pl.DataFrame":  # fmt: skip
         """Recommend the best ``k`` items to users of the log, or for other histories.
 
@@ -118,12 +125,15 @@ class FittedModel:
             histories: lists of item ids, oldest first; unknown items are ignored, with a warning. As in
                 evaluation, the model reads the last ``training.max_length`` events.
             k: the number of items; a user gets fewer if fewer are allowed.
+            candidates: rerank lists. Either a list of item ids for each user or history, in the same
+                order, or a mapping of user ids to such lists; each gets the best ``k`` of its own list.
             allow: recommend only these items. deny: never these.
-            hide_seen: do not recommend items of the history.
+            hide_seen: do not recommend items of the history. By default true, but false if
+                ``candidates`` are given, as a reranked list keeps its items.
             unknown: what to do about unknown users, histories without a known item, and unknown items
-                of ``allow`` and ``deny``. "error" refuses the call. "skip" leaves them out, with a
-                warning. "popular" is "skip", but such users and histories get the most popular
-                items, with the number of training events as their score.
+                of ``candidates``, ``allow`` and ``deny``. "error" refuses the call. "skip" leaves them
+                out, with a warning. "popular" is "skip", but such users and histories get the most
+                popular items, with the number of training events as their score.
 
         Returns:
             A frame ``user_id, item_id, score, rank``, rank from 1. For histories, ``user_id`` is the
@@ -139,11 +149,12 @@ class FittedModel:
         if (users is None) == (histories is None):
             raise InputError("give either users or histories")
         items = self.data.item_vocabulary
+        hide_seen = candidates is None if hide_seen is None else hide_seen
         selection = Selection.from_ids(items, k, allow, deny, hide_seen, unknown)
         if users is not None:
-            audience = Audience.of_users(self.data, users, unknown)
+            audience = Audience.of_users(self.data, users, unknown, candidates)
         else:
-            audience = Audience.of_histories(items, histories, unknown)
+            audience = Audience.of_histories(items, histories, unknown, candidates)
         with progress("recommending", len(audience.ids)) as advance:
             table = self._batches.table(audience, selection, advance)
         audience.warn_if_unserved(table)
@@ -153,12 +164,19 @@ class FittedModel:
 
     def recommend_all(
         self, out: str | Path, k: Any = 10, *, allow: Any = None, deny: Any = None,
-        hide_seen: bool = True, unknown: Unknown = "error",
+        hide_seen: bool = True, unknown: Unknown = "error", shard: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         """Write the rows of :meth:`recommend` for every user of the log to a Parquet file.
 
         Memory does not grow with the number of users. A repeated call continues a killed one: finished
-        parts are in ``<out>.parts`` and are used if model, log and arguments are the same.
+        parts are in ``<out>.parts`` and are used if model, log and arguments are the same. For many
+        users and 50,000 items or more on a CPU, the items are scanned in int8, which is exact, too.
+
+        Args:
+            out: the file, or with ``shard`` a folder.
+            shard: (i, n) recommends to the i-th of n parts of the users, i from 1, and writes a file
+                of its own, so that n machines can share the work. All n files, in order of their names,
+                have the rows of one call without ``shard``.
 
         Raises:
             InputError: as in :meth:`recommend`, or ``out`` cannot be written.
@@ -166,11 +184,37 @@ class FittedModel:
         selection = Selection.from_ids(
             self.data.item_vocabulary, k, allow, deny, hide_seen, unknown
         )
-        self._batches.write_all(Path(out), self._contents, selection)
+        if shard is None:
+            self._batches.write_all(Path(out), selection)
+            return
+        number, count = (check_count(part, "shard") for part in shard)
+        if number > count:
+            raise InputError(f"shard {number}/{count}: write i/n, i from 1 to n")
+        with write_errors(Path(out)):
+            Path(out).mkdir(exist_ok=True)
+        file = Path(out) / f"{number:0{len(str(count))}}-of-{count}.parquet"
+        self._batches.write_all(file, selection, (number, count))
 
     def similar_items(self, items: Any, k: Any = 10, by: Similarity = "model") -> "pl.DataFrame":
         """The items most similar to each of ``items``, as :func:`recblr.similar.similar_items`."""
         return similar_items(self._contents, items, k, by)
+
+    def item_vectors(self) -> "pl.DataFrame":
+        """The vectors of all items, as :func:`recblr.vectors.item_vectors`."""
+        return vectors.item_vectors(self._contents)
+
+    def user_vectors(self, users: Any = None, histories: Any = None) -> "pl.DataFrame":
+        """The vectors of users or histories, as :func:`recblr.vectors.user_vectors`.
+
+        The dot product with the vector of an item is the score of the item without the memory.
+        """
+        return vectors.user_vectors(self._contents, users, histories)
+
+    def save_vectors(
+        self, folder: str | Path, format: vectors.Format = "parquet", overwrite: bool = False
+    ) -> dict[str, Any]:
+        """Write the vectors of all items and users to a folder, as :func:`recblr.vectors.write`."""
+        return vectors.write(self._contents, Path(folder), format, overwrite)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the artifact, a folder with the model and the histories, complete or not at all.
@@ -206,7 +250,7 @@ class FittedModel:
 
     @property
     def _batches(self) -> BatchRecommender:
-        return BatchRecommender(self.score, self.data, self.training.max_length, self.device)
+        return BatchRecommender(self._contents, self.score)
 
     def __getattr__(self, name: str) -> Any:
         # A property that reads one of the three attributes leads here, too.

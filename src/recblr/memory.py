@@ -174,6 +174,22 @@ class Memory:
             m = m[items]
         return items, (self.weight * np.log1p(self.scale * m)).astype(np.float32)
 
+    def terms_after(self, history: np.ndarray, repeats: bool) -> tuple[np.ndarray, np.ndarray]:
+        """What the memory adds to the scores after one history, as :meth:`transition_terms_after`.
+
+        Args:
+            history: (T,) items, T at least 1. Without ``repeats`` the last ``reach`` suffice.
+            repeats: whether to add the third term of (1); there is no need to if the items of the
+                history are hidden.
+        """
+        items, values = self.transition_terms_after(history)
+        if not repeats or self.repeat == 0:
+            return items, values
+        seen = np.unique(history)
+        values = np.concatenate([values, np.full(len(seen), self.repeat)])
+        items, places = np.unique(np.concatenate([items, seen]), return_inverse=True)
+        return items, np.bincount(places, values).astype(np.float32)
+
     def contributions(self, history: np.ndarray, item: int) -> np.ndarray:
         """(T,) the exact contribution of each event of a history to the score of ``item``.
 

@@ -4,12 +4,20 @@ Axes: U users, E entries, V items.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from recblr.data.sequences import Sequences
 from recblr.evaluation.metrics import ndcg
-from recblr.evaluation.ranking import Scorer, expect_finite, history_batches, predicted_users
+from recblr.evaluation.ranking import (
+    Scorer,
+    block_size,
+    expect_finite,
+    history_batches,
+    predicted_users,
+)
 from recblr.memory import EXCLUDE_REPEATS, Memory, MemoryConfig
 from recblr.progress import progress
 
@@ -95,6 +103,21 @@ def choose(
     return replace(memory, weight=best.weight, scale=best.scale, repeat=best.repeat), choice
 
 
+class _Values(NamedTuple):
+    """Values of items for users: the score of the model, m of (1), whether an item is a repeat."""
+
+    score: np.ndarray
+    m: np.ndarray
+    seen: np.ndarray
+
+    @staticmethod
+    def empty(length: int) -> "_Values":
+        return _Values(*(np.empty(length, kind) for kind in (np.float32, np.float32, bool)))
+
+    def first(self, length: int) -> "_Values":
+        return _Values(*(values[:length] for values in self))
+
+
 @dataclass(frozen=True, eq=False)
 class _Candidates:
     """The scores of U users that can affect the first K ranks, for any numbers of the memory.
@@ -103,31 +126,31 @@ class _Candidates:
 
     Attributes:
         others: (U, K + 1) the highest scores of the other items.
-        target: (U,) the score of the target.
-        target_m: (U,) its m of (1).
-        target_seen: (U,) whether it is a repeat.
-        user: (E,) the user of each entry.
-        score, m, seen: (E,) the same values for each entry.
+        offsets: (U + 1,) user u has the entries offsets[u] .. offsets[u+1]-1.
+        targets: (U,) those of the targets.
+        entries: (E,) those of the entries.
     """
 
     others: np.ndarray
-    target: np.ndarray
-    target_m: np.ndarray
-    target_seen: np.ndarray
-    user: np.ndarray
-    score: np.ndarray
-    m: np.ndarray
-    seen: np.ndarray
+    offsets: np.ndarray
+    targets: _Values
+    entries: _Values
 
     @property
     def users(self) -> int:
-        return len(self.target)
+        return len(self.others)
 
     @staticmethod
     def collect(memory: Memory, score: Scorer, data: Sequences, max_length: int) -> "_Candidates":
         users = np.random.default_rng(0).permutation(predicted_users(data, "validation"))
-        parts: list[tuple[np.ndarray, ...]] = []
-        done = entries = 0
+        catalogue = len(data.item_ids)
+        # Written in place: small results that stay between large blocks fragment the heap. Pages that
+        # are not written take no memory.
+        targets = _Values.empty(len(users))
+        entries = _Values.empty(_MAX_ENTRIES + block_size(catalogue, max_length) * catalogue)
+        others = np.empty((len(users), min(K + 1, catalogue)), np.float32)
+        offsets = np.zeros(len(users) + 1, np.int64)
+        done = 0
         with progress("fitting the memory to the model", len(users)) as advance:
             for batch in history_batches(data, "validation", users, max_length):
                 scores = score(batch).float().cpu()
@@ -136,37 +159,43 @@ class _Candidates:
                 seen = np.zeros(m.shape, bool)
                 assert batch.seen is not None
                 seen[tuple(batch.seen.numpy())] = True
-                rows, target = np.arange(len(scores)), batch.targets.numpy()
-                user, item = np.nonzero((m > 0) | seen)
-                values = scores.numpy()
-                entry_values = (done + user, values[user, item], m[user, item], seen[user, item])
-                target_values = tuple(array[rows, target] for array in (values, m, seen))
-                values[user, item] = -np.inf
-                others = scores.topk(min(K + 1, scores.shape[1])).values.numpy()
-                parts.append((others, *target_values, *entry_values))
-                done, entries = done + len(scores), entries + len(user)
+                values, changed = (scores.numpy(), m, seen), (m > 0) | seen
+                block, rows = slice(done, done + len(scores)), np.arange(len(scores))
+                ends = offsets[done] + np.cumsum(changed.sum(1))
+                for of_targets, of_entries, each in zip(targets, entries, values, strict=True):
+                    of_targets[block] = each[rows, batch.targets.numpy()]
+                    of_entries[offsets[done] : ends[-1]] = each[changed]
+                scores[torch.from_numpy(changed)] = -torch.inf
+                others[block] = scores.topk(others.shape[1]).values.numpy()
+                offsets[done + 1 : block.stop + 1] = ends
+                done = block.stop
                 advance(len(scores))
-                if entries >= _MAX_ENTRIES:
+                if ends[-1] >= _MAX_ENTRIES:
                     break
-        return _Candidates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        written = targets.first(done), entries.first(offsets[done])
+        return _Candidates(others[:done], offsets[: done + 1], *written)
 
     def terms(self, scale: float) -> tuple[np.ndarray, np.ndarray]:
         """log(1 + c · m) of the targets (U,) and of the entries (E,)."""
         c = np.float32(scale)
-        return np.log1p(c * self.target_m), np.log1p(c * self.m)
+        return np.log1p(c * self.targets.m), np.log1p(c * self.entries.m)
 
     def ndcg(
         self, terms: tuple[np.ndarray, np.ndarray], weight: float, repeat: float
     ) -> tuple[float, float]:
         """NDCG@K unmasked and masked with these numbers; ``terms`` from :meth:`terms`."""
         w, r = np.float32(weight), np.float32(repeat)
-        target = self.target + w * terms[0] + r * self.target_seen
-        scores = self.score + w * terms[1] + r * self.seen
-        ahead = scores >= target[self.user]
-        others = (self.others >= target[:, None]).sum(1)
+        targets = self.targets.score + w * terms[0] + r * self.targets.seen
+        scores = w * terms[1]
+        scores += self.entries.score
+        np.add(scores, r, out=scores, where=self.entries.seen)
+        ahead = scores >= np.repeat(targets, np.diff(self.offsets))
+        others = (self.others >= targets[:, None]).sum(1)
 
         def rank(entries: np.ndarray) -> np.ndarray:
-            return others + np.bincount(self.user[entries], minlength=self.users)
+            counts = np.zeros(len(entries) + 1, np.int32)
+            np.cumsum(entries, out=counts[1:])
+            return others + np.diff(counts[self.offsets])
 
-        masked = np.where(self.target_seen, K + 1, rank(ahead & ~self.seen))
+        masked = np.where(self.targets.seen, K + 1, rank(ahead & ~self.entries.seen))
         return float(ndcg(rank(ahead), K).mean()), float(ndcg(masked, K).mean())

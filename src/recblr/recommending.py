@@ -7,159 +7,28 @@ import hashlib
 import json
 import shutil
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from recblr.artifact import Artifact
-from recblr.config import check_count, check_value
-from recblr.data.batches import PackedBatch, pack_latest
-from recblr.data.sequences import Sequences
-from recblr.data.vocabulary import Vocabulary, as_ids, as_list
+from recblr.audience import NONE_LEFT, Audience, Selection, at
 from recblr.errors import InputError
 from recblr.evaluation.ranking import Scorer, block_size, expect_finite, mask_seen
 from recblr.files import check_writable, exclusive_lock, write_errors
 from recblr.parts import Parts
 from recblr.progress import Advance, progress
+from recblr.retrieval import Exact
 
-Unknown = Literal["error", "skip", "popular"]
-"""What to do about ids that the model does not know: see :meth:`Recommender.recommend`."""
-
-SKIP = "pass unknown='skip' (command line: --unknown skip)"
-SKIP_OR_POPULAR = "pass unknown='skip' or 'popular' (command line: --unknown)"
-EFFECTS = {"skip": "left out of the result", "popular": "recommending the most popular items"}
-NONE_LEFT = "allow, deny and hide_seen leave none"
 _PART_USERS = 4096  # about, in a part of the file; a killed call loses at most one part
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Which items may be recommended, and how many.
-
-    Attributes:
-        k: the number of items.
-        excluded: (V,) mask of the items that are never recommended.
-        hide_seen: whether to exclude the items of the history.
-    """
-
-    k: int
-    excluded: np.ndarray
-    hide_seen: bool
-
-    @staticmethod
-    def from_ids(
-        items: Vocabulary, k: Any, allow: Any, deny: Any, hide_seen: Any, unknown: Unknown
-    ) -> "Selection":
-        """Allow only the items ``allow``, if given, and none of the items ``deny``.
-
-        Raises:
-            InputError: a value has the wrong type, ``k`` is below 1, an item is unknown and ``unknown``
-                is "error", or no known item is allowed.
-        """
-        k, unknown = check_count(k, "k"), check_value(unknown, Unknown, "unknown")
-        hide_seen = check_value(hide_seen, bool, "hide_seen")
-        excluded = np.zeros(len(items.ids), bool)
-        for name, values in (("allow", allow), ("deny", deny)):
-            if values is None:
-                continue
-            ids = as_ids(values, name)
-            rows = items.rows(ids)
-            if missing := [item for item, row in zip(ids, rows, strict=True) if row < 0]:
-                message = f"{name}: {items.describe_unknown(missing)}"
-                if unknown == "error":
-                    raise InputError(f"{message}; correct it, or {SKIP}")
-                warnings.warn(f"{message}; ignored", stacklevel=3)
-            if name == "allow":
-                excluded[:] = True
-            excluded[rows[rows >= 0]] = name == "deny"
-        if excluded.all():
-            raise InputError("allow and deny leave no item that the model knows")
-        return Selection(k, excluded, hide_seen)
-
-
-@dataclass(frozen=True, eq=False)
-class Audience:
-    """B histories to recommend for.
-
-    Attributes:
-        ids: (B,) the user_id of each in the result.
-        users: (B,) the row of each user in the log; -1 for others.
-        histories: item rows, oldest first. An empty history gets the most popular items.
-    """
-
-    ids: pa.Array
-    users: np.ndarray
-    histories: list[np.ndarray]
-
-    @staticmethod
-    def of_users(data: Sequences, users: Any, unknown: Unknown) -> "Audience":
-        """Users of the log by their ids; arguments as for :meth:`Recommender.recommend`."""
-        known = data.user_vocabulary
-        names = as_ids(users, "users")
-        rows = known.rows(names)
-        missing = [name for name, row in zip(names, rows, strict=True) if row < 0]
-        message = known.describe_unknown(missing) if missing else ""
-        if unknown == "skip":
-            names, rows = [names[place] for place in np.flatnonzero(rows >= 0)], rows[rows >= 0]
-        elif unknown == "error" and missing:
-            raise InputError(f"{message}; give histories, or {SKIP_OR_POPULAR}")
-        try:
-            ids = pa.array(names, data.user_ids.type)
-        except (pa.ArrowException, TypeError, OverflowError):
-            raise InputError(f"{message}; a user in the result needs an id of that type") from None
-        if missing:
-            warnings.warn(f"{message}; {EFFECTS[unknown]}", stacklevel=3)
-        offsets = data.offsets
-        histories = [
-            data.items[offsets[row] : offsets[row + 1]] if row >= 0 else data.items[:0]
-            for row in rows
-        ]
-        return Audience(ids, rows, histories)
-
-    @staticmethod
-    def of_histories(known: Vocabulary, histories: Any, unknown: Unknown) -> "Audience":
-        """Histories of item ids; arguments as for :meth:`Recommender.recommend`."""
-        named = [
-            as_ids(history, f"histories[{number}]", ordered=True)
-            for number, history in enumerate(as_list(histories, "histories", ordered=True))
-        ]
-        rows = [known.rows(names) for names in named]
-        kept = [history[history >= 0] for history in rows]
-        numbers = np.arange(len(kept))
-        if nothing := [number for number in numbers if not len(kept[number])]:
-            first = named[nothing[0]]
-            others = f" ({len(nothing):,} of {len(kept):,} histories)" * (len(nothing) > 1)
-            reason = known.describe_unknown(first) if first else "it is empty"
-            message = f"history {nothing[0]} has no item that the model knows{others}: {reason}"
-            if unknown == "error":
-                raise InputError(f"{message}; correct it, or {SKIP_OR_POPULAR}")
-            warnings.warn(f"{message}; {EFFECTS[unknown]}", stacklevel=3)
-            if unknown == "skip":
-                numbers = np.array([number for number in numbers if len(kept[number])], np.int64)
-        if missing := [
-            name
-            for number in numbers if len(kept[number]) < len(named[number])
-            for name, row in zip(named[number], rows[number], strict=True) if row < 0
-        ]:  # fmt: skip
-            warnings.warn(f"histories: {known.describe_unknown(missing)}; ignored", stacklevel=3)
-        users = np.full(len(numbers), -1)
-        return Audience(pa.array(numbers), users, [kept[number] for number in numbers])
-
-    def warn_if_unserved(self, table: pa.Table) -> None:
-        """Warn of users or histories that have no row in the result."""
-        unserved = self.ids.filter(pc.invert(pc.is_in(self.ids, table["user_id"])))
-        if len(unserved):
-            warnings.warn(
-                f"{len(unserved):,} of {len(self.ids):,} users or histories get no item, such as "
-                f"{unserved[0].as_py()!r}: {NONE_LEFT}",
-                stacklevel=3,
-            )
+# From so many items, and for so many histories, a scan by int8 is faster than all scores on a CPU.
+_SCAN_ITEMS, _SCAN_HISTORIES = 50_000, 256
+_SCAN_BLOCK = 64  # histories of one scan
 
 
 @dataclass(frozen=True)
@@ -167,29 +36,44 @@ class BatchRecommender:
     """Recommends to many users, in blocks.
 
     Attributes:
-        score: the scores of histories, on ``device``.
-        data: the log.
-        max_length: how many events of a history, the latest, are scored.
-        device: the device of the scores.
+        model: the fitted model.
+        score: its scores, with those of its memory.
     """
 
+    model: Artifact
     score: Scorer
-    data: Sequences
-    max_length: int
-    device: torch.device
 
-    @property
-    def block(self) -> int:
-        """The number of users to score at a time."""
-        return block_size(len(self.data.item_ids), self.max_length)
+    def block(self, histories: int) -> int:
+        """How many of some histories are recommended for at a time."""
+        if self.scans(histories):
+            return _SCAN_BLOCK
+        return block_size(len(self.model.data.item_ids), self.model.training.max_length)
 
-    def table(self, audience: Audience, selection: Selection, advance: Advance) -> pa.Table:
+    def scans(self, histories: int) -> bool:
+        """Whether the items are scanned, which is faster for many items and histories on a CPU."""
+        network, memory = self.model.network, self.model.memory
+        # With fewer events than the memory looks back, its terms would depend on the length.
+        reach = 0 if memory is None else memory.config.reach
+        return (
+            histories >= _SCAN_HISTORIES and len(self.model.data.item_ids) >= _SCAN_ITEMS
+            and network.device.type == "cpu" and self.model.training.max_length >= reach
+        )  # fmt: skip
+
+    @cached_property
+    def index(self) -> Exact:
+        """What scans the items."""
+        return Exact(self.model.network.item_embeddings.detach())
+
+    def table(
+        self, audience: Audience, selection: Selection, advance: Advance, of: int | None = None
+    ) -> pa.Table:
         """Recommend to B histories.
 
         Args:
             audience: the histories.
             selection: which items to recommend.
             advance: called with the number of histories done.
+            of: the number of histories to recommend to in several calls; B if there is only one.
 
         Returns:
             The columns user_id, item_id, score and rank.
@@ -197,39 +81,39 @@ class BatchRecommender:
         Raises:
             DivergedError: a score is not finite.
         """
-        excluded = torch.from_numpy(selection.excluded).to(self.device)
-        k = min(selection.k, len(excluded))
+        lists = audience.candidates
+        most = len(selection.excluded) if lists is None else max(map(len, lists), default=0)
+        k = min(selection.k, most)
         # Preallocated, as many small arrays would fragment the heap.
         shape = len(audience.ids), k
-        best, items = np.empty(shape, np.float32), np.empty(shape, np.int64)
+        best, items = np.full(shape, -np.inf, np.float32), np.empty(shape, np.int64)
         lengths = np.array([len(history) for history in audience.histories], np.int64)
         with_items, without = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
         if len(without):
-            best[without], items[without] = self._most_popular(selection, k)
+            counts = np.where(selection.excluded, -np.inf, self.model.data.item_counts)
+            order = np.argsort(-counts, kind="stable")[:k]
+            for place in without:
+                if lists is not None:
+                    order = lists[place][np.argsort(-counts[lists[place]], kind="stable")[:k]]
+                best[place, : len(order)], items[place, : len(order)] = counts[order], order
             advance(len(without))
-        for first in range(0, len(with_items), self.block):
-            block = with_items[first : first + self.block]
-            histories = [audience.histories[row] for row in block]
-            batch = self._batch(histories, audience.users[block])
-            scores = self.score(batch)
-            expect_finite(scores.isfinite())
-            scores.masked_fill_(excluded, -torch.inf)
-            if selection.hide_seen:
-                mask_seen(scores, batch)
-            top = scores.topk(k, dim=1)
-            best[block], items[block] = (tensor.cpu().numpy() for tensor in top)
-            advance(len(scores))
+        of = len(audience.ids) if of is None else of
+        find, size = self._scan if self.scans(of) else self._score_all, self.block(of)
+        for first in range(0, len(with_items) if k else 0, size):
+            block = with_items[first : first + size]
+            best[block], items[block] = find(audience, block, selection, k)
+            advance(len(block))
         row, column = np.nonzero(best > -np.inf)
         return pa.table(
             {
                 "user_id": audience.ids.take(pa.array(row)),
-                "item_id": self.data.item_ids.take(pa.array(items[row, column])),
+                "item_id": self.model.data.item_ids.take(pa.array(items[row, column])),
                 "score": pa.array(best[row, column]),
                 "rank": pa.array(column + 1),
             }
         )
 
-    def write_all(self, out: Path, model: Artifact, selection: Selection) -> None:
+    def write_all(self, out: Path, selection: Selection, shard: tuple[int, int] = (1, 1)) -> None:
         """Write :meth:`table` for every user of the log to a Parquet file.
 
         Finished parts are kept in ``<out>.parts`` until the file is complete, so that a repeated call
@@ -237,49 +121,90 @@ class BatchRecommender:
 
         Args:
             out: the file.
-            model: what scores; finished parts of another model are not used.
             selection: which items to recommend.
+            shard: (i, n) writes the i-th of n files with about the same number of users each, which
+                together have the rows of one file, in the same order.
 
         Raises:
             InputError: the file cannot be written, or another process is writing it.
         """
         check_writable(out)
-        parts = Parts(out, f"{_content_key(model, selection)}:{self.block}")
-        offsets, users = self.data.offsets, self.data.users
-        size = max(1, _PART_USERS // self.block) * self.block
-        firsts = range(0, users, size)
+        data, (number, count) = self.model.data, shard
+        block = self.block(data.users)
+        blocks = -(-data.users // block)
+        if blocks < count:
+            raise InputError(
+                f"shard {number}/{count}: the log has {data.users:,} users, enough for {blocks:,} "
+                "shards; give at most so many"
+            )
+        first, last = (min(data.users, block * (blocks * n // count)) for n in (number - 1, number))
+        firsts = range(first, last, max(1, _PART_USERS // block) * block)
+        parts = Parts(out, f"{_content_key(self.model, selection)}:{block}:{number}/{count}")
         locked = exclusive_lock(parts.folder)
-        with write_errors(out), locked, progress("recommending", users) as advance:
-            for number, first in enumerate(firsts):
-                rows = np.arange(first, min(first + size, users))
-                if number in parts:
+        with write_errors(out), locked, progress("recommending", last - first) as advance:
+            for part, begin in enumerate(firsts):
+                rows = np.arange(begin, min(begin + firsts.step, last))
+                if part in parts:
                     advance(len(rows))
                     continue
-                histories = [self.data.items[offsets[row] : offsets[row + 1]] for row in rows]
-                ids = self.data.user_ids.slice(first, size)
-                audience = Audience(ids, rows, histories)
-                parts.add(number, self.table(audience, selection, advance))
+                histories = np.split(
+                    data.items[data.offsets[begin] : data.offsets[rows[-1] + 1]],
+                    data.offsets[rows[1:]] - data.offsets[begin],
+                )
+                audience = Audience(data.user_ids.slice(begin, len(rows)), rows, histories)
+                parts.add(part, self.table(audience, selection, advance, data.users))
             parts.join(len(firsts))
         shutil.rmtree(parts.folder)
         with pq.ParquetFile(out) as file:
             ranks = (batch["rank"].to_numpy() for batch in file.iter_batches(columns=["rank"]))
             served = sum(int((rank == 1).sum()) for rank in ranks)
-        if served < users:
+        if (users := last - first) > served:
             warnings.warn(
                 f"{users - served:,} of {users:,} users get no item: {NONE_LEFT}", stacklevel=3
             )
 
-    def _most_popular(self, selection: Selection, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The training counts and the rows of the most frequent items."""
-        counts = np.where(selection.excluded, -np.inf, self.data.item_counts).astype(np.float32)
-        order = np.argsort(-counts, kind="stable")[:k]
-        return counts[order], order
+    def _score_all(
+        self, audience: Audience, rows: np.ndarray, selection: Selection, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The scores and the rows (B, k) of the best items of some histories, by all scores."""
+        batch = audience.batch(rows, self.model.training.max_length)
+        scores = self.score(batch)
+        expect_finite(scores.isfinite())
+        scores.masked_fill_(torch.from_numpy(selection.excluded).to(scores.device), -torch.inf)
+        if selection.hide_seen:
+            mask_seen(scores, batch)
+        if audience.candidates is not None:
+            lists = at(rows, audience.candidates)
+            owner = np.repeat(np.arange(len(rows)), [len(each) for each in lists])
+            listed = torch.zeros_like(scores, dtype=torch.bool)
+            listed[torch.from_numpy(owner), torch.from_numpy(np.concatenate(lists))] = True
+            scores.masked_fill_(~listed, -torch.inf)
+        best, items = scores.topk(k, dim=1)
+        return best.cpu().numpy(), items.cpu().numpy()
 
-    def _batch(self, histories: list[np.ndarray], users: np.ndarray) -> PackedBatch:
-        stops = np.cumsum([len(items) for items in histories])
-        starts = np.concatenate([[0], stops[:-1]])
-        batch = pack_latest(np.concatenate(histories), starts, stops, self.max_length, "none")
-        return replace(batch, users=torch.from_numpy(users))
+    def _scan(
+        self, audience: Audience, rows: np.ndarray, selection: Selection, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same by a scan of the items."""
+        histories, memory = at(rows, audience.histories), self.model.memory
+        vectors = self.model.network.history_vectors(
+            audience.batch(rows, self.model.training.max_length)
+        )
+        seen = histories if selection.hide_seen else [history[:0] for history in histories]
+        excluded = np.flatnonzero(selection.excluded)
+        lists = None if audience.candidates is None else at(rows, audience.candidates)
+        if 2 * len(excluded) > len(selection.excluded):  # few are allowed
+            allowed = np.flatnonzero(~selection.excluded)
+            lists = [
+                allowed if lists is None else np.intersect1d(each, allowed)
+                for each in lists or rows
+            ]
+        elif len(excluded):
+            seen = [np.concatenate([history, excluded]) for history in seen]
+        terms = None
+        if memory is not None:
+            terms = [memory.terms_after(history, not selection.hide_seen) for history in histories]
+        return self.index.search(vectors, k, seen, lists, terms)
 
 
 def _content_key(model: Artifact, selection: Selection) -> str:

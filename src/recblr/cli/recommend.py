@@ -1,15 +1,20 @@
 """The command ``recblr recommend``."""
 
 import csv
+import re
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recblr.cli.options import Device, Json, Model, print_json
 from recblr.cli.tables import print_recommendations
 from recblr.errors import InputError
+
+if TYPE_CHECKING:
+    from recblr.data.vocabulary import Id
+    from recblr.fitted import FittedModel
 
 
 def recommend(
@@ -24,12 +29,25 @@ def recommend(
     everyone: Annotated[
         bool, typer.Option("--all", help="All users of the log. Resumes if it was interrupted.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="With --all: the I-th of N parts of the users."),
+    ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Rerank lists: the item_id of the rows of each user_id of a file."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="The number of items per user.")] = 10,
     allow: Annotated[
         str | None, typer.Option(metavar="A,B", help="Recommend only these items.")
     ] = None,
     deny: Annotated[str | None, typer.Option(metavar="A,B", help="Exclude these items.")] = None,
-    hide_seen: Annotated[bool, typer.Option(help="Exclude items of the history.")] = True,
+    hide_seen: Annotated[
+        bool | None,
+        typer.Option(help="Exclude items of the history. [yes; no with --candidates]"),
+    ] = None,
     unknown: Annotated[
         str,
         typer.Option(
@@ -38,7 +56,11 @@ def recommend(
     ] = "error",
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The file to write, .parquet or .csv (not with --all)."),
+        typer.Option(
+            "-o",
+            "--out",
+            help="The file to write, .parquet or .csv; --all: .parquet, with --shard a folder.",
+        ),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -49,13 +71,17 @@ def recommend(
     from recblr.progress import report
     from recblr.training.stage import describe_unseen
 
-    if (len(user) > 0) + (history is not None) + (users is not None) + everyone != 1:
-        raise InputError("give exactly one of --user, --history, --users and --all")
-    if everyone and (out is None or out.suffix != ".parquet" or as_json):
+    given = (bool(user), history is not None, users is not None, everyone, candidates is not None)
+    if sum(given) != 1:
+        raise InputError("give exactly one of --user, --history, --users, --candidates and --all")
+    part = None if shard is None else _read_shard(shard)
+    if part and not (everyone and out is not None and not out.suffix and not as_json):
+        raise InputError("--shard needs --all and -o FOLDER, and no --json")
+    if everyone and not part and (out is None or out.suffix != ".parquet" or as_json):
         raise InputError("--all writes Parquet: give -o FILE.parquet and no --json")
-    if out is not None and out.suffix not in (".parquet", ".csv"):
+    if out is not None and not part and out.suffix not in (".parquet", ".csv"):
         raise InputError(f"{out}: the file must end in .parquet or .csv")
-    if out is not None:
+    if out is not None and not part:
         check_writable(out)
     lists = {
         name: None if text is None else _read_list(name, text)
@@ -70,16 +96,20 @@ def recommend(
         for name, texts in lists.items()
     }
     options: dict[str, Any] = {
-        "k": k, "allow": items["allow"], "deny": items["deny"], "hide_seen": hide_seen,
-        "unknown": unknown,
+        "k": k, "allow": items["allow"], "deny": items["deny"], "unknown": unknown,
+        **({} if hide_seen is None else {"hide_seen": hide_seen}),
     }  # fmt: skip
     if everyone:
         assert out is not None
-        recommender.recommend_all(out, **options)
-        print(f"recommendations for {recommender.data.users:,} users in {out}")
+        recommender.recommend_all(out, shard=part, **options)
+        whom = f"{recommender.data.users:,} users" if part is None else f"part {shard} of the users"
+        print(f"recommendations for {whom} in {out}")
         return
     if history is not None:
         frame = recommender.recommend(histories=[items["history"]], **options)
+    elif candidates is not None:
+        lists_of = _read_candidates(candidates, recommender)
+        frame = recommender.recommend(users=list(lists_of), candidates=lists_of, **options)
     else:
         frame = recommender.recommend(users=recommender.user_ids(names), **options)
     if out is not None:
@@ -91,6 +121,13 @@ def recommend(
         print_json(frame.to_dicts())
     elif out is None:
         print_recommendations(frame)
+
+
+def _read_shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch("([1-9][0-9]{0,8})/([1-9][0-9]{0,8})", text)
+    if not match:
+        raise InputError(f"--shard {text}: write I/N, such as 2/8 for the second of eight parts")
+    return int(match[1]), int(match[2])
 
 
 def _read_list(option: str, text: str) -> list[str]:
@@ -118,3 +155,16 @@ def _read_lines(path: Path) -> list[str]:
     if not names:
         warnings.warn(f"{path} has no user ids, so that nothing is recommended", stacklevel=2)
     return names
+
+
+def _read_candidates(path: str, model: "FittedModel") -> dict["Id", Any]:
+    """The items of each user of a file of the formats of a log."""
+    import numpy as np
+
+    from recblr.data.log import read_log
+
+    log = read_log(path, columns={"timestamp": None})
+    items = np.array(model.item_ids(log.item_ids), dtype=object)
+    by_user = np.argsort(log.users, kind="stable")
+    lists = np.split(items[log.items[by_user]], np.bincount(log.users).cumsum()[:-1])
+    return dict(zip(model.user_ids(log.user_ids), lists, strict=True))

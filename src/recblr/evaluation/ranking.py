@@ -29,7 +29,7 @@ _MIN_USERS = 16  # in a block, as each block reads the whole table of items
 
 def rank_targets(
     scorer: Scorer, data: Sequences, part: Part, max_length: int, title: str = "",
-    observe: Callable[[str, Tensor], None] | None = None,
+    observe: Callable[[str, Tensor], None] | None = None, sample: int = 0,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Rank each user's held-out event among all items.
 
@@ -37,7 +37,8 @@ def rank_targets(
     earns nothing. A target that cannot be recommended has rank :data:`MISSED`: one that is not in the
     catalogue, that of a user without an event before it, and, under "masked", one that was seen before.
 
-    ``observe`` is called with "unmasked" or "masked" and the scores (B, V) of each block of users.
+    ``observe`` is called with "unmasked" or "masked" and the scores (B, V) of each block of users. With
+    a ``sample``, at most so many users are ranked, which depend only on the log.
 
     Returns:
         ``{"unmasked": (U,), "masked": (U,), "users": (U,)}``, ranks and users.
@@ -48,6 +49,8 @@ def rank_targets(
     """
     catalogue = len(data.item_ids)
     users = predicted_users(data, part)
+    if 0 < sample < len(users):
+        users = np.sort(np.random.default_rng(0).choice(users, sample, replace=False))
     ranks: dict[str, Tensor] = {}
     finite = torch.ones((), dtype=torch.bool)
     first = 0

@@ -103,22 +103,8 @@ class ServedModel:
         return self._rows.keys() >= set(item_ids)
 
     def memory_scores(self, history: np.ndarray, repeats: bool) -> retrieval.Added | None:
-        """What the memory adds to the scores: item rows, ascending, and values. None without a memory.
-
-        Args:
-            history: (T,) item rows, T at least 1. Without ``repeats`` the last ``reach`` suffice.
-            repeats: whether to add the memory's ``repeat`` to the items of the history; there is no
-                need to if they are hidden.
-        """
-        if self.memory is None:
-            return None
-        items, values = self.memory.transition_terms_after(history)
-        if not repeats or self.memory.repeat == 0:
-            return items, values
-        seen = np.unique(history)
-        values = np.concatenate([values, np.full(len(seen), self.memory.repeat)])
-        items, places = np.unique(np.concatenate([items, seen]), return_inverse=True)
-        return items, np.bincount(places, values).astype(np.float32)
+        """What the memory adds to the scores, as :meth:`Memory.terms_after`; None without a memory."""
+        return None if self.memory is None else self.memory.terms_after(history, repeats)
 
     @torch.inference_mode()
     def fold(self, vectors: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
