@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEVICE ?= cpu
 MEASURED := benchmarks/results
 
-.PHONY: demo test test-gpu check bench gpu soak docs docs-serve dist
+.PHONY: demo test test-gpu check bench gpu soak tutorial docs docs-serve dist
 .venv/.installed: pyproject.toml setup.py constraints.txt src/recblr/ops/kernels.c src/recblr/ops/kernels.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "recblr needs Python 3.11 or newer; run make PYTHON=python3.11"; exit 1; }
@@ -18,7 +18,7 @@ demo: .venv/.installed
 
 PARALLEL := --numprocesses auto --maxprocesses 8
 # The tests' tensors are small: more threads would only wait for one another.
-test test-gpu check: export OMP_NUM_THREADS ?= 1
+test test-gpu check tutorial: export OMP_NUM_THREADS ?= 1
 test check: export CUDA_VISIBLE_DEVICES = # they ask a CPU for equal bits; test-gpu is for a GPU
 test: .venv/.installed
 	$(BIN)/pytest $(PARALLEL)
@@ -61,11 +61,17 @@ soak: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
+# Execute the tutorial; hooks.py adds its page, with the outputs, to the site.
+tutorial: .venv/.docs
+	mkdir -p build && cp examples/tutorial.ipynb build/ # it writes files beside itself
+	$(BIN)/jupyter nbconvert --execute --inplace build/tutorial.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --CoalesceStreamsPreprocessor.enabled=True build/tutorial.ipynb
+
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
-docs: .venv/.docs
+docs: tutorial
 	$(BIN)/mkdocs build --strict
 
-docs-serve: .venv/.docs
+docs-serve: tutorial
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 # A source distribution, and one wheel for every Python on Linux; auditwheel fails if it has no kernels.

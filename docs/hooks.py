@@ -25,6 +25,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for pattern in PAGES:
         for path in sorted(ROOT.glob(pattern)):
             files.append(_outside(path.relative_to(ROOT).as_posix(), config))
+    executed = str(ROOT / "build" / "tutorial.md")  # by the Makefile
+    files.append(File.generated(config, "examples/tutorial.md", abs_src_path=executed))
     return files
 
 

@@ -1,5 +1,6 @@
 """Long work reports lines where no terminal shows a bar."""
 
+import io
 import json
 import logging
 import subprocess
@@ -68,6 +69,21 @@ def test_long_work_reports_now_and_then(
     with progress("reading", None) as advance:
         advance(20_000)
     assert caplog.messages == ["reading: 25%", "reading: 75%, loss 0.5", "reading: 20,000"]
+
+
+def test_a_notebook_shows_a_line_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress("reading", 8) as advance:
+        advance(8)
+    assert stream.getvalue() == "", "within the first moment"
+    monkeypatch.setattr(module, "_NOTEBOOK_INTERVAL", 0.0)
+    with progress("reading", 8) as advance:
+        advance(2, "loss 0.5")
+        advance(4)
+    first, second, cleared, end = stream.getvalue().split("\r")[1:]
+    assert (first, second, end) == ("reading: 25%, loss 0.5", "reading: 75%          ", "")
+    assert cleared == " " * len("reading: 75%")
 
 
 def test_a_line_is_printed_if_logging_is_not_configured(

@@ -8,7 +8,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
@@ -20,6 +20,19 @@ from recblr.errors import InputError
 from recblr.renamed import current_settings
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from ``low`` to ``high`` that ``recblr tune`` tries, evenly or by their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+# What `recblr tune` tries for the settings of a configuration: a range, or each of some values.
+Search = Mapping[str, Range | tuple[Any, ...]]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -41,11 +54,11 @@ def apply_settings(table: dict[str, Any], settings: Iterable[str]) -> dict[str, 
         if not (equals and dot and key):
             raise InputError(f"--set {setting}: write section.key=value, such as train.lr=0.003")
         result.setdefault(section, {})
-        result[section] |= current_settings(section, {key: _read_value(text)})
+        result[section] |= current_settings(section, {key: toml_value(text)})
     return result
 
 
-def _read_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
     """A value of TOML, such as a number; other text as it is."""
     try:
         values = tomllib.loads(f"value = {text}")

@@ -13,7 +13,7 @@ COMMANDS = [
     [], ["demo"], ["prepare"], ["train"], ["evaluate"], ["compare"], ["recommend"], ["reproduce"],
     ["doctor"], ["export"], ["serve"], ["key"], ["replay"], ["verify"],
     ["bench"], ["bench", "ops"], ["bench", "step"], ["bench", "length"], ["bench", "train"],
-    ["bench", "serve"], ["bench", "gpu"],
+    ["bench", "serve"], ["bench", "gpu"], ["tune"],
 ]  # fmt: skip
 
 

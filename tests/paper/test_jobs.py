@@ -12,9 +12,10 @@ import pytest
 
 from cli.fixtures import Run as RunCommand
 from recblr.paper import studies
-from recblr.paper.jobs import DIED, InProcess, NamedLines
+from recblr.paper.jobs import DIED, InProcess
 from recblr.paper.measurements import Measurement
 from recblr.paper.report import read_record
+from recblr.progress import NamedLines
 
 QUICK = ("table1", "--quick", "--device", "cpu")
 

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from threading import local
-from typing import TextIO
 
 import torch
 
 from recblr.paper.measurements import Measurement
+from recblr.progress import NamedLines
 
 Make = Callable[[Measurement], tuple[str, str]]
 """Make a measurement; return a reason and an error if it could not be made, otherwise twice ""."""
@@ -63,22 +63,3 @@ def _work(connection: Connection, make: Make, threads: int) -> None:
         pass
     finally:
         sys.stderr = stderr
-
-
-class NamedLines:
-    """Standard error whose lines begin with a name; not a terminal, so that no bars are drawn."""
-
-    def __init__(self, name: str, stream: TextIO) -> None:
-        self._name, self._stream, self._rest = name, stream, ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._stream.write(f"{self._name}: {line}\n")
-        return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        return False
