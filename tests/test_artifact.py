@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import numpy as numpy_arrays
@@ -18,6 +21,7 @@ import recblr
 from cli.fixtures import names
 from conftest import TINY_MODEL, TINY_TRAINING, Tiny, assert_same_tensors
 from helpers import untrained
+from recblr import artifact
 from recblr.artifact import _digest
 from recblr.errors import InputError
 from recblr.files import sha256
@@ -171,6 +175,13 @@ def shorten(weights: dict[str, torch.Tensor]) -> None:
     weights["embedding.weight"] = weights["embedding.weight"][1:].clone()
 
 
+def move_items(folder: Path) -> None:
+    table = pq.read_table(folder / "histories.parquet")
+    lists = table["items"].combine_chunks()
+    moved = pa.LargeListArray.from_arrays(lists.offsets, pc.add(lists.values, 1_000_000))
+    pq.write_table(table.set_column(1, "items", moved), folder / "histories.parquet")
+
+
 def drop(weights: dict[str, torch.Tensor]) -> None:
     del weights["norm.bias"]
 
@@ -211,6 +222,7 @@ def add(weights: dict[str, torch.Tensor]) -> None:
             "not a whole",
             id="pickle",
         ),
+        pytest.param(move_items, "histories do not fit the vocabulary", id="items"),
     ],
 )
 def test_wrong_contents_with_correct_hashes_are_refused(
@@ -350,3 +362,13 @@ def test_a_failed_save_keeps_the_old_folder(
             tiny.recommender.save(folder, overwrite=True)
     assert names(artifact_copy.parent) == {"copy"}
     load(artifact_copy)
+
+
+def test_without_its_histories_an_artifact_has_the_same_model(tiny: Tiny) -> None:
+    whole, part = artifact.load(tiny.artifact), artifact.load(tiny.artifact, histories=False)
+    assert (part.data.users, len(part.data.items)) == (0, 0)
+    assert part.data.item_ids.equals(whole.data.item_ids)
+    np.testing.assert_array_equal(part.data.item_counts, whole.data.item_counts)
+    assert part.stages == whole.stages
+    for one, other in zip(part.network.parameters(), whole.network.parameters(), strict=True):
+        assert one.equal(other)

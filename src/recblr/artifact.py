@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safe_arrays
 from safetensors.torch import load_file, save_file
 from scipy import sparse
@@ -25,6 +25,7 @@ from scipy import sparse
 import recblr
 from recblr.artifact_checks import (
     check_config,
+    check_content,
     check_data,
     check_files,
     check_format,
@@ -33,6 +34,7 @@ from recblr.artifact_checks import (
     read_json,
 )
 from recblr.config import build
+from recblr.data.content import ItemContent
 from recblr.data.sequences import MARKER as PREPARED
 from recblr.data.sequences import Sequences
 from recblr.data.split import Split
@@ -41,6 +43,7 @@ from recblr.files import new_folder, sha256
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice, Trial
 from recblr.models import MODELS, create_model
+from recblr.models.content import Content
 from recblr.models.model import Model
 from recblr.renamed import current_evaluation
 from recblr.training.checkpoint import Trained
@@ -51,6 +54,7 @@ MARKER = "model.safetensors"  # the file that identifies an artifact
 FORMAT = 1
 FILES = (MARKER, "config.json", "vocabulary.parquet", "histories.parquet")
 MEMORY = "memory.safetensors"  # if the model has a memory
+CONTENT = "content.safetensors"  # if it was trained with content of items
 READ_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, SafetensorError, pa.ArrowException,
@@ -70,6 +74,7 @@ class Artifact:
         measured: evaluations on the test part as JSON values.
         memory, memory_choice: as in :class:`Recommender`; None without a memory.
         stages: how the weights came about.
+        content: the content of the items, with its projections; None without content.
     """
 
     model: str
@@ -83,6 +88,7 @@ class Artifact:
     memory: Memory | None
     memory_choice: Choice | None
     stages: list[Stage] = field(default_factory=list)
+    content: Content | None = None
 
 
 def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
@@ -117,9 +123,10 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             "train_end": data.split.train_end - starts,
             **held_out,
         }
-        if data.times is not None:
-            times = pa.array(data.times)
-            histories["times"] = pa.LargeListArray.from_arrays(data.offsets, times)
+        for name, array in (("times", data.times), ("weights", data.weights)):
+            if array is not None:
+                lists = pa.LargeListArray.from_arrays(data.offsets, pa.array(array))
+                histories[name] = lists
         pq.write_table(pa.table(histories), new / "histories.parquet")
         memory, choice = artifact.memory, artifact.memory_choice
         if memory is not None:
@@ -129,7 +136,11 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             }  # fmt: skip
             safe_arrays.save_file(matrix, new / MEMORY)
             shutil.copymode(new / "config.json", new / MEMORY)
-        files = FILES if memory is None else (*FILES, MEMORY)
+        if artifact.content is not None:
+            _save_content(artifact.content, new / CONTENT)
+            shutil.copymode(new / "config.json", new / CONTENT)
+        optional = ((MEMORY, memory), (CONTENT, artifact.content))
+        files = (*FILES, *(name for name, value in optional if value is not None))
         manifest = {
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -144,6 +155,7 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
                 "weight": memory.weight, "scale": memory.scale, "repeat": memory.repeat,
                 "chosen": None if choice is None else asdict(choice),
             },
+            "content": None if artifact.content is None else repr(artifact.content.items),
         }  # fmt: skip
         manifest["digest"] = _digest(manifest)
         (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -154,20 +166,26 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             raise InputError(f"the model was not saved, as it would not load: {problem}") from error
 
 
-def load(folder: Path) -> Artifact:
+def load(folder: Path, histories: bool = True) -> Artifact:
     """Read the folder.
+
+    Args:
+        folder: the artifact.
+        histories: whether to read the histories. Without them ``data`` has no users; a server, whose
+            events are in its own log, needs less memory so.
 
     Raises:
         InputError: it is not an artifact, a file is missing or changed, or the weights do not fit or
             are not finite.
     """
     try:
-        check_files(folder, (*FILES, MEMORY, "manifest.json"))
+        check_files(folder, (*FILES, MEMORY, CONTENT, "manifest.json"))
         manifest = read_json(folder / "manifest.json")
         check_format(folder, manifest, FORMAT)
         if manifest["digest"] != _digest(manifest):
             raise InputError(f"{folder / 'manifest.json'} is damaged: it does not match its digest")
-        for file in (*FILES, *([MEMORY] if manifest.get("memory") else [])):
+        optional = ((MEMORY, "memory"), (CONTENT, "content"))
+        for file in (*FILES, *(name for name, part in optional if manifest.get(part))):
             if sha256(folder / file) != manifest["files"][file]:
                 raise InputError(
                     f"{folder / file} is damaged: it does not match its hash in the manifest"
@@ -176,23 +194,36 @@ def load(folder: Path) -> Artifact:
         name = settings["model"].pop("name")
         config = build(MODELS[name][1], settings["model"], "model")
         training = build(TrainConfig, settings["train"], "train")
-        data = _read_data(folder, settings["data"], manifest["data"])
+        counts = {key: value for key, value in manifest["data"].items() if key != "fingerprint"}
+        read = _read_data if histories else _read_items
+        data = read(folder, settings["data"], counts)
         # Version 0.1.0 had no memory.
         memory_config = build(MemoryConfig, settings.get("memory", {"enabled": False}), "memory")
         memory, choice = _read_memory(folder, memory_config, manifest.get("memory"))
         trained = Trained(**manifest["training"])
         stages = [Stage(**stage) for stage in manifest.get("stages", [])]
-        counts = len(data.items), data.training_events
-        first = Stage("fit", manifest["data"]["fingerprint"], *counts, None, trained.seconds)
+        events = len(data.items), data.training_events
+        if not histories:
+            kept = counts.get("kept", {})
+            events = kept.get("interactions", 0), counts.get("training_interactions", 0)
+        first = Stage("fit", manifest["data"]["fingerprint"], *events, None, trained.seconds)
         measured = [current_evaluation(evaluation) for evaluation in manifest["measured"]]
         weights = load_file(folder / MARKER)
         check_config(folder, config, weights)
         sizes = {
-            "items": len(data.item_ids), "users": data.users, "max_length": training.max_length,
+            "items": len(data.item_ids), "max_length": training.max_length,
+            "users": pq.read_metadata(folder / "histories.parquet").num_rows,
         }  # fmt: skip
         with torch.device("meta"):  # without memory, until it is known that the weights fit
             expected = create_model(name, config, **sizes).state_dict()
         check_shapes(folder, expected, weights)
+        content = None
+        if manifest.get("content"):
+            content = _read_content(folder / CONTENT)
+            tables = {
+                table: expected[table].shape[1:].numel() for table in MODELS[name][0].item_tables
+            }
+            check_content(folder / CONTENT, content, len(data.item_ids), tables)
     except InputError:
         raise
     except READ_ERRORS as error:
@@ -211,7 +242,7 @@ def load(folder: Path) -> Artifact:
         raise InputError(f"{folder}: the memory has another number of items; train the model again")
     return Artifact(
         name, config, training, data, network.eval(), trained, measured, memory_config, memory, choice,
-        stages or [first],
+        stages or [first], content,
     )  # fmt: skip
 
 
@@ -221,7 +252,24 @@ def digest(folder: Path) -> str:
     return value
 
 
-def _read_data(folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> Sequences:
+def _read_items(folder: Path, settings: Mapping[str, Any], summary: dict[str, Any]) -> Sequences:
+    """The items of the log, without its users."""
+    check_rows(folder / "vocabulary.parquet")
+    table = pq.read_table(folder / "vocabulary.parquet").combine_chunks()
+    nobody = np.empty(0, np.int64)
+    split = Split(settings["split"], nobody, nobody, nobody)
+    item_ids, user_ids = table["item_id"].combine_chunks(), pa.array([], pa.string())
+    items, offsets = np.empty(0, np.int32), np.zeros(1, np.int64)
+    data = Sequences(items, offsets, user_ids, item_ids, split, settings["core"], summary)
+    check_data(folder, data)
+    counts = table["training_count"].to_numpy()
+    if counts.dtype.kind != "i" or (counts < 0).any():
+        raise InputError(f"{folder}: the training counts are damaged; train the model again")
+    data.__dict__["item_counts"] = counts  # the cached property
+    return data
+
+
+def _read_data(folder: Path, settings: Mapping[str, Any], summary: dict[str, Any]) -> Sequences:
     for name in ("vocabulary.parquet", "histories.parquet"):
         check_rows(folder / name)
     item_ids = pq.read_table(folder / "vocabulary.parquet")["item_id"].combine_chunks()
@@ -240,11 +288,13 @@ def _read_data(folder: Path, settings: Mapping[str, Any], summary: Mapping[str, 
     )
     items = lists.values.to_numpy()
     user_ids = table["user_id"].combine_chunks()
-    times = None
-    if "times" in table.column_names:  # absent in version 0.1.0
-        times = table["times"].combine_chunks().values.to_numpy()
-    counts = {name: value for name, value in summary.items() if name != "fingerprint"}
-    data = Sequences(items, offsets, user_ids, item_ids, split, settings["core"], counts, times)
+    times, weights = (  # absent in version 0.1.0
+        table[name].combine_chunks().values.to_numpy() if name in table.column_names else None
+        for name in ("times", "weights")
+    )
+    data = Sequences(
+        items, offsets, user_ids, item_ids, split, settings["core"], summary, times, weights
+    )
     check_data(folder, data)
     return data
 
@@ -272,6 +322,27 @@ def _read_memory(
     if chosen is None:
         return memory, None
     return memory, Choice(chosen["users"], [Trial(**trial) for trial in chosen["trials"]])
+
+
+def _save_content(content: Content, path: Path) -> None:
+    items = content.items
+    arrays = {
+        "vectors": items.vectors, "mean": items.mean, "scale": items.scale, "codes": items.codes,
+        "offsets": items.offsets,
+    }  # fmt: skip
+    weights = {f"weights/{name}": weight.numpy() for name, weight in content.weights.items()}
+    safe_arrays.save_file({**arrays, **weights}, path, {"names": json.dumps(items.names)})
+
+
+def _read_content(path: Path) -> Content:
+    with safe_open(path, "np") as file:
+        names = json.loads(file.metadata()["names"])
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    weights = {
+        key.removeprefix("weights/"): torch.from_numpy(arrays.pop(key))
+        for key in list(arrays) if key.startswith("weights/")
+    }  # fmt: skip
+    return Content(ItemContent(names=names, **arrays), weights)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

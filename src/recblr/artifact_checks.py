@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
+from recblr.models.content import Content
 
 MAX_JSON_BYTES = 16_000_000
 MAX_WEIGHT = (
@@ -75,7 +76,7 @@ def check_rows(path: Path) -> None:
 def check_data(folder: Path, data: Sequences) -> None:
     """InputError unless the histories and the split fit the vocabulary."""
     users, length = len(data.user_ids), len(data.items)
-    offsets, split = data.offsets, data.split
+    offsets, split, weights = data.offsets, data.split, data.weights
     starts, stops = offsets[:-1], offsets[1:]
     held_out = [split.validation, split.test]
     fits = (
@@ -90,6 +91,8 @@ def check_data(folder: Path, data: Sequences) -> None:
         and data.items.dtype.kind in "iu"
         and (length == 0 or 0 <= data.items.min() <= data.items.max() < len(data.item_ids))
         and offsets[0] == 0 and offsets[-1] == length and bool(np.all(starts <= stops))
+        and (weights is None or (weights.dtype == np.float32 and len(weights) == length
+                                 and bool(((weights > 0) & (weights < np.inf)).all())))
         and bool(np.all((starts <= split.train_end) & (split.train_end <= stops)))
         and all(bool(np.all((rows == -1) | ((starts <= rows) & (rows < stops)))) for rows in held_out)
     )  # fmt: skip
@@ -124,3 +127,27 @@ def check_shapes(
             raise InputError(
                 f"{folder}: a weight of {name} is beyond ±{MAX_WEIGHT:,.0f}; train the model again"
             )
+
+
+def check_content(path: Path, content: Content, items: int, tables: Mapping[str, int]) -> None:
+    """InputError unless the content is of so many items, and its projections of tables so wide."""
+    part, weights = content.items, content.weights
+    numbers, categories, offsets = len(part.mean), len(part.names), part.offsets
+    fits = (
+        part.vectors.shape == (items, numbers) and part.vectors.dtype == np.float32
+        and all(array.shape == (numbers,) and array.dtype == np.float64 and np.isfinite(array).all()
+                for array in (part.mean, part.scale))
+        and bool((part.scale > 0).all()) and bool(np.isfinite(part.vectors).all())
+        and all(isinstance(name, str) for name in part.names)
+        and len(set(part.names)) == categories
+        and part.codes.dtype == offsets.dtype == np.int64
+        and part.codes.ndim == 1 and offsets.shape == (items + 1,)
+        and offsets[0] == 0 and offsets[-1] == len(part.codes) and bool((np.diff(offsets) >= 0).all())
+        and bool(((part.codes >= 0) & (part.codes < categories)).all())
+        and {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
+        == {name: ((numbers + categories, width), torch.float32) for name, width in tables.items()}
+        and all(weight.numel() == 0 or float(weight.abs().max()) <= MAX_WEIGHT
+                for weight in weights.values())
+    )  # fmt: skip
+    if not fits:
+        raise InputError(f"{path}: the content does not fit the model; train the model again")

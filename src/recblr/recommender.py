@@ -20,12 +20,13 @@ from recblr.errors import InputError
 from recblr.fitted import FittedModel
 from recblr.memory import MemoryConfig
 from recblr.models import create_model, find_model
+from recblr.models.content import add_content, attached
 from recblr.ops import cpu
 from recblr.sizing import SECTIONS, build_settings, by_size
 from recblr.training.config import TrainConfig
 from recblr.training.run_folder import REFIT, check_run, copy_logs, locked_run
 from recblr.training.stage import Stage
-from recblr.training.trainer import Trainer
+from recblr.training.trainer import OnEpoch, Trainer
 
 
 class Recommender(FittedModel):
@@ -91,6 +92,7 @@ class Recommender(FittedModel):
         self, log: Any, *, core: int | None = None, split: str | None = None,
         columns: Columns | None = None, out: str | Path | None = None,
         refit: bool = False, resume: bool = False, overwrite: bool = False,
+        on_epoch: OnEpoch | None = None, item_vectors: Any = None, item_categories: Any = None,
     ) -> "Recommender":  # fmt: skip
         """Train on the training part of a log, with early stopping on its validation part.
 
@@ -101,23 +103,34 @@ class Recommender(FittedModel):
             refit: after the evaluation, :meth:`refit` the model on all events.
             resume: continue from the checkpoint of an earlier run with the same ``out``.
             overwrite: replace the model in ``out``.
+            on_epoch: called after each epoch with an :class:`recblr.training.trainer.Epoch`; not in a
+                refit. An exception of it ends training and is raised again; with ``out``,
+                ``resume=True`` can then go on.
+            item_vectors: a table with ``item_id`` and ``vector``, a list of numbers, as for
+                :func:`recblr.read_log`: what is known of items beside the events. Items of the table
+                without an event can be recommended, too; see docs/content.md.
+            item_categories: the same with columns of categories, a text or a list of texts in a cell.
 
         Raises:
-            InputError: the log cannot be read, or ``out`` exists or has nothing to resume.
+            InputError: the log or the content cannot be read, or ``out`` exists or has nothing to
+                resume.
             DivergedError: the loss or a weight is not finite.
         """
         if out is None:
             if resume or overwrite:
                 raise InputError("resume and overwrite need a folder; give out")
             with tempfile.TemporaryDirectory() as temporary:
-                self._fit(open_log(log, core, split, columns), Path(temporary), False)
+                data = open_log(log, core, split, columns)
+                data, self.content = add_content(data, item_vectors, item_categories)
+                self._fit(data, Path(temporary), False, on_epoch)
             return self.refit() if refit else self
         out = Path(out)
         work = check_run(out, resume, overwrite, artifact.MARKER)
         data = open_log(log, core, split, columns)
         data.expect_targets("validation", "test")
+        data, self.content = add_content(data, item_vectors, item_categories)
         with locked_run(work, resume):
-            self._fit(data, work, resume)
+            self._fit(data, work, resume, on_epoch)
             self.evaluate()
             if refit and self.trained.ended != "interrupted":
                 self._adopt(updating.refit(self._contents, work / REFIT, resume))
@@ -127,7 +140,7 @@ class Recommender(FittedModel):
             shutil.rmtree(work)
         return self
 
-    def _fit(self, data: Sequences, folder: Path, resume: bool) -> None:
+    def _fit(self, data: Sequences, folder: Path, resume: bool, on_epoch: OnEpoch | None) -> None:
         data.expect_targets("validation")
         if self.device.type == "cpu":
             cpu.warn_if_missing()
@@ -143,7 +156,10 @@ class Recommender(FittedModel):
             max_length=self.training.max_length,
         )  # fmt: skip
         self.network = network.to(self.device)
-        self.trained = Trainer(self.network, data, self.training).train(folder, resume)
+        alone = self.training.content_dropout, self.training.content_events
+        with attached(self.content, network, data.item_counts, *alone):
+            trainer = Trainer(self.network, data, self.training)
+            self.trained = trainer.train(folder, resume, on_epoch)
         self.stages = [Stage.of("fit", data, None, self.trained.seconds)]
         self.fit_memory(self.memory_config)
 
@@ -176,8 +192,9 @@ class Recommender(FittedModel):
         return self
 
     def update(
-        self, log: Any, *, memory_only: bool = False, columns: Columns | None = None
-    ) -> Added:
+        self, log: Any, *, memory_only: bool = False, columns: Columns | None = None,
+        item_vectors: Any = None, item_categories: Any = None,
+    ) -> Added:  # fmt: skip
         """Add the events of a new log, with its new users and items; return how much was added.
 
         Events that the log of the model has already are left out. The memory counts the new events, and
@@ -186,15 +203,19 @@ class Recommender(FittedModel):
         Args:
             log: as for :func:`recblr.read_log`, as are ``columns``.
             memory_only: do not train; the weights see the events at the next update.
+            item_vectors, item_categories: content of new items, as in :meth:`fit`. Items that have
+                content keep it.
 
         Raises:
-            InputError: the log cannot be read, does not fit that of the model, or has no new event.
+            InputError: the log or the content cannot be read or does not fit that of the model, or
+                nothing is new.
             DivergedError: the loss is not finite.
         """
         with tempfile.TemporaryDirectory() as folder:
             contents, added = updating.update(
-                self._contents, log, Path(folder), memory_only, columns
-            )
+                self._contents, log, Path(folder), memory_only, columns, item_vectors,
+                item_categories,
+            )  # fmt: skip
         self._adopt(contents)
         return added
 

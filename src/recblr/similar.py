@@ -6,12 +6,14 @@ Axes: M given items, V items, D the width of a vector.
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch.nn import functional as F
+import torch
 
 from recblr.artifact import Artifact
 from recblr.config import check_count, check_value
 from recblr.data.vocabulary import as_ids
 from recblr.errors import InputError
+from recblr.memory import Memory
+from recblr.models.model import Model
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,8 +44,6 @@ def similar_items(
     import polars as pl
 
     k, by = check_count(k, "k"), check_value(by, Similarity, "by")
-    if by == "memory" and contents.memory is None:
-        raise InputError("the model has no memory of transitions; pass by='model' (--by model)")
     vocabulary, names = contents.data.item_vocabulary, as_ids(items, "items")
     rows = vocabulary.rows(names)
     if missing := [name for name, row in zip(names, rows, strict=True) if row < 0]:
@@ -51,7 +51,7 @@ def similar_items(
     size = len(vocabulary.ids)
     block = max(1, _BLOCK_NUMBERS // size)
     parts = [
-        _best(contents, rows[first : first + block], min(k, size - 1), by)
+        most_similar(contents.network, contents.memory, size, rows[first : first + block], k, by)
         for first in range(0, max(1, len(rows)), block)
     ]
     given, similar, scores, ranks = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -62,11 +62,21 @@ def similar_items(
     })  # fmt: skip
 
 
-def _best(
-    contents: Artifact, rows: np.ndarray, k: int, by: Similarity
+def most_similar(
+    network: Model, memory: Memory | None, size: int, rows: np.ndarray, k: int, by: Similarity
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of given and similar items, scores and ranks, for a block of items."""
-    scores = _cosines(contents, rows) if by == "model" else _transitions(contents, rows)
+    """Rows of given and of similar items, scores and ranks, for M of ``size`` items at once.
+
+    Raises:
+        InputError: ``by`` is "memory", and there is none.
+    """
+    if by == "model":
+        scores = _cosines(network, size, rows)
+    elif memory is not None:
+        scores = memory.matrix[rows].toarray()
+        scores[scores == 0] = -np.inf  # has never followed
+    else:
+        raise InputError("the model has no memory of transitions; pass by='model' (--by model)")
     scores[np.arange(len(rows)), rows] = -np.inf
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     values = np.take_along_axis(scores, best, axis=1)
@@ -74,18 +84,12 @@ def _best(
     return rows[given], best[given, rank], values[given, rank], rank + 1
 
 
-def _cosines(contents: Artifact, rows: np.ndarray) -> np.ndarray:
+@torch.no_grad()
+def _cosines(network: Model, size: int, rows: np.ndarray) -> np.ndarray:
     """(M, V) float32."""
-    name, first = next(iter(contents.network.item_tables.items()))
-    table = contents.network.get_parameter(name).detach()
-    vectors = F.normalize(table[first : first + len(contents.data.item_ids)].float())
-    cosines: np.ndarray = (vectors[rows] @ vectors.T).cpu().numpy()
+    name, first = next(iter(network.item_tables.items()))
+    table = network.get_parameter(name)[first : first + size].float()
+    norms = torch.linalg.vector_norm(table, dim=1).clamp(min=1e-12)
+    chosen = torch.from_numpy(rows).to(table.device)
+    cosines: np.ndarray = (table[chosen] @ table.T / (norms[chosen, None] * norms)).cpu().numpy()
     return cosines
-
-
-def _transitions(contents: Artifact, rows: np.ndarray) -> np.ndarray:
-    """(M, V) float32; -∞ where no event has followed."""
-    assert contents.memory is not None
-    scores: np.ndarray = contents.memory.matrix[rows].toarray()
-    scores[scores == 0] = -np.inf
-    return scores

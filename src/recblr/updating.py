@@ -21,6 +21,7 @@ from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.memory import Memory, MemoryConfig
 from recblr.models import create_model
+from recblr.models.content import Content, add_content, attached
 from recblr.models.growth import grow
 from recblr.training.examples import new_and_old_histories
 from recblr.training.stage import Stage
@@ -57,16 +58,20 @@ def refit(contents: Artifact, folder: Path, resume: bool = False) -> Artifact:
         contents.model, contents.config, items=len(data.item_ids), users=data.users,
         max_length=config.max_length,
     ).to(contents.network.device)  # fmt: skip
+    content = contents.content and Content(contents.content.items)
     per_epoch = len(Trainer(network, contents.data, config).spans(0))
     updates = contents.trained.best_epoch * per_epoch
-    run = Trainer(network, data, config).train_without_validation(
-        folder, updates, per_epoch, resume
-    )
+    settings = config.content_dropout, config.content_events
+    with attached(content, network, data.item_counts, *settings):
+        run = Trainer(network, data, config).train_without_validation(
+            folder, updates, per_epoch, resume
+        )
     memory = _count(contents, data)
     stage = Stage.of("refit", data, updates, run.seconds)
     return replace(
-        contents, data=data, network=network, memory=memory, stages=[*contents.stages, stage]
-    )
+        contents, data=data, network=network, memory=memory, content=content,
+        stages=[*contents.stages, stage],
+    )  # fmt: skip
 
 
 def update(
@@ -75,29 +80,41 @@ def update(
     folder: Path,
     memory_only: bool = False,
     columns: Columns | None = None,
+    item_vectors: Any = None,
+    item_categories: Any = None,
 ) -> tuple[Artifact, Added]:
     """Add the events of a log: to the histories, to the memory, and by training to the weights.
 
     Known users and items keep their rows. A new item starts as the mean of the items that are near it
-    in the histories, weighted by the memory's counts. Training goes on with the events that the weights
-    have not seen (the held-out ones of ``contents``, too) and a sample of older ones: see ``EPOCHS``
-    and ``REPLAY``. The memory is equal to one that is fitted on all events.
+    in the histories, weighted by the memory's counts, and with content as :func:`grow` says. Training
+    goes on with the events that the weights have not seen (the held-out ones of ``contents``, too) and
+    a sample of older ones: see ``EPOCHS`` and ``REPLAY``. The memory is equal to one that is fitted on
+    all events.
 
     Args:
         contents: a model.
         source: a log as for :func:`recblr.read_log`, as are ``columns``.
         folder: the folder of run.jsonl and of the checkpoint.
         memory_only: do not train.
+        item_vectors, item_categories: content of new items, as for :func:`read_content`.
 
     Raises:
-        InputError: the log cannot be read, the logs do not fit together, or there is no new event.
+        InputError: the log or the content cannot be read, it does not fit that of the model, or nothing
+            is new.
         DivergedError: the loss is not finite.
     """
     log = source if isinstance(source, Interactions) else read_log(source, columns=columns)
     data, added = add_events(contents.data, log)
+    data, content = add_content(data, item_vectors, item_categories, contents.content)
+    added = replace(added, items=len(data.item_ids) - len(contents.data.item_ids))
     everything = data.all_for_training()
     counted = contents.stages[-1].kind != "fit"
-    if not added.events and counted and (memory_only or data.training_events == len(data.items)):
+    if (
+        not added.events
+        and not added.items
+        and counted
+        and (memory_only or data.training_events == len(data.items))
+    ):
         raise InputError(f"{log.source}: the model has all {added.known_events:,} events already")
     memory = _count(contents, everything)
     near = memory or transitions.fit(everything, MemoryConfig())
@@ -106,20 +123,25 @@ def update(
     config = contents.training
     torch.manual_seed(config.seed)
     network = grow(
-        contents.network, contents.model, neighbours, users=data.users, max_length=config.max_length
-    )
+        contents.network, contents.model, neighbours, users=data.users,
+        max_length=config.max_length, content=content,
+    )  # fmt: skip
     if memory_only:
         stage = Stage.of("memory-only update", data, 0, 0.0)
     else:
         repeated = replace(config, epochs=EPOCHS, schedule="cosine")
         histories = partial(new_and_old_histories, data, config.max_length, REPLAY, config.seed)
-        trainer = Trainer(network, everything, repeated, histories)
-        per_epoch = len(trainer.spans(0))
-        run = trainer.train_without_validation(folder, EPOCHS * per_epoch, per_epoch)
+        settings = config.content_dropout, config.content_events
+        with attached(content, network, everything.item_counts, *settings):
+            trainer = Trainer(network, everything, repeated, histories)
+            per_epoch = len(trainer.spans(0))
+            run = trainer.train_without_validation(folder, EPOCHS * per_epoch, per_epoch)
         data = everything
         stage = Stage.of("update", data, EPOCHS * per_epoch, run.seconds)
     stages = [*contents.stages, stage]
-    updated = replace(contents, data=data, network=network, memory=memory, stages=stages)
+    updated = replace(
+        contents, data=data, network=network, memory=memory, content=content, stages=stages
+    )
     return updated, added
 
 

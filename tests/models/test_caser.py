@@ -96,7 +96,7 @@ def test_the_vectors_of_unknown_users_and_missing_events_stay_zero() -> None:
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        ours.paper_loss(ours.hidden(some), some.targets).backward()
+        ours.paper_loss(ours.hidden(some), ours.item_embeddings, some.targets).backward()
         optimizer.step()
     assert (ours.embedding.weight[0] == 0).all()
     assert (ours.user.weight[0] == 0).all()
@@ -127,7 +127,9 @@ def test_the_paper_loss_is_binary_cross_entropy() -> None:
     positive = scores.gather(1, some.targets[:, None])
     negative = scores.gather(1, 1 - some.targets[:, None])
     truth = (torch.log1p(torch.exp(-positive)) + torch.log1p(torch.exp(negative))).mean().item()
-    assert ours.paper_loss(hidden, some.targets).item() == pytest.approx(truth, abs=1e-6)
+    assert ours.paper_loss(hidden, ours.item_embeddings, some.targets).item() == pytest.approx(
+        truth, abs=1e-6
+    )
 
 
 def test_dropout_applies_only_in_training() -> None:

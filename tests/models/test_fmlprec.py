@@ -119,7 +119,7 @@ def test_the_paper_loss_is_pairwise() -> None:
     model = perturbed(FMLPRecConfig(dim=8), 7)
     hidden, targets = torch.randn(7, 8), torch.arange(7)
     torch.manual_seed(1)
-    ours = model.paper_loss(hidden, targets)
+    ours = model.paper_loss(hidden, model.item_embeddings, targets)
     torch.manual_seed(1)
     assert ours.equal(bpr(hidden, model.embedding.weight, targets))
 

@@ -72,7 +72,7 @@ def test_the_vector_of_unknown_users_stays_zero() -> None:
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        ours.paper_loss(ours.hidden(some), some.targets).backward()
+        ours.paper_loss(ours.hidden(some), ours.item_embeddings, some.targets).backward()
         optimizer.step()
     assert (ours.user.weight[0] == 0).all()
     assert (ours.user.weight[2] != model(5).user.weight[2]).all()
@@ -86,7 +86,9 @@ def test_the_paper_loss_is_bpr() -> None:
     scores = (hidden @ ours.item_embeddings.T).double()
     margin = scores.gather(1, some.targets[:, None]) - scores.gather(1, 1 - some.targets[:, None])
     truth = torch.log1p(torch.exp(-margin)).mean().item()
-    assert ours.paper_loss(hidden, some.targets).item() == pytest.approx(truth, abs=1e-6)
+    assert ours.paper_loss(hidden, ours.item_embeddings, some.targets).item() == pytest.approx(
+        truth, abs=1e-6
+    )
 
 
 def test_invalid_settings_are_refused() -> None:

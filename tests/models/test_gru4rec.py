@@ -102,7 +102,9 @@ def test_the_state_stays_in_float32_under_autocast() -> None:
 def test_the_paper_loss_is_top1() -> None:
     ours = model(GRU4RecConfig(dim=7))
     hidden, targets = torch.randn(9, 7), torch.randint(50, (9,))
-    assert ours.paper_loss(hidden, targets).equal(top1(hidden, ours.embedding.weight, targets))
+    assert ours.paper_loss(hidden, ours.item_embeddings, targets).equal(
+        top1(hidden, ours.embedding.weight, targets)
+    )
 
 
 def test_dropout_applies_only_in_training() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recblr.models.losses import binary_cross_entropy, bpr, top1
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 
 
 def sigmoid(x: float) -> float:
@@ -119,3 +119,21 @@ def test_losses_are_float32_under_autocast(loss: Loss) -> None:
         value = loss(hidden, items, targets)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", [bpr, binary_cross_entropy, top1])
+def test_weights_are_factors_of_the_targets(loss: Loss) -> None:
+    hidden, items, targets = random_inputs(6, 4, 5)
+    parts = []
+    for weights in (
+        torch.ones(6),
+        torch.tensor([1.0, 0, 0, 0, 0, 0]),
+        torch.tensor([0.0, 1, 1, 1, 1, 1]),
+    ):
+        torch.manual_seed(0)
+        parts.append(loss(hidden, items, targets, weights))
+    torch.manual_seed(0)
+    plain = loss(hidden, items, targets)
+    torch.testing.assert_close(parts[0], plain)
+    torch.testing.assert_close(parts[1] + parts[2], plain)
+    assert 0 < parts[1] < plain

@@ -109,7 +109,7 @@ def test_the_paper_loss_is_the_full_softmax() -> None:
     ours, some = model(NARMConfig()), batch()
     hidden = ours.hidden(some)
     truth = cross_entropy(hidden, ours.embedding.weight, some.targets)
-    assert ours.paper_loss(hidden, some.targets).equal(truth)
+    assert ours.paper_loss(hidden, ours.item_embeddings, some.targets).equal(truth)
 
 
 @pytest.mark.parametrize("name", ["embedding_dropout", "dropout"])

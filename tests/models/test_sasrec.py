@@ -176,7 +176,7 @@ def test_the_paper_loss_is_binary_cross_entropy() -> None:
     model = perturbed(SASRecConfig(dim=8))
     hidden, targets = torch.randn(7, 8), torch.arange(7)
     torch.manual_seed(1)
-    ours = model.paper_loss(hidden, targets)
+    ours = model.paper_loss(hidden, model.item_embeddings, targets)
     torch.manual_seed(1)
     assert ours.equal(binary_cross_entropy(hidden, model.embedding.weight, targets))
 

@@ -166,3 +166,27 @@ def test_gradients_have_the_dtypes_of_the_inputs() -> None:
         torch.bfloat16,
         torch.float32,
     )
+
+
+@pytest.mark.parametrize(("masked", "smoothing"), [(False, 0.0), (False, 0.1), (True, 0.0)])
+def test_weights_are_factors_of_the_losses(
+    masked: bool, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MIN_ROWS", 2)
+    monkeypatch.setitem(module._CHUNK, "cpu", 1)
+    m, v = 7, 5
+    hidden, weight, targets = example(m, v)
+    weights = torch.rand(m, dtype=torch.float64) + 0.5
+    seen = some_pairs(targets, v) if masked else None
+    ours = cross_entropy(hidden, weight, targets, seen, smoothing, weights)
+    gradients = torch.autograd.grad(ours, (hidden, weight))
+    losses = []
+    for row in range(m):
+        own = None if seen is None else seen[:, seen[0] == row].clone()
+        if own is not None:
+            own[0] = 0
+        one = slice(row, row + 1)
+        losses.append(truth(hidden[one], weight, targets[one], own, smoothing))
+    theirs = (weights * torch.stack(losses)).mean()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradients, torch.autograd.grad(theirs, (hidden, weight)))

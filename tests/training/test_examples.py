@@ -15,6 +15,7 @@ from recblr.data.batches import Spans
 from recblr.data.log import read_log
 from recblr.data.preparing import prepare
 from recblr.data.sequences import Sequences
+from recblr.training.examples import training_batches as batches
 from training.tools import (
     LOSS,
     epoch_spans,
@@ -185,3 +186,22 @@ def test_batches_smaller_than_a_window(sequences: Sequences, tmp_path: Path) -> 
     config = replace(TINY_TRAINING, batch_size=8, epochs=1, max_length=30)
     assert train(fresh(sequences), sequences, config, tmp_path).epoch == 1
     assert lines(tmp_path)[1]["loss"] < math.log(len(sequences.item_ids))
+
+
+@pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_a_target_has_the_weight_of_its_event(
+    examples: Any, fixed_shapes: bool, sequences: Sequences
+) -> None:
+    config = replace(TINY_TRAINING, examples=examples, max_length=5, batch_size=100)
+    spans = epoch_spans(sequences, config, 0)
+    weights = np.arange(len(sequences.items), dtype=np.float32)
+    found = []
+    for batch, _ in batches(sequences.items, spans, config, None, fixed_shapes, weights):
+        assert batch.weights is not None
+        assert len(batch.weights) == len(batch.targets)
+        assert np.array_equal(sequences.items[batch.weights.long()], batch.targets)
+        found.append(batch.weights)
+    ends = zip(sequences.offsets[:-1], sequences.split.train_end, strict=True)
+    expected = np.concatenate([np.arange(begin + 1, end) for begin, end in ends])
+    assert np.array_equal(np.sort(torch.cat(found)), expected)

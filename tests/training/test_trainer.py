@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import TINY_TRAINING, assert_same_tensors
+from conftest import TINY_MODEL, TINY_TRAINING, assert_same_tensors
 from recblr.data.log import read_log
 from recblr.data.preparing import prepare
 from recblr.data.sequences import Sequences
@@ -21,8 +21,10 @@ from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets
 from recblr.models.sasrec import SASRec, SASRecConfig
 from recblr.ops.cross_entropy import cross_entropy
+from recblr.recommender import Recommender
 from recblr.training.checkpoint import Trained
 from recblr.training.config import TrainConfig, resolve
+from recblr.training.trainer import Epoch
 from training.tools import LOSS, VALIDATE, folder, fresh, lines, scripted, train
 
 
@@ -82,6 +84,21 @@ def test_the_selection_protocol_chooses_the_best_epoch(
     assert best["masked"] != best["unmasked"]
 
 
+def test_validation_on_a_sample_of_users(
+    sequences: Sequences, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "recblr")
+    model, config = fresh(sequences), replace(TINY_TRAINING, validation_users=50)
+    trained = train(model, sequences, config, tmp_path)
+    ranks = rank_targets(model.score, sequences, "validation", config.max_length, sample=50)
+    everyone = rank_targets(model.score, sequences, "validation", config.max_length)
+    rows = np.searchsorted(everyone["users"], ranks["users"])
+    assert len(set(rows)) == 50 < len(everyone["users"])
+    np.testing.assert_array_equal(ranks["masked"], everyone["masked"][rows])
+    assert trained.validation == metrics.means(ranks[config.selection_protocol])
+    assert "validation NDCG@10 of 50 users 0." in caplog.text
+
+
 def test_masked_validation_needs_a_target_that_is_new_to_its_user(tmp_path: Path) -> None:
     """Users who hear the same songs again: masked, every epoch would have an NDCG of 0."""
     songs = {"user_id": np.repeat(range(20), 12), "item_id": np.tile(range(3), 80)}
@@ -109,6 +126,31 @@ def test_training_reports_a_line_an_epoch(
             assert f"{epoch[protocol]['NDCG@10']:.4f} {protocol}" in line
 
 
+def test_on_epoch_gets_each_epoch_and_may_end_training(
+    sequences: Sequences, tmp_path: Path
+) -> None:
+    epochs: list[Epoch] = []
+    whole = Recommender("recblr", TINY_MODEL, TINY_TRAINING).fit(sequences, on_epoch=epochs.append)
+    assert [epoch.number for epoch in epochs] == [1, 2]
+    assert [epoch.best for epoch in epochs] == [True, whole.trained.best_epoch == 2]
+    best = epochs[whole.trained.best_epoch - 1]
+    assert best.validation["masked"] == whole.trained.validation != best.validation["unmasked"]
+    assert epochs[1].seconds == whole.trained.seconds
+    assert epochs[1].targets == epochs[0].targets == sequences.training_events - sequences.users
+
+    def end(epoch: Epoch) -> None:
+        raise RuntimeError("enough")
+
+    half, out = Recommender("recblr", TINY_MODEL, TINY_TRAINING), tmp_path / "model"
+    with pytest.raises(RuntimeError, match="enough"):
+        half.fit(sequences, out=out, on_epoch=end)
+    assert not out.exists()
+    resumed: list[Epoch] = []
+    half.fit(sequences, out=out, resume=True, on_epoch=resumed.append)
+    assert replace(resumed[0], seconds=0) == replace(epochs[1], seconds=0)
+    assert_same_tensors(half.network.state_dict(), whole.network.state_dict())
+
+
 def test_the_seed_decides_the_weights(sequences: Sequences, tmp_path: Path) -> None:
     models = []
     for number, seed in enumerate((0, 0, 1)):
@@ -127,12 +169,10 @@ def test_every_epoch_has_its_own_order_and_dropout(
     orders: list[tuple[int, ...]] = []
     seeds: list[int] = []
 
-    def loss(
-        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float
-    ) -> Tensor:
+    def loss(hidden: Tensor, weight: Tensor, targets: Tensor, *others: Any) -> Tensor:
         orders.append(tuple(targets.tolist()))
         seeds.append(torch.initial_seed())
-        return cross_entropy(hidden, weight, targets, seen, smoothing)
+        return cross_entropy(hidden, weight, targets, *others)
 
     monkeypatch.setattr(LOSS, loss)
     # One batch of whole histories per epoch: only their order can differ.

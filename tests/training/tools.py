@@ -48,11 +48,12 @@ def at_call(number: int, act: Callable[[Tensor], Tensor]) -> Loss:
     calls = 0
 
     def loss(
-        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float
-    ) -> Tensor:
+        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float,
+        weights: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         nonlocal calls
         calls += 1
-        value = cross_entropy(hidden, weight, targets, seen, smoothing)
+        value = cross_entropy(hidden, weight, targets, seen, smoothing, weights)
         return act(value) if calls == number else value
 
     return loss
@@ -66,9 +67,10 @@ def recorded(calls: list[dict[str, Any]]) -> Loss:
     """The loss, which also records its calls."""
 
     def loss(
-        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float
-    ) -> Tensor:
-        value = cross_entropy(hidden, weight, targets, seen, smoothing)
+        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float,
+        weights: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        value = cross_entropy(hidden, weight, targets, seen, smoothing, weights)
         calls.append({"targets": targets, "seen": seen, "loss": value.item()})
         return value
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from recblr.cli.options import Device, Json, Settings, print_json
+from recblr.cli.options import Device, Json, Settings, print_json, read_seeds
 from recblr.cli.options import Log as LogArgument
 from recblr.cli.tables import show
 from recblr.errors import from_extra
@@ -192,6 +192,30 @@ def bench_update(
         for name in ("before", "memory only", "update", "anew"):
             seconds = sum(value for key, value in row[name].items() if key.endswith("seconds"))
             table.add_row(f"{row['known']}", name, f"{row[name]['NDCG@10']:.4f}", f"{seconds:,.1f}")
+    show(table)
+
+
+@bench.command("content")
+def bench_content(
+    seeds: Annotated[str, typer.Option(metavar="N,…", help="Seeds of shop and training.")] = "0",
+    settings: Settings = [],  # noqa: B006 - typer reads it
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure what content of items is worth, by the training events of the target."""
+    from recblr.benchmark.content import GROUPS, measure_content
+    from recblr.config import apply_settings
+
+    result = measure_content(apply_settings({}, settings), read_seeds(seeds), device)
+    if as_json:
+        options = "".join(f" --set {text}" for text in settings)
+        _print_measured(f"content --seeds {seeds}{options}", device, result)
+        return
+    heads = (f"HR@10, {group} events" for group in GROUPS)
+    table = Table("seed", "part", "", *heads, box=None)
+    for row in result["rows"]:
+        cells = (f"{row[group]['HR@10']:.4f}" for group in GROUPS)
+        table.add_row(f"{row['seed']}", row["part"], row["scorer"], *cells)
     show(table)
 
 

@@ -17,6 +17,8 @@ from recblr.cli.options import (
     Core,
     Device,
     Format,
+    ItemCategories,
+    ItemVectors,
     Json,
     Log,
     Model,
@@ -27,6 +29,7 @@ from recblr.cli.options import (
     Settings,
     Split,
     print_json,
+    read_columns,
     read_numbers,
     read_slice,
     read_source,
@@ -37,13 +40,16 @@ from recblr.cli.serve import replay, serve, verify
 from recblr.cli.similar import similar
 from recblr.cli.tables import (
     print_comparison,
+    print_content,
     print_duplicates,
     print_evaluations,
     print_findings,
     print_memory,
     print_summary,
 )
+from recblr.cli.tune import tune
 from recblr.cli.update import update
+from recblr.cli.vectors import vectors
 from recblr.errors import DivergedError, InputError, out_of_memory
 
 # The base class of all wrong arguments. It is click's, which some versions of typer contain.
@@ -70,23 +76,42 @@ def prepare(
     columns: Columns = None,
     format: Format = None,
     separator: Separator = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Prepare on disk within about this much memory, such as 2GB. "
+            "[chosen for a log above half of the memory]",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Read, filter and split a log once for many runs."""
     from recblr.data import open_log
+    from recblr.data.large import prepare_large, suggest_limit
     from recblr.data.sequences import MARKER
     from recblr.files import check_absent
+    from recblr.progress import report
 
     check_absent(out, overwrite, MARKER)
-    source, names = read_source(log, columns, format, separator)
-    data = open_log(source, core, split, names)
-    data.save(out, overwrite)
-    kept = data.summary["kept"]
-    if as_json:
-        print_json({**kept, **data.summary, "core": data.core, "split": data.split.name})
+    memory_limit = memory_limit or suggest_limit(log)
+    if memory_limit is None:
+        source, names = read_source(log, columns, format, separator)
+        data = open_log(source, core, split, names)
+        data.save(out, overwrite)
+        summary, core, split = data.summary, data.core, data.split.name
     else:
-        print_summary(data.summary, data.core, data.split.name)
+        report(f"{log}: is prepared on disk, with {memory_limit} of memory for DuckDB")
+        core, split = core or 1, split or "leave-one-out"
+        summary = prepare_large(
+            log, out, core, split, columns=read_columns(columns), format=format,
+            separator=separator, memory_limit=memory_limit, overwrite=overwrite,
+        )  # fmt: skip
+    if as_json:
+        print_json({**summary["kept"], **summary, "core": core, "split": split})
+    else:
+        print_summary(summary, core, split)
 
 
 def train(
@@ -105,6 +130,8 @@ def train(
     columns: Columns = None,
     format: Format = None,
     separator: Separator = None,
+    item_vectors: ItemVectors = None,
+    item_categories: ItemCategories = None,
     device: Device = "auto",
     refit: Annotated[
         bool, typer.Option("--refit", help="After the evaluation, train anew on all events.")
@@ -125,7 +152,7 @@ def train(
     source, names = read_source(log, columns, format, separator)
     recommender.fit(
         source, core=core, split=split, columns=names, out=out, refit=refit, resume=resume,
-        overwrite=overwrite,
+        overwrite=overwrite, item_vectors=item_vectors, item_categories=item_categories,
     )  # fmt: skip
     if as_json:
         print_json(recommender.measured)
@@ -141,6 +168,8 @@ def train(
             f"refitted on all {stage.events:,} events, {stage.updates:,} updates in "
             f"{stage.seconds:,.0f} s; the metrics below are those of before"
         )
+    if recommender.content is not None:
+        print_content(recommender.content.items, recommender.data.item_counts)
     if recommender.memory_choice is not None:
         print_memory(recommender.memory_choice)
     print_evaluations(recommender.measured)
@@ -287,8 +316,8 @@ app = typer.Typer(
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 for command in (  # in the order of the help text
-    demo, prepare, train, update, evaluate, compare, recommend, similar, export, serve, replay, verify,
-    reproduce, doctor,
+    demo, prepare, train, tune, update, evaluate, compare, recommend, similar, vectors, export, serve,
+    replay, verify, reproduce, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(events, name="events")

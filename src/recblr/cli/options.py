@@ -57,6 +57,20 @@ Device = Annotated[
         "--device", metavar="auto|cpu|cuda|cuda:N", help="auto uses a GPU if there is one."
     ),
 ]
+ItemVectors = Annotated[
+    str | None,
+    typer.Option(
+        "--item-vectors",
+        metavar="FILE",
+        help="Content of items: item_id and vector, a list of numbers.",
+    ),
+]
+ItemCategories = Annotated[
+    str | None,
+    typer.Option(
+        "--item-categories", metavar="FILE", help="Content of items: item_id and columns of texts."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 

@@ -7,9 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
     from recblr.compare.comparison import Comparison
+    from recblr.data.content import ItemContent
     from recblr.memory_search import Choice
 
 COMPARED = ("HR@10", "NDCG@10")
@@ -91,6 +93,16 @@ def print_memory(choice: "Choice") -> None:
     print(
         f"memory of transitions: weight {best.weight:g}, scale {best.scale:g}, repeat {best.repeat:g}; "
         f"validation NDCG@10 (masked) {best.masked:.4f}{without}, on {choice.users:,} users"
+    )
+
+
+def print_content(content: "ItemContent", counts: "np.ndarray") -> None:
+    """How much content items have, and how many items are known only by it."""
+    alone = int((content.given & (counts == 0)).sum())
+    print(
+        f"content of {content.given.sum():,} of {len(counts):,} items: vectors of "
+        f"{len(content.mean):,} numbers, {len(content.names):,} categories; {alone:,} of them have no "
+        "training event"
     )
 
 

@@ -9,6 +9,8 @@ from recblr.cli.options import (
     Columns,
     Device,
     Format,
+    ItemCategories,
+    ItemVectors,
     Json,
     Log,
     Model,
@@ -30,6 +32,8 @@ def update(
     columns: Columns = None,
     format: Format = None,
     separator: Separator = None,
+    item_vectors: ItemVectors = None,
+    item_categories: ItemCategories = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -45,7 +49,10 @@ def update(
     keep_freed_memory()
     recommender = recblr.load(folder, device)
     source, names = read_source(log, columns, format, separator)
-    added = recommender.update(source, memory_only=memory_only, columns=names)
+    added = recommender.update(
+        source, memory_only=memory_only, columns=names, item_vectors=item_vectors,
+        item_categories=item_categories,
+    )  # fmt: skip
     recommender.save(out, overwrite)
     stage = recommender.stages[-1]
     if as_json:

@@ -59,9 +59,12 @@ def open_log(
 
 
 def report_order(data: Sequences) -> Sequences:
-    """Log what orders the events of some data, and return the data."""
+    """Log what orders and weights the events of some data, and return the data."""
     if "order" in data.summary:
         report(f"{data.summary['source']}: {data.summary['order']}")
+    if data.weights is not None and len(data.weights):
+        least, most = data.weights.min(), data.weights.max()
+        report(f"the events have weights from {least:g} to {most:g} (to leave them out: weight=)")
     return data
 
 

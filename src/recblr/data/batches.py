@@ -27,6 +27,7 @@ class PackedBatch:
         seen: (2, P) pairs of a target, numbered 0 .. M-1, and an item of its history up to there; if
             histories have at most one target, of a history 0 .. B-1 and an item. None if not needed.
         users: (B,) the user of each history, -1 for an unknown one. None if not needed.
+        weights: (M,) float32, the factor of each target in the loss; None if all are 1.
     """
 
     items: Tensor
@@ -35,6 +36,7 @@ class PackedBatch:
     targets: Tensor
     seen: Tensor | None = None
     users: Tensor | None = None
+    weights: Tensor | None = None
 
     def __repr__(self) -> str:
         return (
@@ -62,8 +64,9 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def pack(
-    items: np.ndarray | Tensor, starts: np.ndarray, stops: np.ndarray, targets: Targets
-) -> PackedBatch:
+    items: np.ndarray | Tensor, starts: np.ndarray, stops: np.ndarray, targets: Targets,
+    weights: Any = None,
+) -> PackedBatch:  # fmt: skip
     """Pack the histories items[starts[b]:stops[b]], each of at least one event.
 
     Args:
@@ -72,6 +75,7 @@ def pack(
         starts, stops: (B,) the rows of each history.
         targets: the positions to predict at: all, the last of each history, or none (M = 0). The
             target of a position is the item after it in ``items``.
+        weights: the factors of the items of the log in the loss, an array or tensor like ``items``.
     """
     lengths = stops - starts
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -85,8 +89,11 @@ def pack(
     else:
         offsets, every, rows = ends, np.arange(n), ranges(starts, lengths)
     positions = {"all": every, "last": offsets[1:] - 1, "none": every[:0]}[targets]
-    batch = (items[rows], offsets, positions, items[rows[positions] + 1])
-    return PackedBatch(*map(_int64, batch))
+    after = rows[positions] + 1
+    batch = PackedBatch(*map(_int64, (items[rows], offsets, positions, items[after])))
+    if weights is None:
+        return batch
+    return replace(batch, weights=torch.as_tensor(weights[after]))
 
 
 def pack_latest(
@@ -117,11 +124,11 @@ def _copy_to(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
 
 
 def pack_each(
-    items: np.ndarray | Tensor, spans: Sequence[Spans], targets: Targets
+    items: np.ndarray | Tensor, spans: Sequence[Spans], targets: Targets, weights: Any = None
 ) -> list[PackedBatch]:
     """:func:`pack` several batches with as many operations as one batch takes."""
     starts, stops = (np.concatenate(parts) for parts in zip(*spans, strict=True))
-    whole = pack(items, starts, stops, targets)
+    whole = pack(items, starts, stops, targets, weights)
     batches, b, n, m = [], 0, 0, 0
     for starts, stops in spans:
         histories, events = len(starts), int((stops - starts).sum())
@@ -132,6 +139,7 @@ def pack_each(
                 whole.offsets[b : b + histories + 1] - n,
                 whole.positions[m : m + predicted] - n,
                 whole.targets[m : m + predicted],
+                weights=None if whole.weights is None else whole.weights[m : m + predicted],
             )
         )
         b, n, m = b + histories, n + events, m + predicted

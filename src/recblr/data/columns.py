@@ -1,7 +1,7 @@
 """Which columns of a log are the users, the items and the times, and how to name them in messages.
 
-Known names are ``user_id``, ``item_id``, ``timestamp``, ``datetime`` and ``order``. Of other columns, a
-single one that is clearly a time is taken with a warning; nothing else is guessed.
+Known names are ``user_id``, ``item_id``, ``timestamp``, ``datetime``, ``order`` and ``weight``. Of
+others, a single one that is clearly a time is taken with a warning; nothing else is guessed.
 """
 
 import re
@@ -27,7 +27,9 @@ ALIASES = {
     "user_id": "userid user uid customerid customer visitorid reviewerid memberid sessionid",
     "item_id": "itemid item iid movieid movie productid product asin bookid songid trackid",
     "timestamp": "timestamp time ts date datetime eventtime unixreviewtime createdat",
+    "weight": "weight",
 }
+OPTIONAL = ("timestamp", "weight")  # None, or nothing on the command line, leaves them out
 # Words in the name of a column that holds times; others end in one of them, such as "eventtime".
 TIME_WORDS = (
     "time times timestamp timestamps ts date dates datetime dt dat day created when epoch unix at"
@@ -92,6 +94,8 @@ def choose_columns(table: Table, columns: Columns) -> Choice:
     asked_for_rows = "timestamp" in columns and "timestamp" not in given
     chosen: dict[str, Name] = {name: name for name in ALIASES if name in present}
     chosen |= given
+    if columns.get("weight", "") is None:
+        chosen.pop("weight", None)
     if asked_for_rows:
         chosen.pop("timestamp", None)
     elif "datetime" in present and "timestamp" not in given:
@@ -138,7 +142,8 @@ def parse_columns(text: str) -> dict[str, Name | None]:
     """Columns from a command line: ``user_id=userId,item_id="item, id",timestamp=3``.
 
     A whole number is a position. A name is in double quotes if it is a number, or has a comma, a quote
-    or blanks at its ends. ``timestamp=`` alone asks for the order of the rows.
+    or blanks at its ends. ``timestamp=`` alone asks for the order of the rows, ``weight=`` for no
+    weights.
     """
     pair = re.compile(r'\s*(\w+)\s*=\s*(?:"((?:[^"]|"")*)"|([^",]*?))\s*(?:,|$)')
     columns: dict[str, Name | None] = {}
@@ -146,7 +151,7 @@ def parse_columns(text: str) -> dict[str, Name | None]:
     while position < len(text) or not columns:
         match = pair.match(text, position)
         name, quoted, plain = match.groups() if match else ("", None, "")
-        if not match or name in columns or not (quoted or plain or name == "timestamp"):
+        if not match or name in columns or not (quoted or plain or name in OPTIONAL):
             raise InputError(
                 f"--columns {shorten(text, 100)}: write user_id=COLUMN,item_id=COLUMN,timestamp=COLUMN "
                 "with names that have a comma in double quotes"

@@ -20,6 +20,7 @@ from recblr.data.ids import IdChecker
 from recblr.data.log import Interactions, name_of, read_blocks, warn_of_equal_places
 from recblr.data.sequences import ID_BLOCK
 from recblr.data.times import UNITS, TimeColumn
+from recblr.data.weights import WeightColumn
 from recblr.errors import InputError, from_extra
 
 if TYPE_CHECKING:
@@ -59,9 +60,16 @@ class EventDatabase:
         Arguments and errors are those of :func:`recblr.read_log`.
         """
         users, items, times = _Last(IdChecker().check), _Last(IdChecker().check), TimeColumn()
-        encoders = {"user_id": users, "item_id": items, "timestamp": times}
+        encoders = {
+            "user_id": users, "item_id": items, "timestamp": times, "weight": WeightColumn()
+        }  # fmt: skip
         rows, any_exact, choice = 0, False, Choice({})
         for choice in read_blocks(source, encoders, columns, format, separator):
+            if "weight" in choice.columns:
+                raise InputError(
+                    f"{name_of(source)}: a log that is prepared on disk cannot have weights; leave "
+                    "them out with columns={'weight': None} (command line: --columns weight=)"
+                )
             count = len(users.block)
             values, exact = times.take() if "timestamp" in choice.columns else (None, None)
             any_exact |= exact is not None

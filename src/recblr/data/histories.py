@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recblr.data.columns import ALIASES, name_by_position
+from recblr.data.columns import ALIASES, OPTIONAL, name_by_position
 from recblr.data.table import Batch, Name, Table
 from recblr.data.text import split_into_blocks
 from recblr.data.values import BadValue, plain, shorten
@@ -23,11 +23,11 @@ def explode(arrays: dict[str, pa.Array]) -> tuple[dict[str, pa.Array], np.ndarra
     """One row for each item, and the row that each comes from.
 
     Args:
-        arrays: by our names; ``item_id`` is a list of items, and a ``timestamp`` that is no list is the
-            time of all of them.
+        arrays: by our names; ``item_id`` is a list of items, and a ``timestamp`` or ``weight`` that is
+            no list is that of all of them.
 
     Raises:
-        BadValue: a list is null, or there are more or fewer times than items.
+        BadValue: a list is null, or there are more or fewer times or weights than items.
     """
     items = arrays["item_id"]
     for name, column in arrays.items():
@@ -38,12 +38,13 @@ def explode(arrays: dict[str, pa.Array]) -> tuple[dict[str, pa.Array], np.ndarra
     rows = np.repeat(np.arange(len(items)), sizes)
     exploded = {"item_id": items.flatten()}
     for name, column in arrays.items():
-        if name == "timestamp" and is_list(column):
-            times = pc.list_value_length(column).to_numpy()
-            for row in np.flatnonzero(times != sizes)[:1]:
+        if name in OPTIONAL and is_list(column):
+            values = pc.list_value_length(column).to_numpy()
+            for row in np.flatnonzero(values != sizes)[:1]:
+                noun = "times" if name == "timestamp" else f"{name}s"
                 raise BadValue(
                     int(row),
-                    f"found {times[row]} times for {sizes[row]} items; write one for each item",
+                    f"found {values[row]} {noun} for {sizes[row]} items; write one for each item",
                 )
             exploded[name] = column.flatten()
         elif name != "item_id":

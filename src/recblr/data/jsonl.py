@@ -109,7 +109,7 @@ def _array(values: list[Any], name: str) -> pa.Array:
     kinds = set(map(type, values)) - {type(None)}
     if name == "timestamp" and kinds <= {int, str, _Decimal} and kinds != {int}:
         return pa.array([None if value is None else str(value) for value in values], pa.string())
-    if name == "vector" and kinds == {int, _Decimal}:
+    if name in ("vector", "weight") and kinds == {int, _Decimal}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     first = next((type(value) for value in values if value is not None), type(None))
     for row, value in enumerate(values):

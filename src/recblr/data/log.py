@@ -21,6 +21,7 @@ from recblr.data.sources import DAMAGED, STDIN, open_tables
 from recblr.data.table import Table
 from recblr.data.times import TimeColumn, describe_times
 from recblr.data.values import BadValue, shorten
+from recblr.data.weights import WeightColumn
 from recblr.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Interactions:
             for numbers in no known unit. Dates are in microseconds, or nanoseconds if they have them.
         ordered_by: the column that orders the events; "" for the order of the rows.
         unused_times: columns that look like times and were not read.
+        weights: (N,) how much each event counts as a target of training; None if all count alike.
     """
 
     users: NDArray[np.int32]
@@ -53,6 +55,7 @@ class Interactions:
     unit: str = ""
     ordered_by: str = ""
     unused_times: tuple[str, ...] = ()
+    weights: NDArray[np.float32] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -77,13 +80,15 @@ class Interactions:
         return len(self.users)
 
     def to_polars(self) -> "pl.DataFrame":
-        """The events with their ids: user_id, item_id and, if the log has times, timestamp."""
+        """The events with their ids: user_id, item_id and, if there, timestamp and weight."""
         import polars as pl
 
         coded = {"user_id": (self.user_ids, self.users), "item_id": (self.item_ids, self.items)}
         frame = {name: pl.Series(ids).gather(codes) for name, (ids, codes) in coded.items()}
         if self.timestamps is not None:
             frame["timestamp"] = pl.Series(self.timestamps)
+        if self.weights is not None:
+            frame["weight"] = pl.Series(self.weights)
         return pl.DataFrame(frame)
 
 
@@ -91,7 +96,7 @@ def read_log(
     source: Any, *, columns: Columns | None = None, format: str | None = None,
     separator: str | None = None,
 ) -> Interactions:  # fmt: skip
-    """Read the user_id, item_id and, if there is one, timestamp of every event, in order.
+    """Read user_id, item_id and, if they are there, timestamp and weight of every event, in order.
 
     Dates become microseconds since 1970, UTC, or nanoseconds if they have them.
 
@@ -100,15 +105,17 @@ def read_log(
             standard input, or a frame of Polars, pandas or Arrow; see docs/data-formats.md.
         columns: our column names to those of the log: ``{"user_id": "userId"}``; for text without a
             line of names, to positions from 1: ``{"user_id": 1}``. With ``timestamp`` None the events
-            stay in the order of the rows.
+            stay in the order of the rows; with ``weight`` None all events count alike.
         format: csv, tsv, inter, dat, histories, jsonl or parquet; by default by the file's ending.
         separator: what separates the fields of text, such as ";".
 
     Raises:
         InputError: a value or column is missing, ambiguous or damaged; nothing is repaired.
     """
-    users, items, times = IdColumn(), IdColumn(), TimeColumn()
-    encoders: dict[str, Any] = {"user_id": users, "item_id": items, "timestamp": times}
+    users, items, times, weights = IdColumn(), IdColumn(), TimeColumn(), WeightColumn()
+    encoders: dict[str, Any] = {
+        "user_id": users, "item_id": items, "timestamp": times, "weight": weights
+    }  # fmt: skip
     choice, *_ = read_blocks(source, encoders, columns, format, separator)
     name = name_of(source)
     # Joining the blocks of a column needs twice its memory, so Arrow's unused memory goes first.
@@ -116,6 +123,7 @@ def read_log(
     log = Interactions(
         users.finish(), items.finish(), times.finish(name), users.ids, items.ids, name, times.dates,
         times.unit, str(choice.columns.get("timestamp", "")), tuple(map(str, choice.unused)),
+        weights.finish(),
     )  # fmt: skip
     return _by_place(log) if choice.is_place else log
 
@@ -196,7 +204,10 @@ def _by_place(log: Interactions) -> Interactions:
     if np.any((users[1:] == users[:-1]) & (places[1:] == places[:-1])):
         warn_of_equal_places(log.source)
         return replace(log, timestamps=None, unit="", ordered_by="")
-    return replace(log, users=users, items=log.items[rows], timestamps=None, unit="")
+    weights = None if log.weights is None else log.weights[rows]
+    return replace(
+        log, users=users, items=log.items[rows], timestamps=None, unit="", weights=weights
+    )
 
 
 def warn_of_equal_places(source: str) -> None:

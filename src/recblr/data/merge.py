@@ -45,7 +45,7 @@ def add_events(data: Sequences, log: Interactions) -> tuple[Sequences, Added]:
         user ends before the first event that was not in a training part of ``data``.
 
     Raises:
-        InputError: the times or the ids of the logs do not fit together.
+        InputError: the times, the ids or the weights of the logs do not fit together.
     """
     user_ids, user_of = extend(data.user_ids, log.user_ids, "user")
     item_ids, item_of = extend(data.item_ids, log.item_ids, "item")
@@ -64,12 +64,13 @@ def add_events(data: Sequences, log: Interactions) -> tuple[Sequences, Added]:
     in_training = np.arange(len(users)) < data.split.train_end[users]
     users = np.concatenate([users, new_users[~known]])
     items = np.concatenate([data.items, new_items[~known].astype(np.int32)])
+    weights = _joined_weights(data, log, order[~known])
     # Both sorts are stable: of equal times, the new events come last.
-    order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
+    by_user = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
     counts = np.bincount(users, minlength=len(user_ids))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     in_training = np.concatenate([in_training, np.zeros(len(items) - len(in_training), bool)])
-    untrained = np.append(np.flatnonzero(~in_training[order]), len(items))
+    untrained = np.append(np.flatnonzero(~in_training[by_user]), len(items))
     first = untrained[np.searchsorted(untrained, offsets[:-1])]
     none = np.full(len(user_ids), -1)
     split = Split(data.split.name, np.minimum(first, offsets[1:]), none, none)
@@ -78,11 +79,34 @@ def add_events(data: Sequences, log: Interactions) -> tuple[Sequences, Added]:
         len(item_ids) - len(data.item_ids),
     )  # fmt: skip
     longer = Sequences(
-        items[order], offsets, user_ids, item_ids, split, data.core, {},
-        None if times is None else times[order],
+        items[by_user], offsets, user_ids, item_ids, split, data.core, {},
+        None if times is None else times[by_user], None if weights is None else weights[by_user],
     )  # fmt: skip
     longer.summary.update(_summary(longer, data, added), unit=unit)
     return longer, added
+
+
+def _joined_weights(data: Sequences, log: Interactions, rows: np.ndarray) -> np.ndarray | None:
+    """The weights of the histories, followed by those of some rows of the log; None without weights.
+
+    Without weights in the log, its events get the mean of the histories.
+    """
+    if data.weights is None and log.weights is None:
+        return None
+    if data.weights is None:
+        raise InputError(
+            f"{log.source}: has weights, but the log of the model has none; leave them out with "
+            "columns={'weight': None} (command line: --columns weight=)"
+        )
+    if log.weights is not None:
+        return np.concatenate([data.weights, log.weights[rows]])
+    mean = data.weights.mean(dtype=np.float64)
+    warnings.warn(
+        f"{log.source}: has no weights, but the log of the model has; the new events get their mean, "
+        f"{mean:g}",
+        stacklevel=4,
+    )
+    return np.concatenate([data.weights, np.full(len(rows), mean, np.float32)])
 
 
 def _comparable_times(

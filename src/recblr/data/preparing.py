@@ -65,6 +65,7 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         core,
         summary,
         times,
+        None if log.weights is None else log.weights[rows][order],
     )
 
 

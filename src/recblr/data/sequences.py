@@ -39,6 +39,8 @@ class Sequences:
         core: the k of the k-core filter.
         summary: how much was read and kept, as JSON values.
         times: (N,) the time of each event, in the unit of ``summary["unit"]``; None if not known.
+        weights: (N,) float32, how much each event counts as a target of training; None if all count
+            alike.
     """
 
     items: np.ndarray
@@ -49,6 +51,7 @@ class Sequences:
     core: int
     summary: dict[str, Any] = field(default_factory=dict)
     times: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @property
     def users(self) -> int:
@@ -121,7 +124,9 @@ class Sequences:
     def _hash(self, items: Iterable[Any]) -> str:
         """The fingerprint, from the bytes of ``items`` in blocks."""
         split = self.split
-        others = (self.offsets, split.train_end, split.validation, split.test)
+        others = [self.offsets, split.train_end, split.validation, split.test]
+        if self.weights is not None:
+            others.append(self.weights)
         arrays = chain(items, (np.ascontiguousarray(array).data for array in others))
         return fingerprint(arrays, (_id_blocks(self.user_ids), _id_blocks(self.item_ids)))
 
@@ -149,10 +154,13 @@ class Sequences:
             move(self.split.test),
         )  # fmt: skip
         offsets = new_row[self.offsets]
-        times = None if self.times is None else self.times[keep]
-        return Sequences(
-            items[keep], offsets, self.user_ids, item_ids, split, self.core, self.summary, times
+        times, weights = (
+            None if array is None else array[keep] for array in (self.times, self.weights)
         )
+        return Sequences(
+            items[keep], offsets, self.user_ids, item_ids, split, self.core, self.summary, times,
+            weights,
+        )  # fmt: skip
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
         """Write a prepared folder: arrays that can be memory-mapped, vocabularies, summary.
@@ -163,8 +171,9 @@ class Sequences:
         with new_folder(folder, overwrite, MARKER) as new:
             np.save(new / "items.npy", self.items)
             np.save(new / "offsets.npy", self.offsets)
-            if self.times is not None:
-                np.save(new / "times.npy", self.times)
+            for name, array in (("times", self.times), ("weights", self.weights)):
+                if array is not None:
+                    np.save(new / f"{name}.npy", array)
             np.save(
                 new / "split.npy",
                 np.stack([self.split.train_end, self.split.validation, self.split.test]),
@@ -187,7 +196,10 @@ class Sequences:
         try:
             metadata = json.loads((folder / MARKER).read_text())
             train_end, validation, test = np.load(folder / "split.npy")
-            times = folder / "times.npy"  # absent if not known, and in folders of version 0.1.0
+            times, weights = (  # absent if not known, and in folders of version 0.1.0
+                np.load(path, mmap_mode="r") if path.exists() else None
+                for path in (folder / "times.npy", folder / "weights.npy")
+            )
             sequences = Sequences(
                 items=np.load(folder / "items.npy", mmap_mode="r"),
                 offsets=np.load(folder / "offsets.npy"),
@@ -196,7 +208,8 @@ class Sequences:
                 split=Split(metadata["split"], train_end, validation, test),
                 core=metadata["core"],
                 summary=metadata["summary"],
-                times=np.load(times, mmap_mode="r") if times.exists() else None,
+                times=times,
+                weights=weights,
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise InputError(

@@ -23,11 +23,13 @@ short ones included, when it appends the [mask]; this file does not.
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recblr.config import Range, Search
 from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
 from recblr.models.model import Model
@@ -40,6 +42,7 @@ class BERT4RecConfig(SASRecConfig):
 
     dropout: float = 0.2
     hidden_share: float = 0.2  # of the items of a history, if not only the last one is masked
+    search: ClassVar[Search] = {**SASRecConfig.search, "hidden_share": Range(0.1, 0.6)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

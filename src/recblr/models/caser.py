@@ -20,13 +20,14 @@ the input embedding; this file follows the paper and the authors' code.
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import check, expect_dropouts, expect_sizes
+from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.fpmc import user_rows
 from recblr.models.losses import binary_cross_entropy
@@ -42,6 +43,11 @@ class CaserConfig:
     horizontal: int = 16  # filters of each height 1 .. L
     vertical: int = 4  # filters
     dropout: float = 0.5
+    search: ClassVar[Search] = {
+        "dim": (32, 64, 128),
+        "order": (3, 5, 8),
+        "dropout": Range(0.0, 0.7),
+    }
 
     def __post_init__(self) -> None:
         check(self, "model")
@@ -91,8 +97,10 @@ class Caser(Model):
         z = F.relu(self.full(ops.dropout(features, self.config.dropout, self.training)))
         return torch.cat([z, self.user(user_rows(batch)), torch.ones_like(z[:, :1])], 1)
 
-    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return binary_cross_entropy(hidden, self.item_embeddings, targets)
+    def paper_loss(
+        self, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        return binary_cross_entropy(hidden, items, targets, weights)
 
     def _last_items(self, batch: PackedBatch) -> Tensor:
         """Rows of the embedding (M, L) of the last events, oldest first."""

@@ -12,13 +12,14 @@ cross entropy loss; the paper and this file have a pairwise loss.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import check, expect_dropouts, expect_sizes
+from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.losses import bpr
 from recblr.models.model import Model
@@ -33,6 +34,11 @@ class FMLPRecConfig:
     layers: int = 2
     inner: int = 256  # width of the feed-forward network
     dropout: float = 0.5
+    search: ClassVar[Search] = {
+        "dim": (32, 64, 128),
+        "layers": (1, 2, 3),
+        "dropout": Range(0.0, 0.7),
+    }
 
     def __post_init__(self) -> None:
         check(self, "model")
@@ -74,9 +80,11 @@ class FMLPRec(Model):
             h = layer(h, last=number == len(self.layers))
         return h
 
-    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def paper_loss(
+        self, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """The pairwise loss of the paper."""
-        return bpr(hidden, self.item_embeddings, targets)
+        return bpr(hidden, items, targets, weights)
 
 
 class Layer(nn.Module):

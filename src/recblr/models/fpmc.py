@@ -10,11 +10,12 @@ log has the vector 0, and only the Markov chain remains.
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from recblr.config import check, expect_sizes
+from recblr.config import Search, check, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.losses import bpr
 from recblr.models.model import Model
@@ -25,6 +26,7 @@ class FPMCConfig:
     """The shape of the model; the default is RecBole's."""
 
     dim: int = 64  # D
+    search: ClassVar[Search] = {"dim": (32, 64, 128, 256)}
 
     def __post_init__(self) -> None:
         check(self, "model")
@@ -58,8 +60,10 @@ class FPMC(Model):
         last = self.last(batch.items[batch.positions])
         return torch.cat([self.user(user_rows(batch)), last], 1)
 
-    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return bpr(hidden, self.item_embeddings, targets)
+    def paper_loss(
+        self, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        return bpr(hidden, items, targets, weights)
 
 
 def user_rows(batch: PackedBatch) -> Tensor:

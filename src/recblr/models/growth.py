@@ -10,16 +10,19 @@ from scipy import sparse
 from torch import Tensor
 
 from recblr.models import create_model
+from recblr.models.content import Content, Features
 from recblr.models.model import Model
 
 
 def grow(
-    network: Model, name: str, neighbours: sparse.csr_array, *, users: int, max_length: int
-) -> Model:
+    network: Model, name: str, neighbours: sparse.csr_array, *, users: int, max_length: int,
+    content: Content | None = None,
+) -> Model:  # fmt: skip
     """The same model with vectors of V' items and of ``users`` users, on the same device.
 
-    A new item starts as the weighted mean of its neighbours, or of all items if it has none. A new user
-    starts as 0.
+    A new item starts as the weighted mean of its neighbours, or of all items if it has none. If it has
+    content, it starts as the projection of that, plus the mean of the learned parts of its neighbours.
+    A new user starts as 0.
 
     Args:
         network: a model of V items.
@@ -27,15 +30,24 @@ def grow(
         neighbours: (V' - V, V) the weight of each known item for each new one, none below 0.
         users: the number of users, at least that of ``network``.
         max_length: as in :func:`create_model`.
+        content: the content of V' items, if the model was trained with content.
     """
     new, known = neighbours.shape
     shape: dict[str, Any] = {"items": known + new, "users": users, "max_length": max_length}
     grown = create_model(name, network.config, **shape)
+    features = None if content is None else Features(content.items, network.device)
     state, empty = network.state_dict(), grown.state_dict()
     for key, table in state.items():
         if key in network.item_tables:
             end = network.item_tables[key] + known
-            vectors = _means(neighbours, table[end - known : end])
+            rows = table[end - known : end]
+            vectors = _means(neighbours, rows)
+            if features is not None and content is not None:
+                own = features.project(content.weights[key].to(table)).view(-1, *table.shape[1:])
+                learned = _means(neighbours, rows - own[:known])
+                learned[torch.from_numpy(neighbours.sum(1) <= 0)] = 0
+                given = features.given[known:].cpu()
+                vectors[given] = (own[known:].cpu() + learned)[given]
             state[key] = torch.cat([table[:end], vectors.to(table), table[end:]])
         elif key in network.user_tables:
             more = len(empty[key]) - len(table)

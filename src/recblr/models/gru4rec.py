@@ -13,12 +13,13 @@ the batches, and a history may continue in the next batch.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from recblr import ops
-from recblr.config import check, expect_dropouts, expect_sizes
+from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
 from recblr.models.losses import top1
 from recblr.models.model import RecurrentModel
 
@@ -31,6 +32,12 @@ class GRU4RecConfig:
     hidden: int = 128  # H
     layers: int = 1  # L
     dropout: float = 0.3
+    search: ClassVar[Search] = {
+        "dim": (32, 64, 128),
+        "hidden": (64, 128, 256),
+        "layers": (1, 2),
+        "dropout": Range(0.0, 0.7),
+    }
 
     def __post_init__(self) -> None:
         check(self, "model")
@@ -79,8 +86,10 @@ class GRU4Rec(RecurrentModel):
             states.append(after)
         return self.out(h), torch.stack(states, 1)
 
-    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return top1(hidden, self.item_embeddings, targets)
+    def paper_loss(
+        self, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        return top1(hidden, items, targets, weights)
 
 
 def packed_gru(gru: nn.Module, x: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,14 @@ histories and computes the recurrence in real numbers.
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import check, expect_dropouts, expect_sizes
+from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
 from recblr.models.model import LinearRecurrence, RecurrentModel
 
 _SMALLEST, _LARGEST = 0.8, 0.99  # initial |λ|
@@ -38,6 +39,11 @@ class LRURecConfig:
     dim: int = 64  # D
     layers: int = 2  # L
     dropout: float = 0.2
+    search: ClassVar[Search] = {
+        "dim": (32, 64, 128),
+        "layers": (1, 2, 3),
+        "dropout": Range(0.0, 0.7),
+    }
 
     def __post_init__(self) -> None:
         check(self, "model")

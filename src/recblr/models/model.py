@@ -6,7 +6,7 @@ of a vector, V items.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,26 @@ from recblr.data.batches import PackedBatch
 from recblr.ops.cross_entropy import cross_entropy
 
 Examples = Literal["all-positions", "prefixes", "cloze"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttachedContent:
+    """Content of items that is trained together with a model, see :mod:`recblr.models.content`.
+
+    Attributes:
+        digest: a hash of the content.
+        candidates: the items that the training loss ranks, ascending.
+        have_all_targets: whether all targets of training are candidates; others are left out.
+    """
+
+    digest: str
+    candidates: Tensor
+    have_all_targets: bool
+
+    def rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of items (…,) among the candidates, and whether they are candidates."""
+        rows = torch.searchsorted(self.candidates, items).clamp(max=len(self.candidates) - 1)
+        return rows, self.candidates[rows] == items
 
 
 class Model(nn.Module):
@@ -42,6 +62,7 @@ class Model(nn.Module):
     # The parameters with a row for each item, or each user, and the number of rows before the first.
     item_tables: ClassVar[Mapping[str, int]] = MappingProxyType({"embedding.weight": 0})
     user_tables: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    content: AttachedContent | None = None
 
     def __init__(self, items: int, config: Any) -> None:
         super().__init__()
@@ -69,9 +90,18 @@ class Model(nn.Module):
         """
         return self.hidden(batch), batch.targets, state
 
-    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The loss of the model's paper; by default the full softmax."""
-        return cross_entropy(hidden, self.item_embeddings, targets)
+    def paper_loss(
+        self, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """The loss of the model's paper; by default the full softmax.
+
+        Args:
+            hidden: (M, D).
+            items: (V, D), the item embeddings.
+            targets: (M,) rows of ``items``.
+            weights: (M,) the factor of each target; None if all are 1.
+        """
+        return cross_entropy(hidden, items, targets, weights=weights)
 
     def initial_state(self, n: int) -> Tensor:
         """The state of ``n`` users without events, (n, …); (n, 0) for a model without a state."""
@@ -83,9 +113,16 @@ class Model(nn.Module):
 
         The batch may be on another device; the scores are on the device of the model.
         """
+        return self.history_vectors(batch) @ self.item_embeddings.t()
+
+    @torch.no_grad()
+    def history_vectors(self, batch: PackedBatch) -> Tensor:
+        """The vectors (B, D) of whole histories, whose products with the item embeddings are scores.
+
+        The batch may be on another device.
+        """
         batch = batch.to(self.device)
-        last = replace(batch, positions=batch.offsets[1:] - 1)
-        return self.hidden(last) @ self.item_embeddings.t()
+        return self.hidden(replace(batch, positions=batch.offsets[1:] - 1))
 
 
 class LinearRecurrence(nn.Module):

@@ -9,6 +9,7 @@ no softmax: its weights need not sum to 1.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from recblr import ops
-from recblr.config import check, expect_dropouts, expect_sizes
+from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.gru4rec import packed_gru
 from recblr.models.model import Model
@@ -32,6 +33,12 @@ class NARMConfig:
     hidden: int = 128  # H
     embedding_dropout: float = 0.25
     dropout: float = 0.5  # of the input of the decoder
+    search: ClassVar[Search] = {
+        "dim": (32, 64, 128),
+        "hidden": (64, 128, 256),
+        "embedding_dropout": Range(0.0, 0.7),
+        "dropout": Range(0.0, 0.7),
+    }
 
     def __post_init__(self) -> None:
         check(self, "model")

@@ -11,13 +11,14 @@ The configuration can disable each part that the ablations of section 4.4 remove
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import changed_settings, check, expect_dropouts, expect_sizes
+from recblr.config import Range, Search, changed_settings, check, expect_dropouts, expect_sizes
 from recblr.models.model import LinearRecurrence, RecurrentModel
 from recblr.ops.norm import dropout_add_norm
 
@@ -41,6 +42,11 @@ class RecBLRConfig:
     convolution: bool = True
     feed_forward: bool = True
     custom_init: bool = True  # else Λ is initialised like the other weights
+    search: ClassVar[Search] = {
+        "dim": (32, 64, 128),
+        "layers": (1, 2, 3),
+        "dropout": Range(0.0, 0.7),
+    }
 
     @property
     def channels(self) -> int:

@@ -16,13 +16,14 @@ earlier positions, and the outputs at pads are dropped.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recblr import ops
-from recblr.config import check, expect_dropouts, expect_sizes
+from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch, rectangles
 from recblr.errors import InputError
 from recblr.models.losses import binary_cross_entropy
@@ -40,6 +41,12 @@ class SASRecConfig:
     heads: int = 2  # H
     inner: int = 256  # width of the feed-forward network
     dropout: float = 0.5
+    search: ClassVar[Search] = {
+        "dim": (32, 64, 128),
+        "layers": (1, 2, 3),
+        "heads": (1, 2, 4),
+        "dropout": Range(0.0, 0.7),
+    }
 
     def __post_init__(self) -> None:
         check(self, "model")
@@ -70,9 +77,11 @@ class SASRec(Model):
         h: Tensor = self.encoder(self.embedding(batch.items), batch.offsets)
         return h[batch.positions]
 
-    def paper_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def paper_loss(
+        self, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Binary cross entropy, as in the paper (section III-E)."""
-        return binary_cross_entropy(hidden, self.item_embeddings, targets)
+        return binary_cross_entropy(hidden, items, targets, weights)
 
 
 class Transformer(nn.Module):

@@ -22,6 +22,7 @@ def cross_entropy(
     targets: Tensor,
     seen: Tensor | None = None,
     smoothing: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean of -log softmax(hidden · weightᵀ)[target], equation (2) of arXiv 2406.12580.
 
@@ -33,11 +34,12 @@ def cross_entropy(
             softmax of the row, unless it is the target of the row.
         smoothing: label smoothing, the share of each target that is spread evenly over the catalogue
             (arXiv 1512.00567). Cannot be combined with ``seen``.
+        weights: (M,) the factor of each target in the mean; None if all are 1.
 
     Under ``torch.autocast`` the products are in bfloat16 and the sums in float32.
     """
     loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, seen, smoothing
+        hidden, weight, targets, seen, smoothing, weights
     )
     return loss
 
@@ -46,7 +48,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None,
-        smoothing: float,
+        smoothing: float, weights: Tensor | None,
     ) -> Tensor:  # fmt: skip
         device = hidden.device.type
         rows = max(_MIN_ROWS, _CHUNK[device] // len(weight))
@@ -72,17 +74,27 @@ class _CrossEntropy(torch.autograd.Function):
                 probabilities = torch.softmax(logits, 1, out=logits)
                 # From the largest probability, as that of the target may underflow.
                 log_sum_exp = largest - probabilities.amax(1, keepdim=True).log()
-                loss += (log_sum_exp - (1 - smoothing) * target_logits).sum()
+                losses = log_sum_exp - (1 - smoothing) * target_logits
                 share = torch.full_like(target_logits, smoothing - 1)
-                dlogits = probabilities.scatter_add_(1, target, share).to(dtype)
+                dlogits = probabilities.scatter_add_(1, target, share)
+                if weights is not None:
+                    factors = weights[chunk].unsqueeze(1)
+                    losses, dlogits = losses * factors, dlogits.mul_(factors)
+                loss += losses.sum()
+                dlogits = dlogits.to(dtype)
                 dhidden[chunk] = dlogits @ items
                 dweight += dlogits.t() @ h
                 del logits, probabilities, dlogits  # before the next chunk allocates its own
             if smoothing:  # the uniform part of the targets, without another pass over the logits
                 uniform = smoothing / len(weight)
-                hidden_sum, weight_sum = hidden.to(weight.dtype).sum(0), weight.sum(0)
+                weighted, weight_sum = hidden.to(weight.dtype), weight.sum(0)
+                uniform_gradient = weight_sum
+                if weights is not None:
+                    weighted = weighted * weights.unsqueeze(1)
+                    uniform_gradient = weights.unsqueeze(1) * weight_sum
+                hidden_sum = weighted.sum(0)
                 loss -= uniform * (hidden_sum @ weight_sum)
-                dhidden -= uniform * weight_sum
+                dhidden -= uniform * uniform_gradient
                 dweight -= uniform * hidden_sum
         ctx.save_for_backward(dhidden, dweight)
         ctx.count, ctx.dtype = max(1, len(hidden)), hidden.dtype
@@ -93,7 +105,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0] / ctx.count
-        return (dhidden * scale).to(ctx.dtype), dweight * scale, None, None, None
+        return (dhidden * scale).to(ctx.dtype), dweight * scale, None, None, None, None
 
 
 def _by_chunk(seen: Tensor, count: int, rows: int) -> tuple[Tensor, ...]:

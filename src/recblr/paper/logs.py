@@ -11,7 +11,8 @@ from recblr.data import open_log
 from recblr.data.associative_recall import AssociativeRecall, simulate_recall
 from recblr.data.datasets import load_dataset
 from recblr.data.log import Interactions
-from recblr.data.sequences import Sequences, prepare
+from recblr.data.preparing import prepare
+from recblr.data.sequences import Sequences
 from recblr.data.simulate import Shop, simulate_shop
 from recblr.data.split import k_core
 from recblr.presets import for_model, read_preset

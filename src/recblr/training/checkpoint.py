@@ -48,7 +48,8 @@ class Checkpoint:
     """The state of a run that is saved and restored.
 
     Attributes:
-        model, average: the model in training and the moving average of its weights.
+        model, average: the model in training and the moving average of its weights, which may be the
+            model itself.
         optimizer: the optimiser of the model.
         config: the training settings, resolved for the model.
         data: the log.
@@ -62,7 +63,9 @@ class Checkpoint:
 
     def save(self, folder: Path, run: Trained, best: Mapping[str, Tensor]) -> None:
         """Write the weights, the best weights, the optimiser state and the state of the run."""
-        weights = {"model": self.model.state_dict(), "average": self.average.state_dict()}
+        weights = {"model": self.model.state_dict()}
+        if self.average is not self.model:
+            weights["average"] = self.average.state_dict()
         tensors = {
             f"{part}/{name}": tensor
             for part, state in (*weights.items(), ("best", best))
@@ -74,7 +77,7 @@ class Checkpoint:
         metadata = {
             "run": asdict(run), "name": type(self.model).__name__,
             "model": asdict(self.model.config), "config": asdict(self.config),
-            "data": self.data.fingerprint,
+            "data": self.data.fingerprint, "content": self._content,
         }  # fmt: skip
         path = folder / CHECKPOINT
         temporary = path.with_suffix(".writing")
@@ -101,7 +104,9 @@ class Checkpoint:
             difference = self._difference(metadata)
             if not difference:
                 self.model.load_state_dict(parts.pop("model"))
-                self.average.load_state_dict(parts.pop("average"))
+                average = parts.pop("average", {})  # absent if it is the model
+                if self.average is not self.model:
+                    self.average.load_state_dict(average)
                 best = parts.pop("best", {})  # absent without validation
                 for name, parameter in self.model.named_parameters():
                     self.optimizer.state[parameter] = {
@@ -116,6 +121,11 @@ class Checkpoint:
                 "of that run"
             )
         return run, best
+
+    @property
+    def _content(self) -> str:
+        """A hash of the content of items, "" without content."""
+        return "" if self.model.content is None else self.model.content.digest
 
     def _difference(self, metadata: Mapping[str, Any]) -> str:
         """The difference between the run of a checkpoint and this run, "" if there is none.
@@ -135,4 +145,6 @@ class Checkpoint:
             for name, value in asdict(saved[section]).items():
                 if value != getattr(ours, name):
                     return f"{section}.{name} = {value!r}, not {getattr(ours, name)!r}"
-        return "" if metadata["data"] == self.data.fingerprint else "another log"
+        if metadata["data"] != self.data.fingerprint:
+            return "another log"
+        return "" if metadata.get("content", "") == self._content else "other content of items"

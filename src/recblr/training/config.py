@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from recblr.config import changed_settings, check, expect_sizes
+from recblr.config import Range, Search, changed_settings, check, expect_sizes
 from recblr.errors import InputError
 from recblr.models.model import Model, RecurrentModel
 
@@ -42,6 +42,15 @@ class TrainConfig:
     # Exclude the items of a history from its softmax, as serving does. If a batch begins within
     # a history, only its items in the batch are excluded.
     mask_seen_in_loss: bool = False
+    # Share of the items with content whose learned vector an update leaves out, so that the projection
+    # of the content learns to stand for it.
+    content_dropout: float = 0.5
+    # Items with content and fewer training events than this have no learned vector, and are neither
+    # targets nor candidates in training: so few events would tell the model above all that an item is
+    # rarely chosen. 1: only items without events.
+    content_events: int = 6
+    # Validate each epoch on at most this many users, always the same random ones; 0 for all users.
+    validation_users: int = 0
     # The protocol under which validation chooses the best epoch; `recommend` excludes seen items.
     selection_protocol: Literal["unmasked", "masked"] = "masked"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the matrix products in training
@@ -50,18 +59,23 @@ class TrainConfig:
     # history that continues in the next batch then restarts). All train the same model.
     scan: Literal["packed", "serial", "embedding-padding", "sequence-padding"] = "packed"
     seed: int = 0
+    search: ClassVar[Search] = {
+        "lr": Range(3e-4, 1e-2, log=True),
+        "batch_size": (512, 1024, 2048, 4096),
+        "label_smoothing": Range(0.0, 0.3),
+    }
 
     def __post_init__(self) -> None:
         check(self, "train")
         expect_sizes(self, "train", "max_length", "window", "batch_size", "epochs", "patience")
         if self.seed >= 2**32:
             raise InputError(f"train.seed = {self.seed}: must be below 2**32")
-        for name in ("warmup_steps", "seed"):
+        for name in ("warmup_steps", "seed", "validation_users", "content_events"):
             if getattr(self, name) < 0:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 0")
         if not 0 < self.lr < math.inf:
             raise InputError(f"train.lr = {self.lr}: must be positive and finite")
-        for name in ("label_smoothing", "ema_decay", "weight_decay"):
+        for name in ("label_smoothing", "ema_decay", "weight_decay", "content_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be in [0, 1)")
         if self.mask_seen_in_loss and self.label_smoothing:

@@ -84,6 +84,7 @@ def new_and_old_histories(
 def training_batches(
     items: np.ndarray | Tensor, epoch: Sequence[Spans], config: TrainConfig,
     users: np.ndarray | None = None, fixed_shapes: bool = False,
+    weights: np.ndarray | Tensor | None = None,
 ) -> Iterator[tuple[PackedBatch, bool]]:  # fmt: skip
     """The batches of an epoch, each with whether its first history continues the last history of the
     previous batch.
@@ -95,6 +96,7 @@ def training_batches(
         users: (U + 1,) the offsets of the users in the log, to set ``PackedBatch.users``.
         fixed_shapes: pad the batches to few shapes, for CUDA graphs: with empty histories at the end,
             and for prefix samples with histories without a target.
+        weights: the factors of the items of the log in the loss, of the kind of ``items``.
     """
     by_prefix = config.examples == "prefixes"
     targets: Targets = "last" if by_prefix else "all"
@@ -107,13 +109,14 @@ def training_batches(
     previous_stop, at_once = -1, 1 if by_prefix else max(1, _ROWS_AT_ONCE // config.batch_size)
     for first in range(0, len(spans), at_once):
         group = slice(first, first + at_once)
-        packed = pack_each(items, spans[group], targets)
+        packed = pack_each(items, spans[group], targets, weights)
         for batch, (starts, stops) in zip(packed, epoch[group], strict=True):
             if by_prefix:  # histories that fill a bucket have no target
                 count = len(starts)
                 batch = replace(
-                    batch, positions=batch.positions[:count], targets=batch.targets[:count]
-                )
+                    batch, positions=batch.positions[:count], targets=batch.targets[:count],
+                    weights=None if batch.weights is None else batch.weights[:count],
+                )  # fmt: skip
             if config.mask_seen_in_loss:
                 lengths = stops - starts
                 pairs = lengths if by_prefix else lengths * (lengths + 1) // 2

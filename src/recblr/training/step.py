@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from recblr import ops
 from recblr.data.batches import PackedBatch, sequence_padding
@@ -29,7 +30,8 @@ class TrainingStep:
     items is replayed as a CUDA graph.
 
     Args:
-        model, average: the model, and a copy of it for the moving average of its weights.
+        model: the model.
+        average: a copy of it for the moving average of its weights; the model if there is none.
         config: the training settings, resolved for the model.
 
     Attributes:
@@ -41,12 +43,18 @@ class TrainingStep:
         self.optimizer = adam(model, config.weight_decay)
         self.loss = LossMonitor(model.device, config.lr)
         self._model, self._config = model, config
-        self._weights, self._averages = tuple(model.parameters()), tuple(average.parameters())
+        self._weights = tuple(model.parameters())
+        self._averages = () if average is model else tuple(average.parameters())
         self._run: Callable[[PackedBatch, Tensor], Tensor] = self._update
         if has_fixed_shapes(model, config):
-            graphed = Graphed(lambda state, *tensors: self._update(PackedBatch(*tensors), state))
+            names = ("items", "offsets", "positions", "targets", "weights")
+            graphed = Graphed(
+                lambda state, *tensors: self._update(
+                    PackedBatch(**dict(zip(names, tensors, strict=False))), state
+                )
+            )
             self._run = lambda batch, state: graphed(
-                state, batch.items, batch.offsets, batch.positions, batch.targets
+                state, *(part for name in names if (part := getattr(batch, name)) is not None)
             )
 
     def __call__(self, batch: PackedBatch, state: Tensor) -> Tensor:
@@ -67,23 +75,35 @@ class TrainingStep:
         return self._run(batch, state)
 
     def _update(self, batch: PackedBatch, state: Tensor) -> Tensor:
-        with recurrence_by(self._model, _SCANS[self._config.scan]):
+        self.optimizer.zero_grad()  # before the loss, which needs the memory of a table of gradients
+        # Cached: tables with content are summed once in a step.
+        with recurrence_by(self._model, _SCANS[self._config.scan]), parametrize.cached():
             with autocast(state.device, self._config.precision):
                 vectors, targets, after = self._model.training_pairs(batch, state)
-                loss = self._loss(vectors, targets, batch.seen)
-            self.optimizer.zero_grad()
+                loss = self._loss(vectors, targets, batch.seen, batch.weights)
             loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self._averages, self._weights, 1 - self._config.ema_decay)
+            if self._averages:
+                torch._foreach_lerp_(self._averages, self._weights, 1 - self._config.ema_decay)
             self.loss.total.add_(loss.double(), alpha=len(batch.targets))
         return after
 
-    def _loss(self, vectors: Tensor, targets: Tensor, seen: Tensor | None) -> Tensor:
+    def _loss(
+        self, vectors: Tensor, targets: Tensor, seen: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        table = self._model.item_embeddings
+        if (content := self._model.content) is not None:
+            table = table.index_select(0, content.candidates)
+            targets, known = content.rows(targets)
+            if not content.have_all_targets:
+                weights = known.float() if weights is None else weights * known
+            if seen is not None:
+                items, known = content.rows(seen[1])
+                seen = torch.stack([seen[0], items])[:, known]
         if self._config.loss == "paper":
-            return self._model.paper_loss(vectors, targets)
-        table, smoothing = self._model.item_embeddings, self._config.label_smoothing
-        return cross_entropy(vectors, table, targets, seen, smoothing)
+            return self._model.paper_loss(vectors, table, targets, weights)
+        return cross_entropy(vectors, table, targets, seen, self._config.label_smoothing, weights)
 
 
 class LossMonitor:

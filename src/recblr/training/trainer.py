@@ -4,17 +4,19 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
-from recblr.data.batches import PackedBatch, Spans
+from recblr.data.batches import PackedBatch, Spans, ranges
 from recblr.data.sequences import Sequences
+from recblr.errors import InputError
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets
 from recblr.models.model import Model
@@ -24,6 +26,30 @@ from recblr.training.config import TrainConfig, resolve
 from recblr.training.cuda_graph import has_fixed_shapes
 from recblr.training.examples import EXAMPLES, training_batches, training_histories
 from recblr.training.step import TrainingStep, learning_rate
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of training with validation, after its checkpoint is written.
+
+    Attributes:
+        number: the epoch, from 1.
+        loss: the mean loss of its batches.
+        targets: the number of events it predicted.
+        validation: metrics by protocol, ``{"unmasked": {"NDCG@10": …}, "masked": …}``.
+        seconds: the time since training began, with that of resumed runs.
+        best: whether it is the best epoch so far, by the protocol ``train.selection_protocol``.
+    """
+
+    number: int
+    loss: float
+    targets: int
+    validation: Mapping[str, Mapping[str, float]]
+    seconds: float
+    best: bool
+
+
+OnEpoch = Callable[[Epoch], object]
 
 
 class Trainer:
@@ -40,7 +66,8 @@ class Trainer:
 
     Attributes:
         config: the training settings, resolved for the model.
-        average: the moving average of the weights, which is validated and kept.
+        average: the model with the moving average of the weights, which is validated and kept; the
+            model itself if there is no average.
         loss: the mean loss of the current epoch.
 
     Raises:
@@ -52,32 +79,34 @@ class Trainer:
         histories: Callable[[int], Spans] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.data = model, data
-        self.config = _with_usable_protocol(resolve(config, model), data)
+        self.config = with_usable_protocol(resolve(config, model), data)
         self._histories = histories or (lambda epoch: training_histories(data))
-        self.average = copy.deepcopy(model)
+        self.average = copy.deepcopy(model) if config.ema_decay else model
         self._training_step = TrainingStep(model, self.average, self.config)
         self.loss = self._training_step.loss
         on_cpu = model.device.type == "cpu"
         # The array may be a memory-mapped file larger than memory; for a GPU it is copied.
         self._items = data.items if on_cpu else torch.tensor(data.items, device=model.device)
+        self._weights = None if data.weights is None else _factors(data, model)
         self._fixed_shapes = not on_cpu and has_fixed_shapes(model, self.config)
         self._state = self._zero_state = model.initial_state(1)
 
-    def train(self, folder: Path, resume: bool = False) -> Trained:
+    def train(self, folder: Path, resume: bool = False, on_epoch: OnEpoch | None = None) -> Trained:
         """Train the model in place; it ends with the weights of the best validation epoch. Ctrl-C ends
         the run with the best weights so far.
 
         Args:
             folder: the folder of run.jsonl (one line per epoch) and of the checkpoint.
             resume: continue from the checkpoint in ``folder``, which may be of another device.
+            on_epoch: called after each epoch. An exception of it ends training and is raised again;
+                the checkpoint holds the epoch.
 
         Raises:
             DivergedError: the loss or a score is not finite; the last checkpoint remains.
             InputError: the checkpoint is damaged or (OtherRunError) of another run.
             KeyboardInterrupt: the first epoch was interrupted.
         """
-        config, optimizer = self.config, self._training_step.optimizer
-        checkpoint = Checkpoint(self.model, self.average, optimizer, config, self.data)
+        config, checkpoint = self.config, self._checkpoint()
         run, best = checkpoint.load(folder) if resume else (Trained(), dict[str, Tensor]())
         started = time.perf_counter() - run.seconds
         event = "resume" if resume else "start"
@@ -96,15 +125,17 @@ class Trainer:
                     run = replace(run, best_epoch=run.epoch, validation=validation)
                     best = {name: t.clone() for name, t in self.average.state_dict().items()}
                 checkpoint.save(folder, run, best)
-                _log_epoch(folder, run, config, loss, targets, protocols)
+                is_best = run.best_epoch == run.epoch
+                epoch = Epoch(run.epoch, loss, targets, protocols, seconds, is_best)
+                _log_epoch(folder, epoch, config)
+                if on_epoch is not None:
+                    on_epoch(epoch)
             run = replace(run, ended="epochs" if run.epoch == config.epochs else "converged")
         except KeyboardInterrupt:
             if not best:
                 raise
             run = replace(run, ended="interrupted")
-        self._finish(best)
-        _log(folder, "end", **asdict(run))
-        return run
+        return self._end(folder, run, best)
 
     def train_without_validation(
         self, folder: Path, updates: int, per_epoch: int, resume: bool = False
@@ -121,8 +152,7 @@ class Trainer:
             DivergedError: the loss is not finite.
             InputError: as in :meth:`train`.
         """
-        config, optimizer = self.config, self._training_step.optimizer
-        checkpoint = Checkpoint(self.model, self.average, optimizer, config, self.data)
+        config, checkpoint = self.config, self._checkpoint()
         folder.mkdir(exist_ok=True)
         run = checkpoint.load(folder)[0] if resume and (folder / CHECKPOINT).exists() else Trained()
         started = time.perf_counter() - run.seconds
@@ -136,15 +166,19 @@ class Trainer:
             seconds = round(run.seconds, 2)
             _log(folder, "epoch", epoch=run.epoch, loss=loss, targets=targets, seconds=seconds)
             report(f"{done:,} of {updates:,} updates: loss {loss:.4f}, {run.seconds:,.0f} s")
-        run = replace(run, ended="epochs")
-        self._finish(self.average.state_dict())
-        _log(folder, "end", **asdict(run))
-        return run
+        return self._end(folder, replace(run, ended="epochs"), self.average.state_dict())
 
-    def _finish(self, weights: dict[str, Tensor]) -> None:
+    def _checkpoint(self) -> Checkpoint:
+        optimizer = self._training_step.optimizer
+        return Checkpoint(self.model, self.average, optimizer, self.config, self.data)
+
+    def _end(self, folder: Path, run: Trained, weights: dict[str, Tensor]) -> Trained:
+        """Give the model its final weights."""
         self._training_step.optimizer.zero_grad()  # frees the gradients, also those of CUDA graphs
         self.model.load_state_dict(weights)
         self.model.eval()
+        _log(folder, "end", **asdict(run))
+        return run
 
     def _train_epoch(
         self, epoch: int, spans: list[Spans], done: int, per_epoch: int
@@ -177,7 +211,9 @@ class Trainer:
     def batches(self, spans: Sequence[Spans]) -> Iterator[tuple[PackedBatch, bool]]:
         """The batches, each with whether its first history continues the last of the previous batch."""
         users = self.data.offsets if "users" in self.model.needs else None
-        return training_batches(self._items, spans, self.config, users, self._fixed_shapes)
+        return training_batches(
+            self._items, spans, self.config, users, self._fixed_shapes, self._weights
+        )
 
     def step(self, batch: PackedBatch, continues: bool, lr: float) -> None:
         """Update the weights on a batch at the learning rate ``lr``."""
@@ -188,11 +224,14 @@ class Trainer:
 def validate(model: Model, data: Sequences, config: TrainConfig) -> dict[str, dict[str, float]]:
     """Validation metrics under both protocols, ``{"unmasked": {…}, "masked": {…}}``."""
     model.eval()
-    ranks = rank_targets(model.score, data, "validation", config.max_length)
+    with parametrize.cached():  # tables with content are summed once
+        ranks = rank_targets(
+            model.score, data, "validation", config.max_length, sample=config.validation_users
+        )
     return {protocol: metrics.means(ranks[protocol]) for protocol in ("unmasked", "masked")}
 
 
-def _with_usable_protocol(config: TrainConfig, data: Sequences) -> TrainConfig:
+def with_usable_protocol(config: TrainConfig, data: Sequences) -> TrainConfig:
     """The settings; unmasked, with a warning, if the masked protocol could not rank any target."""
     if config.selection_protocol == "masked" and _all_repeats(data):
         warnings.warn(
@@ -211,20 +250,36 @@ def _all_repeats(data: Sequences) -> bool:
     return len(users) > 0 and all(data.items[row] in data.items[start:row] for start, row in rows)
 
 
-def _log_epoch(
-    folder: Path, run: Trained, config: TrainConfig, loss: float, targets: int,
-    protocols: dict[str, dict[str, float]],
-) -> None:  # fmt: skip
-    seconds = round(run.seconds, 2)
+def _factors(data: Sequences, model: Model) -> Tensor | np.ndarray:
+    """(N,) the weights of the events over their mean in the training part; on a GPU a tensor there.
+
+    Raises:
+        InputError: the model chooses the targets of training itself.
+    """
+    assert data.weights is not None
+    if "cloze" in model.examples:
+        raise InputError(
+            "this model predicts masked items and cannot weight events; leave the weights out with "
+            "columns={'weight': None} (command line: --columns weight=), or train another model"
+        )
+    starts = data.offsets[:-1]
+    mean = data.weights[ranges(starts, data.split.train_end - starts)].mean(dtype=np.float64)
+    factors = (data.weights / mean).astype(np.float32)
+    return factors if model.device.type == "cpu" else torch.tensor(factors, device=model.device)
+
+
+def _log_epoch(folder: Path, epoch: Epoch, config: TrainConfig) -> None:
     _log(
-        folder, "epoch", epoch=run.epoch, loss=loss, targets=targets, seconds=seconds,
-        validation=protocols[config.selection_protocol], **protocols,
+        folder, "epoch", epoch=epoch.number, loss=epoch.loss, targets=epoch.targets,
+        seconds=round(epoch.seconds, 2), validation=epoch.validation[config.selection_protocol],
+        **epoch.validation,
     )  # fmt: skip
-    ndcg = ", ".join(f"{means['NDCG@10']:.4f} {seen}" for seen, means in protocols.items())
-    best = ", the best so far" * (run.best_epoch == run.epoch)
+    ndcg = ", ".join(f"{means['NDCG@10']:.4f} {seen}" for seen, means in epoch.validation.items())
+    best = ", the best so far" * epoch.best
+    sample = f" of {config.validation_users:,} users" if config.validation_users else ""
     report(
-        f"epoch {run.epoch}/{config.epochs}: loss {loss:.4f}, validation NDCG@10 {ndcg}{best}, "
-        f"{run.seconds:,.0f} s"
+        f"epoch {epoch.number}/{config.epochs}: loss {epoch.loss:.4f}, validation NDCG@10{sample} "
+        f"{ndcg}{best}, {epoch.seconds:,.0f} s"
     )
 
 
