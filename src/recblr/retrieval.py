@@ -329,9 +329,14 @@ def _by_item(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def _add(
     scores: np.ndarray, candidates: np.ndarray, items: np.ndarray, values: np.ndarray
 ) -> np.ndarray:
-    """The ``scores`` of candidates plus the values of ``items``, which are ascending."""
-    if len(items) == 0:
+    """The ``scores`` of candidates plus the values of ``items``; both are ascending."""
+    if len(items) == 0 or len(candidates) == 0:
         return scores
+    size = max(candidates[-1], items[-1]) + 1
+    if size < 8 * len(candidates):  # most items are candidates: no need to search for each
+        by_item = np.zeros(size, np.float32)
+        by_item[items] = values
+        return _finite(scores + by_item[candidates])
     position = np.searchsorted(items, candidates)
     position[position == len(items)] = 0
     return _finite(scores + np.where(items[position] == candidates, values[position], 0))
