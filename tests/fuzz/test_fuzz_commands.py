@@ -59,6 +59,12 @@ COMMANDS: dict[str, tuple[list[list[str]], dict[str, list[str]]]] = {
     "key": ([["shop", ""], ["keys.json", "no/keys.json", "log.csv"]], {}),
     "replay": ([MODELS], {**LOG_OPTIONS, "--log": LOGS, "--store": STORES}),
     "verify": ([MODELS], {"--store": STORES}),
+    "update": ([MODELS, LOGS], LOG_OPTIONS),
+    "similar": ([MODELS, LISTS], {"-k": NUMBERS, "--by": ["model", "memory", "mind"]}),
+    "events backup": ([FILES], {"--store": STORES}),
+    "events restore": ([["copy.sqlite"] * 4 + STORES], {"--store": STORES}),
+    "events export": ([FILES], {"--store": STORES, "--tenant": ["default", "shop", ""]}),
+    "events compact": ([], {"--store": STORES, "--keep-days": [*NUMBERS, "9999"]}),
 }  # fmt: skip
 WEIGHTS = ["recommend"] * 8 + ["prepare"] * 3 + ["replay"] * 2  # besides once each command
 FOR = {"--user": ["femi-0055"] * 9 + LISTS, "--history": LISTS,
@@ -70,10 +76,12 @@ COMMON = [[]] * 9 + [["--json"]] * 5 + [["--device=cpu"], ["--device=gpu"], ["--
 def command_lines(draw: st.DrawFn) -> list[str]:
     command = draw(st.sampled_from([*COMMANDS, *WEIGHTS]))
     arguments, options = COMMANDS[command]
-    line = [command, *(draw(st.sampled_from(values)) for values in arguments)]
+    line = [*command.split(), *(draw(st.sampled_from(values)) for values in arguments)]
     if command == "train":
         line += FAST
-    if command in ("prepare", "train", "export"):
+    if command == "update":
+        line += ["--memory-only"]
+    if command in ("prepare", "train", "update", "export"):
         line += ["-o", draw(st.sampled_from(FOLDERS))]
     chosen = draw(st.lists(st.sampled_from([*options] or ["-h"]), max_size=2, unique=True))
     if command == "recommend":
@@ -103,6 +111,8 @@ def folder(tiny: Tiny, tmp_path: Path, run: Run) -> set[str]:
     assert run("prepare", "log.csv", "-o", "ready").code == 0
     for name in ("model", "second"):
         shutil.copytree(tiny.artifact, name)
+    assert run("replay", "model", "--log", "log.csv").code == 0  # into events.sqlite
+    assert run("events", "backup", "copy.sqlite").code == 0
     return names(tmp_path)
 
 
@@ -126,7 +136,12 @@ def check_result(line: list[str], out: str, events: int) -> None:
     if line[0] == "train":
         recblr.load("out")
     if line[0] == "replay" and "--log" in options:
-        assert printed["added"] == events * (1 + (options["--log"] == "double.csv"))
+        found = printed["added"] + printed["present"]
+        assert found == events * (1 + (options["--log"] == "double.csv"))
+    if line[0] == "events":
+        assert printed["users"] <= printed["events"]  # replay may have added to the default store
+    if line[0] == "similar":
+        assert len(printed) <= int(options.get("-k", 10))
     if line[0] == "recommend":
         for option in {"--allow", "--deny"} & options.keys():
             listed = next(csv.reader([options[option]], skipinitialspace=True), [])

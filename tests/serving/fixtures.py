@@ -32,9 +32,9 @@ from recblr.serving.open_storage import open_storage
 from recblr.serving.operations import Operations
 from recblr.serving.requests import Query, RankedItems
 from recblr.serving.server import http_server, listen
+from recblr.serving.settings import ServerSettings
 from recblr.serving.storage import Event, EventLog, StateCache
 
-HOSTS = ["localhost", "127.0.0.1"]
 SHARED = ("RECBLR_POSTGRESQL", "RECBLR_REDIS")
 ALL_ITEMS = Query(k=1000, hide_seen=False)
 
@@ -204,14 +204,12 @@ def open_site(a: ServedModel, models: Path, file: Store) -> Iterator[OpenSite]:
         key_file: Path | None = None,
         folder: Path = models,
         model: ServedModel | None = None,
-        prefix: str = "",
+        settings: ServerSettings = ServerSettings(),  # noqa: B008 - frozen
     ) -> Site:
         engine = file.engine(model or a)
         keys = None if key_file is None else Keys(key_file)
         operations = Operations(engine, folder, {str(a.item_ids[0]): "A title"})
-        running = http_server(
-            Application(operations, keys, HOSTS if keys is None else ["*"], prefix)
-        )
+        running = http_server(Application(operations, keys, settings), settings)
         bound = listen("127.0.0.1", 0)
         thread = threading.Thread(target=running.run, args=([bound],))
         thread.start()

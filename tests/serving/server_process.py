@@ -14,6 +14,7 @@ import httpx
 
 from recblr.benchmark.serve import connect
 from recblr.serving.server import listen, run
+from recblr.serving.settings import ServerSettings
 from serving.fixtures import Store
 
 PATIENCE = 120  # seconds until a test gives up waiting
@@ -34,13 +35,17 @@ def wait_until(condition: Callable[[], bool]) -> None:
 class ServerProcess:
     """A server in a process of its own, ready to answer. ``seconds`` is how long it took to start."""
 
-    def __init__(self, model: Path, store: Store, keys: Path | None = None) -> None:
+    def __init__(
+        self, model: Path, store: Store, keys: Path | None = None, **settings: Any
+    ) -> None:
         self.port = free_port()
-        self.process = PROCESSES.Process(
-            target=run,
-            args=(model, store.name, "127.0.0.1", self.port, keys, None, store.cache_url),
-            daemon=True,
-        )
+        chosen = ServerSettings(
+            model=str(model), store=store.name, cache=store.cache_url or "", port=self.port,
+            keys=str(keys or ""), **settings,
+        )  # fmt: skip
+        # A daemon cannot have workers of its own.
+        daemon = chosen.workers == 1
+        self.process = PROCESSES.Process(target=run, args=(chosen,), daemon=daemon)
         begin = time.perf_counter()
         self.process.start()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)

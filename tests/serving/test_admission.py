@@ -13,6 +13,7 @@ from recblr.serving.engine import Engine
 from recblr.serving.fair_queue import BusyError
 from recblr.serving.model import ServedModel
 from recblr.serving.requests import PART, Query, RecommendForHistory, RecommendForUser
+from recblr.serving.settings import ServerSettings
 from serving.fixtures import Store, make_events, send
 from serving.server_process import wait_until
 
@@ -27,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_a_tenant_has_fewer_requests_in_work_when_others_are_active(clock: Any) -> None:
     async def run() -> None:
-        gate, inside = Admission(), []
+        gate, inside = Admission(ServerSettings()), []
 
         async def ask(tenant: str) -> None:
             await gate.enter(tenant)
@@ -35,16 +36,16 @@ def test_a_tenant_has_fewer_requests_in_work_when_others_are_active(clock: Any) 
 
         tasks = [asyncio.create_task(ask("noisy")) for _ in range(100)]
         await asyncio.sleep(0)
-        assert inside == ["noisy"] * admission.ALONE
+        assert inside == ["noisy"] * ServerSettings.max_running
         clock.now += 0.2
         for _ in range(2):
             await ask("quiet")  # at once
             clock.now += 0.2
-        for _ in range(admission.ALONE - 1):
+        for _ in range(ServerSettings.max_running - 1):
             gate.leave("noisy")
         await asyncio.sleep(0)
         share = admission.TOGETHER // 2
-        assert inside.count("noisy") == admission.ALONE + share - 1
+        assert inside.count("noisy") == ServerSettings.max_running + share - 1
         assert gate.waiting == 100 - inside.count("noisy")
         for task in tasks:
             task.cancel()
@@ -58,13 +59,12 @@ def test_a_tenant_has_fewer_requests_in_work_when_others_are_active(clock: Any) 
     asyncio.run(run())
 
 
-def test_requests_beyond_the_limits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "MAX_WAITING", 3)
-    monkeypatch.setattr(admission, "WAIT_SECONDS", 0.05)
+def test_requests_beyond_the_limits_are_refused() -> None:
+    few = ServerSettings(max_waiting=3, wait_seconds=0.05)
 
     async def run() -> None:
-        gate = Admission()
-        for _ in range(admission.ALONE):
+        gate = Admission(few)
+        for _ in range(ServerSettings.max_running):
             await gate.enter("t")
         waiting = [asyncio.create_task(gate.enter("t")) for _ in range(3)]
         await asyncio.sleep(0)
@@ -72,7 +72,7 @@ def test_requests_beyond_the_limits_are_refused(monkeypatch: pytest.MonkeyPatch)
             await gate.enter("t")
         errors = await asyncio.gather(*waiting, return_exceptions=True)
         assert all("waited" in str(error) for error in errors)
-        gate.hold("t", admission.MAX_BODIES)
+        gate.hold("t", few.max_waiting_bytes)
         with pytest.raises(BusyError, match="bytes of bodies"):
             gate.hold("t", 1)
         gate.hold("other", 1)

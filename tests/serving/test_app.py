@@ -16,6 +16,7 @@ from recblr.serving import api
 from recblr.serving.api import MAX_EVENTS
 from recblr.serving.keys import Keys, add_key
 from recblr.serving.model import ServedModel
+from recblr.serving.settings import ServerSettings
 from serving.fixtures import OpenSite, Site
 
 JSON = {"content-type": "application/json"}
@@ -289,7 +290,7 @@ def test_other_paths_methods_hosts_and_content_types_are_refused(site: Site) -> 
 
 
 def test_a_path_prefix(open_site: OpenSite) -> None:
-    site = open_site(prefix="/shop")
+    site = open_site(settings=ServerSettings(path_prefix="/shop"))
     assert site.client.get("/health/live").status_code == 404
     assert site.client.get("/shop").status_code == 404
     assert site.client.post("/shop/v1/events", json=event(1, "a/b")).status_code == 200
@@ -376,8 +377,8 @@ def test_tenants_are_separate(open_site: OpenSite, tmp_path: Path) -> None:
 
 
 def test_other_machines_need_keys(models: Path) -> None:
-    with pytest.raises(InputError, match=r"--host 0\.0\.0\.0 accepts connections from other"):
-        serve(models / "a", host="0.0.0.0")
+    with pytest.raises(InputError, match=r"serve.host = 0\.0\.0\.0 accepts connections from other"):
+        serve(str(models / "a"), host="0.0.0.0")
 
 
 def test_a_file_that_is_not_a_key_file_is_refused(tmp_path: Path) -> None:

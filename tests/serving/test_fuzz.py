@@ -74,13 +74,15 @@ def test_paths_and_queries(site: Site) -> None:
         path=st.sampled_from(paths), method=st.sampled_from(["GET", "DELETE", "POST", "HEAD", "X"]),
         user=st.binary(max_size=12) | st.sampled_from([b"u", b"..", b"a/b"]),
         query=st.dictionaries(
-            st.sampled_from(["k", "hide_seen", "item_id", "history", "limit"]) | st.text(max_size=5),
+            st.sampled_from(["k", "hide_seen", "item_id", "history", "limit", "by"])
+            | st.text(max_size=5),
             st.sampled_from(["0", "1", "-1", "1e3", "true", "x", "9" * 400]) | st.text(max_size=9),
             max_size=3,
         ),
     )  # fmt: skip
     def test(path: str, method: str, user: bytes, query: dict[str, str]) -> None:
-        url = path.replace("{user_id}", quote(user, safe=""))
+        name = quote(user, safe="")
+        url = path.replace("{user_id}", name).replace("{item_id}", name)
         pairs = "&".join(
             f"{quote(name, errors='replace')}={quote(value, errors='replace')}"
             for name, value in query.items()

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from recblr.serving import model_swaps, postgresql, redis, sqlite
 from recblr.serving.model import ServedModel
 from recblr.serving.open_storage import open_storage
 from recblr.serving.storage import StorageError
+from serving import fixtures
 from serving.fixtures import Site, Store, make_events
 from serving.server_process import wait_until
 
@@ -23,9 +25,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short deadlines."""
     monkeypatch.setattr(model_swaps, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(model_swaps, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(postgresql, "CALL_SECONDS", 0.5)
     monkeypatch.setattr(postgresql, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(redis, "TIMEOUT_SECONDS", 0.3)
+    quick = partial(open_storage, postgresql_seconds=0.5, redis_seconds=0.3)
+    monkeypatch.setattr(fixtures, "open_storage", quick)
     monkeypatch.setattr(redis, "RETRY_SECONDS", 0.1)
 
 
@@ -168,7 +170,7 @@ def proxies(shared: Store) -> Iterator[tuple[Store, Proxy, Proxy]]:
 
 def test_a_frozen_postgresql_ends_the_call(a: ServedModel, proxies: Any) -> None:
     store, proxy, _ = proxies
-    log = open_storage(store.name, None)[0]
+    log = store.log()
     with log.transaction():
         log.add([("t", event) for event in make_events(a, "u", 3)])
     log.check()

@@ -36,6 +36,7 @@ from recblr.serving.engine import Engine
 from recblr.serving.local_cache import LocalCache
 from recblr.serving.model import ServedModel
 from recblr.serving.server import listen, run
+from recblr.serving.settings import ServerSettings
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.storage import Event, State
 from recblr.training.checkpoint import Trained
@@ -157,14 +158,14 @@ def _serving(model: Path, store: str) -> Iterator[int]:
 
 def _run(model: Path, store: str, port: int) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        run(model, store, "127.0.0.1", port)
+        run(ServerSettings(model=str(model), store=store, port=port))
 
 
 async def _loads(
     port: int, items: int, rate: int, seconds: float, advance: Advance
 ) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    clients = [await connect(port) for _ in range(CLIENTS)]
+    clients = [await connect(port)]
     number = iter(range(1 << 60))
 
     def event(user: int | None = None) -> dict[str, Any]:
@@ -175,6 +176,8 @@ async def _loads(
 
     for user in range(USERS):
         await clients[0].post("/v1/events", {"events": [event(user) for _ in range(HISTORY)]})
+    # Only now, because a connection without a request is closed after ten seconds.
+    clients += [await connect(port) for _ in range(CLIENTS - 1)]
 
     def recommend() -> tuple[str, Any]:
         return "/v1/recommend", {"user_id": f"u{rng.integers(USERS)}", "k": 20}
@@ -219,11 +222,11 @@ class Client:
     ) -> None:
         self._reader, self.writer, self._key = reader, writer, key
 
-    async def status(self, path: str, body: Any) -> int:
-        """Send a POST; return the status of the response."""
+    async def status(self, path: str, body: Any, method: str = "POST") -> int:
+        """Send a request; return the status of the response."""
         content = json.dumps(body).encode()
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Authorization: Bearer {self._key}\r\nContent-Length: {len(content)}\r\n\r\n"
         )
         self.writer.write(head.encode() + content)

@@ -1,102 +1,112 @@
 """The commands that serve a model and manage its event log."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 import typer
 
 from recblr.cli.options import Columns, Format, Json, Model, Separator, print_json, read_source
 from recblr.errors import InputError, from_extra
-from recblr.progress import report
+from recblr.serving.settings import (
+    ServerSettings,
+    as_toml,
+    kinds,
+    read_settings,
+    refuse_folder_of_downloads,
+    refuse_password,
+)
 
 
-def _warn_of_password(context: typer.Context, parameter: typer.CallbackParam, url: str) -> None:
-    """Warn of a password in the arguments, which other users of the machine can read."""
-    given = context.get_parameter_source(parameter.name or "")
-    if given is not None and given.name == "COMMANDLINE" and urlsplit(url).password:
-        variable = "RECBLR_STORE" if parameter.name == "store" else "RECBLR_STATE_CACHE"
-        report(
-            f"the password in --{parameter.name} is visible to all users of this machine; put the URL "
-            f"into the environment as {variable}"
-        )
-
-
-def _read_store(context: typer.Context, parameter: typer.CallbackParam, store: str) -> str:
-    _warn_of_password(context, parameter, store)
-    return store
-
-
-def _read_cache(
+def _read_url(
     context: typer.Context, parameter: typer.CallbackParam, url: str | None
 ) -> str | None:
-    if url is None and "://" in os.environ.get("RECBLR_CACHE", ""):
-        raise InputError(
-            "RECBLR_CACHE is the folder of downloads; put the URL of Redis into RECBLR_STATE_CACHE"
-        )
-    if url is not None:
-        _warn_of_password(context, parameter, url)
+    """The value of --store or --cache of the commands that have no other settings."""
+    name = parameter.name or ""
+    if name == "cache" and url is None:
+        refuse_folder_of_downloads(os.environ)
+    source = context.get_parameter_source(name)
+    if source is not None and source.name == "COMMANDLINE":
+        refuse_password(name, url)
     return url
 
 
 Store = Annotated[
     str,
     typer.Option(
-        "--store", metavar="FILE|URL", envvar="RECBLR_STORE", callback=_read_store,
-        help="The event log: a file, created if missing, or postgresql://… for several servers.",
+        "--store", metavar="FILE|URL", envvar=["RECBLR_SERVE_STORE", "RECBLR_STORE"],
+        callback=_read_url, help="The event log: a file, or postgresql://… for several servers.",
     ),
 ]  # fmt: skip
 Cache = Annotated[
     str | None,
     typer.Option(
-        "--cache", metavar="URL", envvar="RECBLR_STATE_CACHE",
-        callback=_read_cache,
-        help="redis://… to share user states between the servers of a PostgreSQL log.",
+        "--cache", metavar="URL", envvar=["RECBLR_SERVE_CACHE", "RECBLR_STATE_CACHE"],
+        callback=_read_url, help="redis://… with the user states of a PostgreSQL log.",
     ),
 ]  # fmt: skip
-STORE = "events.sqlite"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STORE = ServerSettings.store
+
+
+def _option(setting: Field[Any]) -> inspect.Parameter:
+    """The option of a setting."""
+    flag, kind = f"--{setting.name.replace('_', '-')}", kinds()[setting.name]
+    default = f" [{setting.default}]" if setting.default else ""
+    help = setting.metadata["meaning"] + default
+    option = typer.Option(flag, metavar=setting.metadata["metavar"] or None, help=help)
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None,
+        annotation=Annotated[kind | None, option],
+    )  # fmt: skip
 
 
 def serve(
-    model: Model,
-    store: Store = STORE,
-    cache: Cache = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 picks a free one.")
-    ] = 8000,
-    keys: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="API keys to accept; recblr key creates the file."),
+    model: Annotated[
+        str | None, typer.Argument(metavar="DIR", help="The folder of a trained model.")
     ] = None,
-    titles: Annotated[
+    *,
+    config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A CSV or Parquet file with item_id and title."),
+        typer.Option(
+            metavar="FILE.toml", help="Settings; options and the environment are stronger."
+        ),
     ] = None,
-    path_prefix: Annotated[
-        str, typer.Option(metavar="/PATH", help="Serve below this path, as a proxy asks for it.")
-    ] = "",
-    access_log: Annotated[
-        bool, typer.Option("--access-log", help="Log every request as a line of JSON.")
+    changes: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any setting, such as max_waiting=100. Repeatable."
+        ),
+    ] = [],  # noqa: B006 - typer reads it
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="Print the settings as TOML, and exit.")
     ] = False,
+    **options: Any,
 ) -> None:
     """Serve a model over HTTP: send events, get recommendations.
 
-    A page for trying the model is at /.
+    A page for trying the model is at /. Every setting can also be given by the environment, such as
+    RECBLR_SERVE_PORT=8001.
     """
-    if keys is None and host not in LOOPBACK:
-        raise InputError(
-            f"--host {host} accepts connections from other machines; create API keys with "
-            "recblr key and pass them with --keys"
-        )
+    settings = read_settings({"model": model, **options}, changes, config)
+    if show_settings:
+        print(as_toml(settings), end="")
+        return
+    if not settings.model:
+        raise InputError("no model to serve: give its folder, or model = … in the settings")
     with serving():
         from recblr.serving.server import run
 
-        run(model, store, host, port, keys, titles, cache, path_prefix, access_log)
+        run(settings)
+
+
+# For typer, the settings take the place of ``**options``.
+_folder, *_others, _ = inspect.signature(serve).parameters.values()
+_settings = [_option(f) for f in fields(ServerSettings) if f.metadata["metavar"] is not None]
+serve.__signature__ = inspect.Signature([_folder, *_settings, *_others])  # type: ignore[attr-defined]
 
 
 def replay(

@@ -6,11 +6,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from recblr.serving.fair_queue import BusyError
+from recblr.serving.settings import ServerSettings
 
-ALONE, TOGETHER = 64, 8  # requests in work of a tenant that is alone, and of all active tenants
-MAX_WAITING = 256  # requests of a tenant that wait; more are refused
-MAX_BODIES = 32_000_000  # bytes of a tenant's bodies in memory; more are refused
-WAIT_SECONDS = 10.0
+TOGETHER = 8  # requests in work of all active tenants, if there are several
 
 
 @dataclass
@@ -28,9 +26,10 @@ class Admission:
     in the last second. All methods run on the event loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
         self._tenants: dict[str, _Tenant] = {}
-        self._share, self._counted_at = ALONE, 0.0
+        self._share, self._counted_at = settings.max_running, 0.0
 
     @property
     def waiting(self) -> int:
@@ -48,19 +47,20 @@ class Admission:
         if tenant.inside < self._share and not tenant.waiting:
             tenant.inside += 1
             return
-        if len(tenant.waiting) >= MAX_WAITING:
-            raise BusyError(f"{MAX_WAITING} requests are waiting already")
+        most, seconds = self._settings.max_waiting, self._settings.wait_seconds
+        if len(tenant.waiting) >= most:
+            raise BusyError(f"{most} requests are waiting already")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tenant.waiting.append(turn)
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
+            async with asyncio.timeout(seconds):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 self.leave(name)
             if isinstance(error, TimeoutError):
                 raise BusyError(
-                    f"the request waited {WAIT_SECONDS:.0f} seconds for earlier ones"
+                    f"the request waited {seconds:g} seconds for earlier ones"
                 ) from None
             raise
 
@@ -81,8 +81,9 @@ class Admission:
             BusyError: the tenant has too many bodies in memory.
         """
         tenant = self._tenant(name)
-        if size > 0 and tenant.bodies + size > MAX_BODIES:
-            raise BusyError(f"{MAX_BODIES:,} bytes of bodies are waiting already")
+        most = self._settings.max_waiting_bytes
+        if size > 0 and tenant.bodies + size > most:
+            raise BusyError(f"{most:,} bytes of bodies are waiting already")
         tenant.bodies += size
 
     def _tenant(self, name: str) -> _Tenant:
@@ -103,4 +104,5 @@ class Admission:
                 active += 1
             elif not tenant.bodies and not tenant.waiting:
                 del self._tenants[name]
-        self._share = ALONE if active < 2 else max(1, TOGETHER // active)
+        alone = self._settings.max_running
+        self._share = alone if active < 2 else min(alone, max(1, TOGETHER // active))

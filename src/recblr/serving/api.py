@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from recblr.data.vocabulary import MAX_ID_BYTES
-from recblr.serving.parsing import EventBody, Id
+from recblr.serving.parsing import TEXT_SCHEMA, EventBody, Id
+from recblr.similar import Similarity
 
 K = Annotated[int, Meta(ge=1, le=1000, description="the maximum number of items")]
 MAX_EVENTS = 1_000  # in a request
@@ -149,6 +149,15 @@ class InfluenceResponse(Struct):
     events: list[EventInfluence]
 
 
+class SimilarItems(Struct):
+    """The items that are most similar to ``item_id``, best first; fewer than ``k`` by the memory, if
+    fewer have followed the item."""
+
+    model: ModelHash
+    item_id: Id
+    items: list[RecommendedItem]
+
+
 class EraseResponse(Struct):
     """``events`` is the number of events that were removed."""
 
@@ -159,7 +168,7 @@ class EraseResponse(Struct):
 class SwapRequest(Struct, forbid_unknown_fields=True, frozen=True):
     """``name`` is a model folder in the same parent folder as the model the server was started with."""
 
-    name: str
+    name: Annotated[str, Meta(extra_json_schema=TEXT_SCHEMA)]
 
 
 class SwapResponse(Struct):
@@ -245,6 +254,15 @@ OPERATIONS = {
         InfluenceResponse,
         query=(QueryParameter("item_id", str, "", "the item; by default the best one"),),
     ),
+    "similar": Operation(
+        "GET", "/v1/items/{item_id}/similar", "List the items similar to one.", SimilarItems,
+        query=(
+            QueryParameter("k", K, 10, "the maximum number of items"),
+            QueryParameter(
+                "by", Similarity, "model", "compare vectors, or count what followed (memory)"
+            ),
+        ),
+    ),
     "erase": Operation("DELETE", USER, "Remove everything about a user.", EraseResponse),
     "swap": Operation(
         "POST", "/v1/models/swap", "Serve another model.", SwapResponse, (SwapRequest,),
@@ -272,8 +290,9 @@ ERRORS = {
 }  # fmt: skip
 
 
-def openapi(version: str, prefix: str = "") -> dict[str, Any]:
-    """The OpenAPI 3.1 document of an API whose paths begin with ``prefix``."""
+def openapi(version: str, prefix: str = "", keys: bool = True) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of an API whose paths begin with ``prefix``; ``keys`` says whether it
+    asks for keys."""
     kinds: list[type[Struct]] = [ErrorResponse]
     for operation in OPERATIONS.values():
         kinds += [kind for kind in (operation.response, *operation.body) if kind is not None]
@@ -281,6 +300,10 @@ def openapi(version: str, prefix: str = "") -> dict[str, Any]:
         kinds, ref_template="#/components/schemas/{name}"
     )
     schemas = dict(zip(kinds, references, strict=True))
+    components["EventBatch"]["properties"]["events"]["items"] = {
+        "anyOf": [{"$ref": "#/components/schemas/EventBody"}, {}],
+        "description": "an event; anything else is rejected, and the others are recorded",
+    }
     components["RecommendRequest"]["oneOf"] = [
         {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
         for name in ("user_id", "history")
@@ -288,6 +311,8 @@ def openapi(version: str, prefix: str = "") -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for name, operation in OPERATIONS.items():
         document = {"operationId": name, **_document(operation, schemas)}
+        if keys and operation.access != "everyone":
+            document["security"] = [{"key": []}]
         paths.setdefault(operation.path, {})[operation.method.lower()] = document
     return {
         "openapi": "3.1.0",
@@ -305,9 +330,9 @@ def openapi(version: str, prefix: str = "") -> dict[str, Any]:
 def _document(operation: Operation, schemas: dict[type[Struct], dict[str, Any]]) -> dict[str, Any]:
     """The OpenAPI object of an operation."""
     parameters: list[dict[str, Any]] = []
-    for name in ("user_id", "event_id"):
+    for name in ("user_id", "event_id", "item_id"):
         if f"{{{name}}}" in operation.path:
-            schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}
+            schema = {"type": "string", **TEXT_SCHEMA}
             parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     for parameter in operation.query:
         schema = {**msgspec.json.schema(parameter.kind), "default": parameter.default}
@@ -335,8 +360,6 @@ def _document(operation: Operation, schemas: dict[type[Struct], dict[str, Any]])
     if bodies := [schemas[kind] for kind in operation.body]:
         body = {"anyOf": bodies} if len(bodies) > 1 else bodies[0]
         document["requestBody"] = {"required": True, "content": _json(body)}
-    if operation.access != "everyone":
-        document["security"] = [{"key": []}]
     return document
 
 

@@ -24,6 +24,7 @@ from recblr.serving.fair_queue import BusyError
 from recblr.serving.http_input import JSON, Call, Headers, RefusedError, read_body
 from recblr.serving.keys import ADMIN, DEFAULT_TENANT, Keys
 from recblr.serving.operations import Operations
+from recblr.serving.settings import ServerSettings
 from recblr.serving.storage import StorageError
 
 Scope = MutableMapping[str, Any]
@@ -33,8 +34,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 # Mean delay of a 429. A client that retries at once would take time from the other tenants.
 BUSY_SECONDS = 0.5
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-WATCH_SECONDS = 1.0  # between two looks at the file of keys
+WATCH_SECONDS = 1.0  # between two looks at the file of keys and the gauges
 MAX_REASON = 500  # characters of an error, which may quote a request
 STATUSES: dict[type[Exception], int] = {
     InputError: 422,
@@ -56,37 +58,31 @@ class Application:
 
     Args:
         operations: handles the requests.
-        keys: the API keys. Without, every client is the one tenant and the administrator.
-        hosts: the accepted host names of requests; "*" accepts all.
-        prefix: the path under which the API is, such as ``/recommender``.
-        access_log: whether to log every request.
+        keys: the API keys. Without, every client is the one tenant and the administrator, and the
+            host name of a request must be that of this machine.
+        settings: limits, path prefix and access log.
     """
 
-    def __init__(
-        self,
-        operations: Operations,
-        keys: Keys | None,
-        hosts: list[str],
-        prefix: str = "",
-        access_log: bool = False,
-    ) -> None:
-        self._operations, self._keys, self._prefix = operations, keys, prefix
-        self._access_log = access_log
-        self._admission = Admission()
+    def __init__(self, operations: Operations, keys: Keys | None, settings: ServerSettings) -> None:
+        self._operations, self._keys, self._settings = operations, keys, settings
+        self._prefix = settings.path_prefix.rstrip("/")
+        self._admission = Admission(settings)
         operations.server_metrics.gauge(
-            "requests_waiting", "Not answered yet.",
+            "requests_waiting", "Not answered yet.", "sum",
             lambda: operations.engine.waiting + self._admission.waiting,
         )  # fmt: skip
         operations.server_metrics.gauge(
-            "rebuilding", "Whether states of an earlier model are replaced.",
+            "rebuilding", "Whether states of an earlier model are replaced.", "max",
             lambda: operations.engine.rebuilding,
         )  # fmt: skip
         operations.server_metrics.gauge(
-            "ready", "Whether the storage works and the model is served.",
+            "ready", "Whether the storage works and the model is served.", "min",
             lambda: not operations.failure,
         )  # fmt: skip
-        self._hosts = None if "*" in hosts else {host.encode() for host in hosts}
-        document = msgspec.json.encode(api.openapi(recblr.__version__, prefix))
+        self._hosts = {name.encode() for name in (*LOCAL_NAMES, settings.host)}
+        document = msgspec.json.encode(
+            api.openapi(recblr.__version__, self._prefix, keys is not None)
+        )
         page, policy = _page()
         self._documents: dict[str, tuple[bytes, bytes, list[tuple[bytes, bytes]]]] = {
             "/openapi.json": (document, JSON.encode(), []),
@@ -94,7 +90,7 @@ class Application:
         }
         self._routes: dict[str, dict[str, str]] = {}  # path, then method, to operation
         for name, operation in api.OPERATIONS.items():
-            path = operation.path.replace("{user_id}", "*").replace("{event_id}", "*")
+            path = re.sub(r"\{\w+\}", "*", operation.path)
             self._routes.setdefault(path, {})[operation.method] = name
             if operation.method == "GET":
                 self._routes[path]["HEAD"] = name
@@ -108,7 +104,7 @@ class Application:
     async def _run(self, receive: Receive, send: Send) -> None:
         """Follow swaps and watch the storage until the server ends; then close the engine."""
         swaps = self._operations.swaps
-        loops = swaps.follow(), swaps.watch(), self._watch_keys()
+        loops = swaps.follow(), swaps.watch(), self._watch()
         tasks = [asyncio.create_task(loop) for loop in loops]
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
@@ -125,11 +121,13 @@ class Application:
         if self._keys is not None:
             self._keys.reload()
 
-    async def _watch_keys(self) -> None:
-        """Read the keys again when their file changes."""
-        while self._keys is not None:
+    async def _watch(self) -> None:
+        """Read the keys again when their file changes, and keep the gauges up to date."""
+        while True:
+            self._operations.server_metrics.refresh()
             await asyncio.sleep(WATCH_SECONDS)
-            self._keys.reload(only_if_changed=True)
+            if self._keys is not None:
+                self._keys.reload(only_if_changed=True)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         begin = time.perf_counter()
@@ -139,7 +137,7 @@ class Application:
         content_type = JSON.encode()
         more: list[tuple[bytes, bytes]] = []
         try:
-            if self._hosts is not None and _host(headers) not in self._hosts:
+            if self._keys is None and _host(headers) not in self._hosts:
                 raise RefusedError(400, "this host name is not accepted")
             # Paths are matched before %2F is decoded to a slash, because ids may contain slashes.
             path = scope["raw_path"].decode("latin-1")
@@ -163,7 +161,7 @@ class Application:
             status, body = 500, _error(f"internal server error, request {request_id}")
         seconds = time.perf_counter() - begin
         self._operations.server_metrics.observe_request(name, status, seconds)
-        if self._access_log:
+        if self._settings.access_log:
             log.info("answered", extra={"fields": {
                 "request": request_id, "client": (scope.get("client") or [""])[0],
                 "method": scope["method"], "operation": name, "status": status,
@@ -205,7 +203,9 @@ class Application:
 
         try:
             tenant = self._tenant(headers, operation)
-            body = await read_body(headers, receive, hold) if operation.body else b""
+            body = b""
+            if operation.body:
+                body = await read_body(headers, receive, hold, self._settings)
             call = Call(tenant, parameter, scope["query_string"], body)
             if operation.access == "tenant":
                 await admission.enter(tenant)

@@ -11,15 +11,10 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_CONNECTIONS = 2048
+from recblr.serving.settings import ServerSettings
+
 SPARE = 64  # connections beyond the limit, so that health is answered while all others are busy
-MAX_HEAD_BYTES = 32 * 1024  # request line and headers
-MAX_URL_BYTES = 8 * 1024
 PIECE_OF_BODY = 64 * 1024  # bytes that the parser gets at a time
-MAX_PIPELINED = 16  # requests of a connection that wait for the answer to an earlier one
-HEAD_SECONDS = 10.0  # for request line and headers to arrive
-IDLE_SECONDS = 30  # a connection without a request is kept open so long
-READ_SECONDS = 30.0  # for a client to read an answer
 LINGER_SECONDS = 1.0  # until a connection is closed after a refusal
 MAX_DISCARDED = 8_000_000  # bytes of a body after its answer
 OTHER_FILES = 128  # descriptors for all but connections
@@ -31,7 +26,8 @@ class Connection(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 with limits. A client that exceeds one gets an error status, if it can still
     be answered, and is disconnected."""
 
-    limit = MAX_CONNECTIONS
+    settings = ServerSettings()
+    limit = settings.max_connections
     _head_timer: asyncio.TimerHandle | None = None
     _read_timer: asyncio.TimerHandle | None = None
     _in_head = False  # whether a part of a request's head has arrived
@@ -45,7 +41,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self.idle_since = self.loop.time()
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_slow)
+        self._head_timer = self.loop.call_later(self.settings.head_seconds, self._close_slow)
         if len(self.connections) > self.limit:
             self._make_room()
 
@@ -79,10 +75,13 @@ class Connection(HttpToolsProtocol):
     def _close_slow(self) -> None:
         self._head_timer = None
         if self._is_busy():  # with an earlier request
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_slow)
+            self._head_timer = self.loop.call_later(self.settings.head_seconds, self._close_slow)
             return
         if self._in_head and not self.transport.is_closing():
-            self._refusal = 408, f"the headers did not arrive in {HEAD_SECONDS:.0f} seconds"
+            self._refusal = (
+                408,
+                f"the headers did not arrive in {self.settings.head_seconds:.0f} seconds",
+            )
             self._refuse(*self._refusal)
         else:
             self.transport.abort()
@@ -92,7 +91,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._read_timer = self.loop.call_later(READ_SECONDS, self.transport.abort)
+        self._read_timer = self.loop.call_later(self.settings.read_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -109,12 +108,12 @@ class Connection(HttpToolsProtocol):
             if self._refusal is not None or self.transport.is_closing():
                 return
             body = not self._in_head and self._is_busy()
-            piece = data[start : start + (PIECE_OF_BODY if body else MAX_URL_BYTES)]
+            piece = data[start : start + (PIECE_OF_BODY if body else self.settings.max_url_bytes)]
             start += len(piece)
             if self._in_head:
                 self._head_bytes += len(piece)
             try:
-                if self._head_bytes > MAX_HEAD_BYTES:
+                if self._head_bytes > self.settings.max_head_bytes:
                     self._limit_head()
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade:
@@ -133,7 +132,7 @@ class Connection(HttpToolsProtocol):
 
     def _limit_head(self) -> None:
         """Raise an error that ends the parsing."""
-        self._refusal = 431, f"the headers have more than {MAX_HEAD_BYTES:,} bytes"
+        self._refusal = 431, f"the headers have more than {self.settings.max_head_bytes:,} bytes"
         raise httptools.HttpParserError
 
     def _refuse(self, status: int, reason: str) -> None:
@@ -151,13 +150,13 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._in_head, self._head_bytes = True, 0
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_slow)
+            self._head_timer = self.loop.call_later(self.settings.head_seconds, self._close_slow)
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        if len(self.url) > MAX_URL_BYTES:
-            self._refusal = 414, f"the URL has more than {MAX_URL_BYTES:,} bytes"
+        if len(self.url) > self.settings.max_url_bytes:
+            self._refusal = 414, f"the URL has more than {self.settings.max_url_bytes:,} bytes"
             raise httptools.HttpParserError
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -167,10 +166,15 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
+        if size > self.settings.max_head_bytes:
             self._limit_head()
-        if len(self.pipeline) >= MAX_PIPELINED:  # the answers to the requests before it are sent
-            self._refusal = 400, f"more than {MAX_PIPELINED} requests wait on one connection"
+        if (
+            len(self.pipeline) >= self.settings.max_pipelined
+        ):  # the answers to the requests before it are sent
+            self._refusal = (
+                400,
+                f"more than {self.settings.max_pipelined} requests wait on one connection",
+            )
             raise httptools.HttpParserError
         self._in_head, self._head_bytes, self._discarded = False, 0, 0
         self.idle_since = None
@@ -195,22 +199,23 @@ class Connection(HttpToolsProtocol):
             self._refuse(*self._refusal)
 
 
-def connection_limit() -> int:
+def connection_limit(wanted: int) -> int:
     """How many connections the limit of open files allows; it is raised as far as it can be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + SPARE + OTHER_FILES
-    if soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    files = wanted + SPARE + OTHER_FILES
+    if soft < files:
+        soft = files if hard == resource.RLIM_INFINITY else min(files, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    limit = min(MAX_CONNECTIONS, max(16, soft - SPARE - OTHER_FILES))
-    if limit < MAX_CONNECTIONS:
+    limit = min(wanted, max(16, soft - SPARE - OTHER_FILES))
+    if limit < wanted:
         log.warning(
             "the limit of %d open files allows %d connections instead of %d; raise it with ulimit -n "
-            "or LimitNOFILE=", soft, limit, MAX_CONNECTIONS,
+            "or LimitNOFILE=", soft, limit, wanted,
         )  # fmt: skip
     return limit
 
 
-def connections(limit: int) -> Any:
-    """The class of the connections of a server that has at most ``limit``."""
-    return type("Connection", (Connection,), {"limit": limit})
+def connections(settings: ServerSettings) -> Any:
+    """The class of the connections of a server."""
+    limit = connection_limit(settings.max_connections)
+    return type("Connection", (Connection,), {"settings": settings, "limit": limit})

@@ -39,6 +39,7 @@ from recblr.serving.requests import (
     UserDescription,
     UserHistory,
 )
+from recblr.serving.settings import MAX_WAITING
 from recblr.serving.storage import (
     Event,
     EventLog,
@@ -48,7 +49,6 @@ from recblr.serving.storage import (
     User,
 )
 
-MAX_WAITING = 256  # unanswered requests per tenant; more are refused
 BATCH = 16  # requests handled at once
 BATCH_COST = 4.0  # their cost at most, in ms, if several tenants are active
 CHANGES = (
@@ -78,7 +78,7 @@ class Engine:
     """
 
     def __init__(self, log: EventLog, cache: StateCache, model: ServedModel) -> None:
-        self._log = log
+        self._log, self._cache = log, cache
         self._processor = RequestProcessor(log, cache, model)
         self.failure: StorageError | None = None
         self._queue: FairQueue[_Task] = FairQueue(BATCH, BATCH_COST)
@@ -168,6 +168,7 @@ class Engine:
         self._queue.close()
         self._thread.join()
         self._searcher.close()
+        self._cache.close()
         self._log.close()
 
     def _send(self, tenant: str, request: Request) -> "Future[Any]":

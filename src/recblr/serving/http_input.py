@@ -12,12 +12,11 @@ import msgspec
 from recblr.data.vocabulary import MAX_ID_BYTES, check_id
 from recblr.serving.api import MAX_IDS, Operation
 from recblr.serving.parsing import InvalidError, TooDeepError, parse_json
+from recblr.serving.settings import ServerSettings
 from recblr.serving.storage import User
 
 JSON = "application/json"
 LARGE_BODIES_RATE = 50e6  # bytes of large bodies a second, of all clients
-MAX_BODY_BYTES = 1_000_000
-BODY_SECONDS = 10.0  # time for a body to arrive
 LARGE_BODY = 16_384  # bytes from which the time to decode a body matters to others
 
 Headers = Mapping[bytes, bytes]
@@ -61,7 +60,9 @@ class Call:
         return self.tenant, self.id("user_id")
 
 
-async def read_body(headers: Headers, receive: Any, hold: Callable[[int], None]) -> bytes:
+async def read_body(
+    headers: Headers, receive: Any, hold: Callable[[int], None], settings: ServerSettings
+) -> bytes:
     """The body of a request.
 
     ``hold`` is told the number of bytes in memory, and may refuse them.
@@ -75,7 +76,7 @@ async def read_body(headers: Headers, receive: Any, hold: Callable[[int], None])
         raise RefusedError(415, "send the body without Content-Encoding")
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(settings.body_seconds):
             more = True
             while more:
                 message = await receive()
@@ -84,11 +85,15 @@ async def read_body(headers: Headers, receive: Any, hold: Callable[[int], None])
                 chunk = message.get("body", b"")
                 hold(len(chunk))
                 body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise RefusedError(413, f"the body has more than {MAX_BODY_BYTES:,} bytes")
+                if len(body) > settings.max_body_bytes:
+                    raise RefusedError(
+                        413, f"the body has more than {settings.max_body_bytes:,} bytes"
+                    )
                 more = message.get("more_body", False)
     except TimeoutError:
-        raise RefusedError(408, f"the body did not arrive in {BODY_SECONDS:.0f} seconds") from None
+        raise RefusedError(
+            408, f"the body did not arrive in {settings.body_seconds:g} seconds"
+        ) from None
     return bytes(body)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from recblr.errors import InputError
 from recblr.files import check_writable, new_file, write_errors
 
 ADMIN = "admin"  # the tenant that may swap models and read metrics, and has no users
+TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_BYTES = 10_000_000  # of a file of keys
 DEFAULT_TENANT = "default"  # the tenant of all users of a server without keys
 
@@ -79,8 +81,11 @@ def add_key(path: Path, tenant: str, rotate: bool = False, grace: float = 0.0) -
     The key itself is not stored. A tenant may have several keys; with ``rotate`` the others expire
     after ``grace`` seconds.
     """
-    if not tenant or not tenant.isprintable():
-        raise InputError(f"tenant {tenant!r}: give a name of letters, digits or dashes")
+    if not TENANT.fullmatch(tenant):
+        raise InputError(
+            f"tenant {tenant!r}: give 1 to 64 letters, digits, dots, dashes and underscores, of which "
+            "the first is a letter or digit"
+        )
     check_writable(path)
     keys = read_keys(path) if path.exists() else []
     text, now = secrets.token_urlsafe(32), time.time()

@@ -36,5 +36,8 @@ class LocalCache:
     def check(self) -> None:
         pass  # it is in memory
 
+    def close(self) -> None:
+        pass
+
     def erase(self, user: User, version: int) -> None:
         self._states.pop(user, None)

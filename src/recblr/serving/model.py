@@ -13,7 +13,6 @@ from recblr.errors import InputError
 from recblr.models.fused_step import FusedStep
 from recblr.models.model import RecurrentModel
 from recblr.models.recblr import RecBLR
-from recblr.recommender import load
 from recblr.training.stage import describe_unseen
 
 MAX_STEPS = 12  # up to so many events of a user, single steps are faster than a pass of the network
@@ -47,19 +46,19 @@ class ServedModel:
     """
 
     def __init__(self, path: Path) -> None:
-        recommender = load(path, "cpu")
-        network = recommender.network
+        contents = artifact.load(path, histories=False)
+        network = contents.network
         if not isinstance(network, RecurrentModel):
             raise InputError(
-                f"{path}: {recommender.model} has no state to update by an event and cannot be "
+                f"{path}: {contents.model} has no state to update by an event and cannot be "
                 "served; train recblr, gru4rec or lrurec"
             )
-        self.path, self.name, self.network = path, recommender.model, network
-        self.memory = recommender.memory
+        self.path, self.name, self.network = path, contents.model, network
+        self.memory = contents.memory
         self.reach = self.memory.config.reach if self.memory is not None else 1
         self.hash = artifact.digest(path)[:16]
-        self.vocabulary = Vocabulary(recommender.data.item_ids, "item")
-        self.item_ids: list[str | int] = recommender.data.item_ids.to_pylist()
+        self.vocabulary = Vocabulary(contents.data.item_ids, "item")
+        self.item_ids: list[str | int] = contents.data.item_ids.to_pylist()
         self._rows = {str(name): row for row, name in enumerate(self.item_ids)}
         self._fused = FusedStep(network) if isinstance(network, RecBLR) else None
         with torch.no_grad():
@@ -72,8 +71,8 @@ class ServedModel:
         some = np.arange(min(3, len(self.item_ids)))
         if not np.isfinite(self.fold(self.start[None], [some])).all():
             raise InputError(f"{path}: the states are not finite; train the model again")
-        self.counts = recommender.data.item_counts
-        self.unseen = describe_unseen(recommender.stages)
+        self.counts = contents.data.item_counts
+        self.unseen = describe_unseen(contents.stages)
         self.popular = np.argsort(-self.counts, kind="stable")
 
     def __repr__(self) -> str:

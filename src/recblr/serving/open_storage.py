@@ -4,18 +4,19 @@ from pathlib import Path
 
 from recblr.errors import InputError, from_extra
 from recblr.serving.local_cache import LocalCache
+from recblr.serving.settings import POSTGRESQL, ServerSettings
 from recblr.serving.sqlite import SQLiteLog
 from recblr.serving.storage import EventLog, StateCache
-
-POSTGRESQL = ("postgresql://", "postgres://")
 
 
 def open_storage(
     store: str,
     cache: str | None,
-    cached_users: int = 100_000,
+    cached_users: int = ServerSettings.cached_users,
     create: bool = True,
     shared: bool = False,
+    postgresql_seconds: float = ServerSettings.postgresql_seconds,
+    redis_seconds: float = ServerSettings.redis_seconds,
 ) -> tuple[EventLog, StateCache]:
     """Open an event log and a cache of states.
 
@@ -25,6 +26,8 @@ def open_storage(
         cached_users: the size of a cache in this process.
         create: whether to create a file that does not exist.
         shared: whether a server may use the file at the same time.
+        postgresql_seconds: the time for PostgreSQL to answer.
+        redis_seconds: … for Redis.
 
     Raises:
         InputError: one of them cannot be opened, or the log is a file and the cache is not local.
@@ -45,9 +48,11 @@ def open_storage(
     with from_extra("shared"):
         from recblr.serving.postgresql import PostgreSQLLog
         from recblr.serving.redis import RedisCache
-    log = PostgreSQLLog(store)
+    log = PostgreSQLLog(store, postgresql_seconds)
     try:
-        return log, LocalCache(cached_users) if cache is None else RedisCache(cache, log.id)
+        if cache is None:
+            return log, LocalCache(cached_users)
+        return log, RedisCache(cache, log.id, redis_seconds)
     except InputError:
         log.close()
         raise

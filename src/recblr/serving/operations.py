@@ -2,26 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from recblr.audience import NONE_LEFT
 from recblr.data.vocabulary import check_id
 from recblr.errors import InputError
 from recblr.influence import influence
 from recblr.models.recblr import RecBLR
-from recblr.recommending import NONE_LEFT
 from recblr.serving import api
 from recblr.serving.engine import Engine
 from recblr.serving.http_input import Call, RefusedError, decode_body, read_ids, read_query
 from recblr.serving.metrics import ServerMetrics
+from recblr.serving.model import ServedModel
 from recblr.serving.model_swaps import ModelSwaps
 from recblr.serving.parsing import parse_body, parse_event
 from recblr.serving.requests import Outcome, Query, RankedItems, UserHistory
 from recblr.serving.storage import Event, StorageError
 from recblr.serving.timestamps import seconds_of
+from recblr.similar import Similarity, most_similar
 
 MAX_INFLUENCES = 256  # in a response
 VALIDATED = 64  # events that are checked at a time, before other requests are handled
@@ -39,7 +41,7 @@ class Operations:
     def __init__(self, engine: Engine, models: Path, titles: Mapping[str, str]) -> None:
         self.engine, self._titles = engine, titles
         self.swaps = ModelSwaps(engine, models)
-        self._decoding, self._explaining = asyncio.Lock(), asyncio.Lock()
+        self._decoding, self._computing = asyncio.Lock(), asyncio.Lock()
         self.server_metrics = ServerMetrics()
 
     @property
@@ -80,11 +82,11 @@ class Operations:
         elif valid:
             recorded = await asyncio.wrap_future(self.engine.record(tenant, valid))
         outcomes = iter(recorded)
-        results = [
-            self._result(event.event_id, next(outcomes)) if isinstance(event, Event)
-            else self._result(None, Outcome("rejected", str(event)))
+        results = self._results([
+            (event.event_id, next(outcomes)) if isinstance(event, Event)
+            else (None, Outcome("rejected", str(event)))
             for event in parsed
-        ]  # fmt: skip
+        ])  # fmt: skip
         if items is None:
             return api.RecordResponse(self.engine.model.hash, results)
         ranked = self._recommendations(items, f"user {valid[-1].user_id!r}")
@@ -93,14 +95,14 @@ class Operations:
     async def _record_one(self, tenant: str, body: object) -> api.RecordResponse:
         event = parse_event(body)
         (outcome,) = await asyncio.wrap_future(self.engine.record(tenant, [event]))
-        result = self._result(event.event_id, outcome)
+        results = self._results([(event.event_id, outcome)])
         if outcome.status == "rejected":
             raise RefusedError(409, outcome.reason)
-        return api.RecordResponse(self.engine.model.hash, [result])
+        return api.RecordResponse(self.engine.model.hash, results)
 
-    def _result(self, event_id: str | None, outcome: Outcome) -> api.EventResult:
-        self.server_metrics.count_event(outcome.status)
-        return api.EventResult(outcome.status, event_id, outcome.reason)
+    def _results(self, outcomes: Sequence[tuple[str | None, Outcome]]) -> list[api.EventResult]:
+        self.server_metrics.count_events(outcome.status for _, outcome in outcomes)
+        return [api.EventResult(status, name, reason) for name, (status, reason) in outcomes]
 
     async def remove(self, call: Call) -> api.EraseResponse:
         event_id = call.id("event_id")
@@ -141,18 +143,39 @@ class Operations:
         return answer
 
     def _recommendations(self, ranked: RankedItems, whom: str) -> api.Recommendations:
-        ids = [ranked.model.item_ids[row] for row in ranked.rows]
-        scores = np.asarray(ranked.scores, np.float64).round(6).tolist()
-        items = [
-            api.RecommendedItem(item_id, score, self._titles.get(str(item_id), ""))
-            for item_id, score in zip(ids, scores, strict=True)
-        ]
+        items = self._items(ranked.model, ranked.rows, ranked.scores)
         reason = ""
         if not items:
             reason = NONE_LEFT
         elif ranked.basis == "popularity":
             reason = f"{whom} has no item that the model knows"
         return api.Recommendations(ranked.model.hash, ranked.basis, items, reason)
+
+    def _items(
+        self, model: ServedModel, rows: np.ndarray, scores: np.ndarray
+    ) -> list[api.RecommendedItem]:
+        ids = [model.item_ids[row] for row in rows]
+        rounded = np.asarray(scores, np.float64).round(6).tolist()
+        return [
+            api.RecommendedItem(item_id, score, self._titles.get(str(item_id), ""))
+            for item_id, score in zip(ids, rounded, strict=True)
+        ]
+
+    async def similar(self, call: Call) -> api.SimilarItems:
+        item_id, model = call.id("item_id"), self.engine.model
+        options = read_query(call, api.OPERATIONS["similar"])
+        if not model.knows(item_id):
+            raise RefusedError(404, await asyncio.to_thread(model.describe_unknown, [item_id]))
+        async with self._computing:
+            return await asyncio.to_thread(self._similar, model, item_id, **options)
+
+    def _similar(
+        self, model: ServedModel, item_id: str, k: int, by: Similarity
+    ) -> api.SimilarItems:
+        rows, size = model.rows([item_id]), len(model.item_ids)
+        _, similar, scores, _ = most_similar(model.network, model.memory, size, rows, k, by)
+        items = self._items(model, similar, scores)
+        return api.SimilarItems(model.hash, model.item_ids[rows[0]], items)
 
     # ---- users -----------------------------------------------------------------------------------
 
@@ -201,7 +224,7 @@ class Operations:
         if not model.knows(item_id):
             text = await asyncio.to_thread(model.describe_unknown, [item_id])
             raise RefusedError(404, text)
-        async with self._explaining:  # one at a time, because it takes a core
+        async with self._computing:  # one at a time, because it takes a core
             return await asyncio.to_thread(self._explain, history, item_id)
 
     def _explain(self, history: UserHistory, item_id: str) -> api.InfluenceResponse:

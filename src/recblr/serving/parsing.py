@@ -16,9 +16,11 @@ CONTAINERS = (dict, list)
 MAX_SHOWN = 40  # characters of a client's text in a message
 
 T = TypeVar("T")
-Id = Annotated[
-    str | int, msgspec.Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_ID_BYTES})
-]
+TEXT_SCHEMA = {"minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": "^[^\\u0000]*$"}
+ID_SCHEMA = {  # of text and of whole numbers; the limit of the text is in bytes
+    **TEXT_SCHEMA, "minimum": -(2**63), "maximum": 2**63 - 1,
+}  # fmt: skip
+Id = Annotated[str | int, msgspec.Meta(extra_json_schema=ID_SCHEMA)]
 
 
 class InvalidError(InputError):
@@ -41,7 +43,7 @@ class EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     event_id: Id
     user_id: Id
     item_id: Id
-    timestamp: int | float | str
+    timestamp: Annotated[int | float | str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 
 
 def parse_event(value: object) -> Event:
@@ -83,8 +85,9 @@ def parse_json(text: bytes) -> Any:
         raise TooDeepError(f"the body has more than {MAX_SEPARATORS:,} commas and colons")
     try:
         value = json.loads(
-            text.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
+            text.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant,
+            parse_float=_number,
+        )  # fmt: skip
     except UnicodeDecodeError as error:
         raise InvalidError(f"the body is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -105,6 +108,12 @@ def parse_json(text: bytes) -> Any:
         except UnicodeEncodeError:
             raise InvalidError("the body contains an unpaired surrogate") from None
     return value
+
+
+def _number(text: str) -> int | float:
+    """A number with a fraction or an exponent. 7.0 is the whole number 7, as in JSON Schema."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from recblr.errors import InputError
+from recblr.serving.settings import ServerSettings
 from recblr.serving.sql import FORMAT, UPGRADABLE, SQLLog
 from recblr.serving.storage import Event, StorageError, User, user_digest
 
@@ -59,8 +60,7 @@ CREATE TABLE recblr.served (
 );
 """
 SCHEMA_LOCK = 7_164_226  # the advisory lock while the tables are created
-CALL_SECONDS = 5.0  # for PostgreSQL to answer
-LOCK_SECONDS = 20.0  # … a statement that may wait for other workers
+LOCK_SECONDS = 20.0  # for PostgreSQL to answer a statement that may wait for other workers
 CONNECT_SECONDS = 2  # for a new connection
 RETRY_SECONDS = 1.0  # pause after no connection could be made; calls fail at once
 USER_LOCKS = 4096  # for all users together: PostgreSQL has room for about 10,000 locks
@@ -81,8 +81,8 @@ class PostgreSQLLog(SQLLog):
     ERRORS = psycopg.Error
     _closed = False
 
-    def __init__(self, url: str) -> None:
-        self._url, self._units = url, {}
+    def __init__(self, url: str, seconds: float = ServerSettings.postgresql_seconds) -> None:
+        self._url, self._units, self._call_seconds = url, {}, seconds
         self._retry_at, self._give_up_at = 0.0, float("inf")
         self._connection: psycopg.Connection[Any] | None = None
         try:
@@ -104,7 +104,7 @@ class PostgreSQLLog(SQLLog):
             self._url, autocommit=True, connect_timeout=CONNECT_SECONDS, keepalives_idle=5,
             keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000,
         )  # fmt: skip
-        with self._deadline(connection, CALL_SECONDS):
+        with self._deadline(connection, self._call_seconds):
             connection.execute(SETTINGS)
         self._retry_at = 0.0
         return connection
@@ -117,12 +117,11 @@ class PostgreSQLLog(SQLLog):
             cursor = self._connection.execute(sql.replace("?", "%s"), values)
             return cursor.fetchall() if cursor.description else []
 
-    @staticmethod
-    def _seconds(sql: str) -> float:
+    def _seconds(self, sql: str) -> float:
         """How long a statement may take."""
         if sql.startswith("VACUUM"):
             return float("inf")
-        return LOCK_SECONDS if "lock" in sql else CALL_SECONDS
+        return LOCK_SECONDS if "lock" in sql else self._call_seconds
 
     @contextmanager
     def _deadline(self, connection: "psycopg.Connection[Any]", seconds: float) -> Iterator[None]:

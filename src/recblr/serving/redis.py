@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from recblr.errors import InputError
+from recblr.serving.settings import ServerSettings
 from recblr.serving.storage import State, StorageError, User, user_digest
 
 log = logging.getLogger("recblr.storage")
@@ -24,7 +25,6 @@ log = logging.getLogger("recblr.storage")
 STATE_SECONDS = 7 * 24 * 3600  # a state expires so long after its last event
 ERASED_SECONDS = 3600  # the mark of an erased user expires then; no worker is delayed longer
 RETRY_SECONDS = 1.0  # pause after Redis has failed
-TIMEOUT_SECONDS = 0.5
 # A delayed worker must not replace a later state by an earlier one. The value begins with the version.
 PUT = """
 for number, key in ipairs(KEYS) do
@@ -51,16 +51,17 @@ class RedisCache:
     Args:
         url: the URL of Redis.
         log: the id of the log, because versions of different logs are unrelated.
+        seconds: the time for Redis to answer.
 
     Raises:
         InputError: Redis does not answer.
     """
 
-    def __init__(self, url: str, log: str) -> None:
+    def __init__(self, url: str, log: str, seconds: float = ServerSettings.redis_seconds) -> None:
         self._log = log
         try:
             self._redis = Redis.from_url(
-                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS,
+                url, socket_timeout=seconds, socket_connect_timeout=seconds,
                 retry=Retry(NoBackoff(), 0),
             )  # fmt: skip
             self._redis.ping()
@@ -101,6 +102,9 @@ class RedisCache:
         except RedisError as error:
             self._note(error)
             raise StorageError(f"the cache of states failed: {error}") from error
+
+    def close(self) -> None:
+        self._redis.close()
 
     def erase(self, user: User, version: int) -> None:
         try:  # store the next version without a state

@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import math
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +15,82 @@ from recblr.errors import InputError
 from recblr.progress import report
 from recblr.serving import logs
 from recblr.serving.app import Application
-from recblr.serving.connections import IDLE_SECONDS, connection_limit, connections
+from recblr.serving.connections import connections
 from recblr.serving.engine import Engine
 from recblr.serving.keys import DEFAULT_TENANT, Keys
 from recblr.serving.model import ServedModel
 from recblr.serving.open_storage import open_storage
 from recblr.serving.operations import Operations
+from recblr.serving.settings import ServerSettings
 from recblr.serving.storage import EventLog
+from recblr.serving.workers import Workers
 
 log = logging.getLogger("recblr.server")
 SWITCH_SECONDS = 0.001  # after which a thread that computes lets another run, instead of 0.005
 
 
-def run(
-    model: Path,
-    store: str,
-    host: str,
-    port: int,
-    keys: Path | None = None,
-    titles: Path | None = None,
-    cache: str | None = None,
-    prefix: str = "",
-    access_log: bool = False,
-) -> None:
+def run(settings: ServerSettings) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer the waiting requests and return.
-
-    Arguments as for ``recblr serve``.
 
     Raises:
         InputError: the model, the storage, the port or a file is not usable.
     """
     logs.configure()
-    prefix = prefix.rstrip("/")
-    if prefix and not prefix.startswith("/"):
-        raise InputError(f"--path-prefix {prefix}: begin it with a slash")
-    known_keys = None if keys is None else Keys(keys)
-    titles_by_id = {} if titles is None else read_titles(titles)
-    with listen(host, port) as bound:
-        model = model.resolve()
-        # A new log is created only for a model that can be served.
-        served = None if Path(store).exists() else ServedModel(model)
-        events, states = open_storage(store, cache)
-        try:
-            served = _load(events, model, served)
-        except InputError:
-            events.close()
-            raise
-        operations = Operations(Engine(events, states, served), served.path.parent, titles_by_id)
-        hosts = ["*"] if known_keys else ["localhost", "127.0.0.1", "[::1]", host]
-        app = Application(operations, known_keys, hosts, prefix, access_log)
-        empty = known_keys is None and not events.users_of(DEFAULT_TENANT, 1)
+    with listen(settings.host, settings.port) as bound:
+        if settings.workers > 1:
+            Workers(settings, bound).run()
+        else:
+            serve(settings, bound)
+
+
+def serve(
+    settings: ServerSettings,
+    bound: socket.socket,
+    ready: Callable[[], None] = lambda: None,
+    announce: bool = True,
+) -> None:
+    """Serve on a socket in this process.
+
+    Args:
+        settings: of the server.
+        bound: the socket.
+        ready: called when everything is loaded.
+        announce: whether to print what is served.
+    """
+    keys = Keys(Path(settings.keys)) if settings.keys else None
+    titles = read_titles(Path(settings.titles)) if settings.titles else {}
+    model = Path(settings.model).resolve()
+    # A new log is created only for a model that can be served.
+    served = None if Path(settings.store).exists() else ServedModel(model)
+    events, states = open_storage(
+        settings.store, settings.cache or None, settings.cached_users,
+        postgresql_seconds=settings.postgresql_seconds, redis_seconds=settings.redis_seconds,
+    )  # fmt: skip
+    try:
+        served = _load(events, model, served)
+    except InputError:
+        events.close()
+        raise
+    operations = Operations(Engine(events, states, served), served.path.parent, titles)
+    app = Application(operations, keys, settings)
+    if announce:
+        empty = keys is None and not events.users_of(DEFAULT_TENANT, 1)
         advice = "; it is empty, recblr replay --log adds the events of a log" * empty
-        name = f"[{host}]" if ":" in host else host
+        name = f"[{settings.host}]" if ":" in settings.host else settings.host
+        processes = f", {settings.workers} workers" if settings.workers > 1 else ""
         print(
             f"serving {served.name} {served.hash} from {served.path}\n"
             f"{len(served.item_ids):,} items by {served.index.kind}, events in {events.name}{advice}\n"
-            f"http://{name}:{bound.getsockname()[1]}",
+            f"http://{name}:{bound.getsockname()[1]}{processes}",
             flush=True,
         )
         if served.unseen:
             report(served.unseen)
-        sys.setswitchinterval(SWITCH_SECONDS)
-        gc.collect()
-        gc.freeze()  # keeps the collector from scanning all of torch, 0.1 s each time
-        http_server(app).run([bound])
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # keeps the collector from scanning all of torch, 0.1 s each time
+    ready()
+    http_server(app, settings).run([bound])
 
 
 def _load(events: EventLog, model: Path, served: ServedModel | None) -> ServedModel:
@@ -95,12 +109,12 @@ def _load(events: EventLog, model: Path, served: ServedModel | None) -> ServedMo
     return served
 
 
-def http_server(app: Any) -> uvicorn.Server:
+def http_server(app: Any, settings: ServerSettings) -> uvicorn.Server:
     """The HTTP server of an application."""
     return uvicorn.Server(uvicorn.Config(
-        app, http=connections(connection_limit()), timeout_keep_alive=IDLE_SECONDS,
+        app, http=connections(settings), timeout_keep_alive=math.ceil(settings.idle_seconds),
         log_level="warning", access_log=False, server_header=False, date_header=False, ws="none",
-        proxy_headers=False, timeout_graceful_shutdown=30,
+        proxy_headers=False, timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
     ))  # fmt: skip
 
 

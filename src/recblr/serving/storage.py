@@ -220,6 +220,9 @@ class StateCache(Protocol):
     def check(self) -> None:
         """Raises StorageError if the cache does not answer."""
 
+    def close(self) -> None:
+        """Close the cache; no other method may follow."""
+
     def erase(self, user: User, version: int) -> None:
         """Remove a user; from now on, states of ``version`` and earlier are not accepted.
 
