@@ -51,7 +51,8 @@ gpu: .venv/.installed
 # The promises of docs/serving.md at full length; random inputs at every door, more than 20,000; `bench gpu` on a CPU.
 soak: .venv/.installed
 	rm -f $(MEASURED)/new
-	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/serving tests/benchmark/test_gpu.py
+	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/serving tests/benchmark \
+		tests/cli/test_tune_command.py tests/paper/test_jobs.py tests/test_model_contract.py
 	mv $(MEASURED)/new $(MEASURED)/soak.json
 	RECBLR_SOAK=$(MEASURED)/new $(BIN)/pytest tests/fuzz
 	mv $(MEASURED)/new $(MEASURED)/fuzz.json

@@ -45,6 +45,8 @@ if find_spec("apsw"):  # the tests of a GPU also run where no server can
     pytest_plugins.append("serving.fixtures")
 
 SOAK = bool(os.environ.get("RECBLR_SOAK"))  # `make soak`: many repetitions, on a quiet machine
+# Tests of many seconds whose parts are tested without them, too.
+slow = pytest.mark.skipif(not SOAK, reason="takes long; `make soak` runs it")
 TINY_MODEL = RecBLRConfig(dim=16, layers=1)
 TINY_TRAINING = TrainConfig(
     epochs=2, batch_size=256, max_length=16, lr=1e-2, warmup_steps=5, precision="float32"

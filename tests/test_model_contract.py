@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import TINY_TRAINING, assert_same_tensors
+from conftest import TINY_TRAINING, assert_same_tensors, slow
 from recblr.data.batches import PackedBatch
 from recblr.data.log import read_log
 from recblr.data.preparing import prepare
@@ -184,7 +184,11 @@ def test_save_and_load_keep_every_bit(name: str, sequences: Sequences, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "examples"), [*((name, "auto") for name in MODELS), ("bert4rec", "prefixes")]
+    ("name", "examples"),
+    [
+        *((name, "auto") for name in MODELS),
+        pytest.param("bert4rec", "prefixes", marks=slow),
+    ],
 )
 def test_learns_a_markov_chain(name: str, examples: Any, tmp_path: Path) -> None:
     """Each item has three successors, with probabilities 0.6, 0.3 and 0.1; the best possible model

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cli.fixtures import Run
-from conftest import SOAK
+from conftest import slow
 from recblr.benchmark.content import GROUPS, SHOP, measure_content, simulate
 from recblr.data.simulate import Shop
 
@@ -35,7 +35,7 @@ def test_the_command_prints_a_row_for_each_scorer(
     assert printed[1].split() == ["0", "test", "popularity", "0.5000", "0.5000", "0.5000"]
 
 
-@pytest.mark.skipif(not SOAK, reason="needs minutes; runs by make soak")
+@slow
 def test_new_items_are_found_by_their_content() -> None:
     rows = measure_content({}, device="cpu")["rows"]
     found = {row["scorer"]: row["0"]["HR@10"] for row in rows if row["part"] == "test"}

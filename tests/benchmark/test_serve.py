@@ -1,6 +1,8 @@
+from conftest import slow
 from recblr.benchmark.serve import time_serving
 
 
+@slow
 def test_a_server_is_measured_from_another_process():
     result = time_serving({50: 20}, histories=(1, 70), seconds=0.5)
     (row,) = result["catalogues"]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from cli.fixtures import FAST, Run, answer, names
-from conftest import Tiny
+from conftest import Tiny, slow
 
 pytest.importorskip("optuna")
 
 
+@slow
 def test_tune_in_processes_then_train(run: Run, tiny: Tiny, tmp_path: Path) -> None:
     search = "tune", tiny.log, "-o", "tuned", "--trials", "2", *FAST
     result = answer(run(*search, "--jobs", "2", "--json"))

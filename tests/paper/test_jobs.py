@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cli.fixtures import Run as RunCommand
+from conftest import slow
 from recblr.paper import studies
 from recblr.paper.jobs import DIED, InProcess
 from recblr.paper.measurements import Measurement
@@ -94,6 +95,7 @@ def test_an_error_of_a_run_does_not_stop_the_others(
     assert record["command"] == "recblr reproduce table1 --quick --jobs 2"
 
 
+@slow
 def test_several_processes_make_the_same_records(run: RunCommand) -> None:
     rows = ("--rows=FPMC", "--seeds", "0,1")
     assert run("reproduce", *QUICK, *rows, "-o", "one").code == 0

@@ -23,7 +23,7 @@ from recblr.serving.storage import Event, StorageError
 from serving.fixtures import Store
 from serving.server_process import ServerProcess, event_body, send_until_killed
 
-CUTS, FAULTS, KILLS, KILLS_IN_SWAPS = (200, 200, 100, 18) if SOAK else (30, 30, 2, 2)
+CUTS, FAULTS, KILLS, KILLS_IN_SWAPS = (200, 200, 100, 18) if SOAK else (30, 30, 1, 1)
 
 
 # ---- power cuts and disk errors ------------------------------------------------------------------
