@@ -89,9 +89,12 @@ def test_a_notebook_shows_a_line_that_changes(monkeypatch: pytest.MonkeyPatch) -
 def test_a_line_is_printed_if_logging_is_not_configured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    ours = logging.getLogger("recblr")
+    for logger in (logging.getLogger(), ours):  # other tests may have configured them
+        monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(ours, "level", logging.NOTSET)
     report("one line")
     assert capsys.readouterr().err == "one line\n"
-    monkeypatch.setattr(logging.getLogger("recblr"), "level", logging.WARNING)
+    monkeypatch.setattr(ours, "level", logging.WARNING)
     report("one line")
     assert capsys.readouterr().err == ""

@@ -225,6 +225,8 @@ def swap_forever(server: ServerProcess, name: str) -> None:
 
 def test_a_kill_during_a_swap(models: Path, a: ServedModel, b: ServedModel, store: Store) -> None:
     """The next server answers by one of the two models, from all events."""
+    if store.kind == "shared" and not SOAK:
+        pytest.skip("takes long; `make soak` runs it, and the file is tested here")
     hashes = set()
     server = ServerProcess(models / "a", store)
     for number in range(2 + KILLS_IN_SWAPS):
