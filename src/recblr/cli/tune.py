@@ -1,5 +1,6 @@
 """The command ``recblr tune``."""
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +66,13 @@ def tune(
         return
     _print(result)
     picture = f"; importances in {out / PICTURE}" if result.importances else ""
-    print(f"recblr train {log} -o DIR --model {model} --config {out / BEST}{picture}")
+    given = {
+        "core": core, "split": split, "columns": columns, "format": format, "separator": separator
+    }  # fmt: skip
+    options = "".join(
+        f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None
+    )
+    print(f"recblr train {log} -o DIR --model {model} --config {out / BEST}{options}{picture}")
     if result.interrupted:
         print("interrupted; repeat the command to go on")
 
