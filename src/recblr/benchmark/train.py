@@ -34,7 +34,7 @@ _PARTS = {
     "convolution": ("recblr::conv_silu",),
     "cross entropy": ("_CrossEntropy",),  # without its products
     "dropout": ("recblr::dropout", "aten::native_dropout"),
-    "layer norm": ("aten::native_layer_norm",),
+    "layer norm": ("aten::native_layer_norm", "_DropoutAddNorm"),  # on a GPU with dropout and residual
     "optimiser": ("Optimizer.step", "aten::_foreach_lerp_"),
 }
 
