@@ -34,7 +34,8 @@ _PARTS = {
     "convolution": ("recblr::conv_silu",),
     "cross entropy": ("_CrossEntropy",),  # without its products
     "dropout": ("recblr::dropout", "aten::native_dropout"),
-    "layer norm": ("aten::native_layer_norm", "_DropoutAddNorm"),  # on a GPU with dropout and residual
+    # On a GPU the second has dropout and residual in it, too.
+    "layer norm": ("aten::native_layer_norm", "_DropoutAddNorm"),
     "optimiser": ("Optimizer.step", "aten::_foreach_lerp_"),
 }
 
