@@ -147,3 +147,5 @@ def test_only_large_logs_are_prepared_on_disk(
     assert suggest_limit(str(log)) is suggest_limit("beauty") is suggest_limit("-") is None
     monkeypatch.setattr("os.sysconf", lambda name: 40)
     assert suggest_limit(str(log)) == suggest_limit(f"{tmp_path}/*.csv") == "1GB"
+    monkeypatch.setattr("recblr.data.large.find_spec", lambda name: None)  # DuckDB is missing
+    assert suggest_limit(str(log)) is None

@@ -31,8 +31,8 @@ class ItemContent:
 
     Attributes:
         vectors: (V, F) float32: (given vector - mean) / scale, 0 for an item without a vector.
-        mean, scale: (F,) float64. Over the vectors of :meth:`fit`, a column has the mean 0 and the
-            variance 1 / F, so that a vector has a length of about 1.
+        mean, scale: (F,) float64. Over the vectors of the first training, a column has the mean 0 and
+            the variance 1 / F, so that a vector has a length of about 1.
         names: the K categories, each "column=value".
         codes: (C,) int64 categories, item by item.
         offsets: (V + 1,) int64; item v has the categories codes[offsets[v]] .. codes[offsets[v+1]-1].

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,10 +40,11 @@ _SPLIT = ("train_end", "validation", "test")  # the rows of split.npy
 def suggest_limit(source: str) -> str | None:
     """A memory limit for :func:`prepare_large`.
 
-    None for a log that fits into half of the memory, and for what is not a file, folder or pattern.
+    None for a log that fits into half of the memory, for what is not a file, folder or pattern, and
+    without DuckDB.
     """
     is_log = Path(source).exists() and not (Path(source) / MARKER).exists()
-    if source == STDIN or not (is_log or glob.has_magic(source)):
+    if source == STDIN or not (is_log or glob.has_magic(source)) or find_spec("duckdb") is None:
         return None
     packed = {*COMPRESSIONS, ".parquet", ".pq"}
     needed = sum(
