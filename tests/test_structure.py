@@ -12,7 +12,17 @@ LONGEST = 400  # lines of a file
 # A module imports from the lines above its own, and within its own package.
 LAYERS = [
     {"errors"},
-    {"renamed", "progress", "device", "files", "parts", "allocator", "timing", "provenance"},
+    {
+        "progress",
+        "device",
+        "files",
+        "parts",
+        "allocator",
+        "timing",
+        "provenance",
+        "ranks",
+        "renamed",
+    },
     {"config"},
     {"data", "ops"},
     {"models"},

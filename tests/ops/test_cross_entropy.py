@@ -29,6 +29,12 @@ def some_pairs(targets: Tensor, v: int) -> Tensor:
     return chosen.nonzero().repeat_interleave(2, 0).t()  # an item may come twice in a history
 
 
+def divide(monkeypatch: pytest.MonkeyPatch, items: str, size: int) -> None:
+    """Compute the loss by parts of ``size`` logits: of all items, or of some items."""
+    monkeypatch.setattr(module, "_MIN_ROWS", 0 if items == "all" else 1 << 40)
+    monkeypatch.setattr(module, "_PART", {"cpu": size})
+
+
 def truth(
     hidden: Tensor,
     weight: Tensor,
@@ -50,13 +56,14 @@ def truth(
     [(False, 0.0), (False, 0.1), (True, 0.0)],
     ids=["all", "smooth", "masked"],
 )
-@pytest.mark.parametrize("chunk", [1, 40, 1 << 21])
+@pytest.mark.parametrize("size", [1, 40, 1 << 21])
+@pytest.mark.parametrize("items", ["all", "some"])
 @pytest.mark.parametrize(("m", "v"), SHAPES)
 def test_values_and_gradients_equal_those_of_pytorch(
-    monkeypatch: pytest.MonkeyPatch, m: int, v: int, chunk: int, masked: bool, smoothing: float
-) -> None:
-    monkeypatch.setitem(module._CHUNK, "cpu", chunk)
-    monkeypatch.setattr(module, "_MIN_ROWS", 1)
+    monkeypatch: pytest.MonkeyPatch, m: int, v: int, items: str, size: int, masked: bool,
+    smoothing: float,
+) -> None:  # fmt: skip
+    divide(monkeypatch, items, size)
     hidden, weight, targets = example(m, v)
     seen = some_pairs(targets, v) if masked else None
     ours = cross_entropy(hidden, weight, targets, seen, smoothing)
@@ -97,20 +104,22 @@ def test_an_empty_mask_changes_nothing() -> None:
     assert cross_entropy(hidden, weight, targets, empty) == cross_entropy(hidden, weight, targets)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_gradcheck(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
-    monkeypatch.setitem(module._CHUNK, "cpu", 10)
-    monkeypatch.setattr(module, "_MIN_ROWS", 1)
+def test_a_second_backward_is_refused() -> None:
+    """The first one scales the gradients in place."""
     hidden, weight, targets = example(5, 7)
-    seen = some_pairs(targets, 7) if masked else None
-    assert torch.autograd.gradcheck(
-        lambda h, w: cross_entropy(h, w, targets, seen), (hidden, weight)
-    )
+    loss = cross_entropy(hidden, weight, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("size", [30.0, 100.0, 200.0, 1e4])
-def test_a_target_whose_probability_underflows_has_the_exact_loss(size: float) -> None:
+@pytest.mark.parametrize("items", ["all", "some"])
+def test_a_target_whose_probability_underflows_has_the_exact_loss(
+    items: str, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """exp(-200) is 0 in float32, but the loss is 400."""
+    divide(monkeypatch, items, 4)
     hidden = torch.tensor([[1.0], [-1.0], [1.0]], requires_grad=True)
     weight = torch.tensor([[-size], [size], [0.0]], requires_grad=True)
     targets = torch.tensor([0, 0, 1])
@@ -130,7 +139,11 @@ def test_float32_is_close_to_float64() -> None:
         torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_loss_of_a_diverged_model_is_not_finite() -> None:
+@pytest.mark.parametrize("items", ["all", "some"])
+def test_the_loss_of_a_diverged_model_is_not_finite(
+    items: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divide(monkeypatch, items, 6)
     for value in (torch.nan, torch.inf):
         hidden, weight, targets = example(3, 4)
         with torch.no_grad():
@@ -138,17 +151,19 @@ def test_the_loss_of_a_diverged_model_is_not_finite() -> None:
         assert not cross_entropy(hidden, weight, targets).isfinite()
 
 
-def test_bfloat16_products_are_close() -> None:
+@pytest.mark.parametrize("items", ["all", "some"])
+def test_bfloat16_products_are_close(items: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 has eight bits: within 1% of the loss and 2% of the largest gradient."""
+    divide(monkeypatch, items, 1 << 12)
     wide, weight, targets = example(64, 200)
-    hidden, items = (t.detach().float().requires_grad_() for t in (wide, weight))
+    hidden, table = (t.detach().float().requires_grad_() for t in (wide, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = cross_entropy(hidden, items, targets, some_pairs(targets, 200))
+        loss = cross_entropy(hidden, table, targets, some_pairs(targets, 200))
     expected = truth(wide, weight, targets, some_pairs(targets, 200))
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected, rtol=1e-2, atol=0)
-    assert loss.item() != truth(hidden, items, targets, some_pairs(targets, 200)).item()
-    gradients = torch.autograd.grad(loss, (hidden, items))
+    assert loss.item() != truth(hidden, table, targets, some_pairs(targets, 200)).item()
+    gradients = torch.autograd.grad(loss, (hidden, table))
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, (wide, weight)), strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).abs().max() <= 2e-2 * theirs.abs().max()
@@ -169,11 +184,11 @@ def test_gradients_have_the_dtypes_of_the_inputs() -> None:
 
 
 @pytest.mark.parametrize(("masked", "smoothing"), [(False, 0.0), (False, 0.1), (True, 0.0)])
+@pytest.mark.parametrize("items", ["all", "some"])
 def test_weights_are_factors_of_the_losses(
-    masked: bool, smoothing: float, monkeypatch: pytest.MonkeyPatch
+    items: str, masked: bool, smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MIN_ROWS", 2)
-    monkeypatch.setitem(module._CHUNK, "cpu", 1)
+    divide(monkeypatch, items, 14)
     m, v = 7, 5
     hidden, weight, targets = example(m, v)
     weights = torch.rand(m, dtype=torch.float64) + 0.5

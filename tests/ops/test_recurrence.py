@@ -205,7 +205,7 @@ def test_the_operators_pass_opcheck() -> None:
     torch.library.opcheck(torch.ops.recblr.linear_scan, (alpha, x, offsets, start))
     weight, bias, before = (torch.randn(s, requires_grad=True) for s in [(4, 4), (4,), (2, 3, 4)])
     torch.library.opcheck(torch.ops.recblr.conv_silu, (x, weight, bias, offsets, before))
-    torch.library.opcheck(torch.ops.recblr.dropout, (x, torch.tensor(5), 0.8))
+    torch.library.opcheck(torch.ops.recblr.dropout, (x, torch.tensor(5), 0.8, 7))
 
 
 @compiled
@@ -300,3 +300,16 @@ def test_wrong_shapes_dtypes_and_offsets_are_refused() -> None:
             ops.bd_lru(*good, torch.tensor(bounds), tensors[5])
     with pytest.raises(ValueError, match="a tensor must be"):
         ops.conv_silu(tensors[0], torch.ones(3, 4), torch.ones(4), offsets, torch.zeros(2, 3, 4))
+
+
+def test_dropout_of_parts_is_dropout_of_the_whole() -> None:
+    """Processes that divide the rows zero the same elements as one process."""
+    x = torch.ones(7, 3, requires_grad=True)
+    torch.manual_seed(0)
+    whole = ops.dropout(x, 0.5, training=True)
+    torch.manual_seed(0)
+    with ops.rows_before(4):
+        part = ops.dropout(x[4:], 0.5, training=True)
+    assert torch.equal(part, whole[4:])
+    (gradient,) = torch.autograd.grad(part.sum(), x)
+    assert torch.equal(gradient[4:] == 0, part == 0)

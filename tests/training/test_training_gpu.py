@@ -338,11 +338,12 @@ def test_a_recommender_moves_between_devices(sequences: Sequences, tmp_path: Pat
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("v", [7, 3000])
 @pytest.mark.parametrize("chunk", [1 << 26, 50_000])
+@pytest.mark.parametrize("least", [0, 1 << 40])  # parts of all items, of some items
 def test_cross_entropy_on_a_gpu(
-    chunk: int, v: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+    least: int, chunk: int, v: int, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cross_entropy.__globals__, "_CHUNK", {"cuda": chunk})
-    monkeypatch.setitem(cross_entropy.__globals__, "_MIN_ROWS", 1)
+    monkeypatch.setitem(cross_entropy.__globals__, "_PART", {"cuda": chunk})
+    monkeypatch.setitem(cross_entropy.__globals__, "_MIN_ROWS", least)
     torch.manual_seed(v)
     hidden = torch.randn(70, 16, device=CUDA, requires_grad=True)
     weight = torch.randn(v, 16, device=CUDA, requires_grad=True)

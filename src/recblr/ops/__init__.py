@@ -6,6 +6,9 @@ The recurrences take the state before each sequence and return the state after i
 processed in pieces.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -14,7 +17,11 @@ from torch import Tensor
 from recblr.ops import cpu, reference, registry, tree
 from recblr.ops.reference import last_inputs
 
-__all__ = ["Implementation", "bd_lru", "conv_silu", "dropout", "last_inputs", "linear_scan"]
+__all__ = [
+    "Implementation", "bd_lru", "conv_silu", "dropout", "last_inputs", "linear_scan", "rows_before"
+]  # fmt: skip
+
+_rows_before: ContextVar[int] = ContextVar("rows_before", default=0)
 
 Implementation = Literal["auto", "serial", "tree"]
 """How a recurrence is computed; the gradient is computed in the same way.
@@ -97,4 +104,17 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         return x
     if not cpu.supports(x):
         return torch.nn.functional.dropout(x, p)
-    return registry.dropout(x, torch.randint(2**32, ()), 1 - p)
+    # A step that is compiled is that of one process; the compiler does not read context variables.
+    rows = 0 if torch.compiler.is_compiling() else _rows_before.get()
+    before = rows * (x.numel() // max(1, len(x)))
+    return registry.dropout(x, torch.randint(2**32, ()), 1 - p, before)
+
+
+@contextmanager
+def rows_before(count: int) -> Iterator[None]:
+    """Let :func:`dropout` on a CPU draw for rows that follow ``count`` rows of other processes."""
+    token = _rows_before.set(count)
+    try:
+        yield
+    finally:
+        _rows_before.reset(token)

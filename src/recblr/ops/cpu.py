@@ -205,14 +205,17 @@ def conv_silu_backward(
     return dx, dweight.t().to(weight.dtype), dbias.to(bias.dtype), dbefore
 
 
-def dropout(x: Tensor, seed: int, keep: float) -> Tensor:
-    """x / keep where the number drawn from (seed, position) is below ``keep``, else 0."""
+def dropout(x: Tensor, seed: int, keep: float, before: int = 0) -> Tensor:
+    """x / keep where the number drawn from (seed, position) is below ``keep``, else 0.
+
+    Positions count from ``before``, the number of elements that other processes have before these.
+    """
     x = x.contiguous()
     y = torch.empty_like(x)
     threshold = ctypes.c_uint32(min(int(keep * 2**32), 2**32 - 1))
     _call(
         "dropout", x.dtype, x.numel(), 1 << 14,
-        x, y, ctypes.c_uint32(seed), threshold, ctypes.c_float(1 / keep),
+        x, y, ctypes.c_uint32(seed), threshold, ctypes.c_float(1 / keep), before,
     )  # fmt: skip
     return y
 

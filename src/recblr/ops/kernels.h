@@ -227,7 +227,7 @@ KERNEL void NAME(conv_silu_backward)(
 /* y = x / keep where a 32-bit hash of (seed, position) is below keep * 2^32, else 0. */
 KERNEL void NAME(dropout)(
     const SCALAR *restrict x, SCALAR *restrict y, uint32_t seed, uint32_t threshold, float scale,
-    int64_t first, int64_t end) {
+    int64_t before, int64_t first, int64_t end) {
     for (int64_t n = first; n < end; n++)
-        y[n] = STORE(mix((uint32_t)n ^ seed) < threshold ? LOAD(x[n]) * scale : 0.0f);
+        y[n] = STORE(mix((uint32_t)(before + n) ^ seed) < threshold ? LOAD(x[n]) * scale : 0.0f);
 }

@@ -153,17 +153,17 @@ torch.library.register_autograd(
 
 
 @_operator("x")
-def dropout(x: Tensor, seed: Tensor, keep: float) -> Tensor:
-    return cpu.dropout(x, int(seed), keep)
+def dropout(x: Tensor, seed: Tensor, keep: float, before: int) -> Tensor:
+    return cpu.dropout(x, int(seed), keep, before)
 
 
-def _save_dropout(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-    _, seed, ctx.keep = inputs
+def _save_dropout(ctx: Any, inputs: tuple[Tensor, Tensor, float, int], output: Tensor) -> None:
+    _, seed, *ctx.numbers = inputs
     ctx.save_for_backward(seed)
 
 
-def _differentiate_dropout(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-    return dropout(dy, *ctx.saved_tensors, ctx.keep), None, None
+def _differentiate_dropout(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return dropout(dy, *ctx.saved_tensors, *ctx.numbers), None, None, None
 
 
 torch.library.register_autograd(
