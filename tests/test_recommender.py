@@ -84,7 +84,7 @@ def test_interrupt_and_resume(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.Mo
         stopped = start()
     assert stopped.trained.ended == "interrupted"
     assert names(tmp_path) == {"model", "model.training"}
-    assert names(work) == {"run.jsonl", "checkpoint.safetensors", "lock"}
+    assert names(work) == {"run.jsonl", "checkpoint.safetensors", "best.safetensors", "lock"}
     assert load(out).trained.epoch == 1
     with pytest.raises(InputError, match="exists already"):
         start()

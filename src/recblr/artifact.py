@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,21 @@ from recblr.artifact_checks import (
     check_data,
     check_files,
     check_format,
+    check_lists,
     check_rows,
     check_shapes,
     read_json,
 )
 from recblr.config import build
+from recblr.data.batches import pack_latest
 from recblr.data.content import ItemContent
+from recblr.data.kinds import Kinds
 from recblr.data.sequences import MARKER as PREPARED
 from recblr.data.sequences import Sequences
 from recblr.data.split import Split
 from recblr.errors import InputError
 from recblr.files import new_folder, sha256
+from recblr.inverted_file import QUERIES, Lists, divide_if_large
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice, Trial
 from recblr.models import MODELS, create_model
@@ -55,6 +59,7 @@ FORMAT = 1
 FILES = (MARKER, "config.json", "vocabulary.parquet", "histories.parquet")
 MEMORY = "memory.safetensors"  # if the model has a memory
 CONTENT = "content.safetensors"  # if it was trained with content of items
+LISTS = "lists.safetensors"  # if it has so many items that a search looks through lists of them
 READ_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, SafetensorError, pa.ArrowException,
@@ -108,8 +113,9 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             "memory": asdict(artifact.memory_config),
             "data": {"core": data.core, "split": data.split.name},
         }
+        if data.kinds is not None:
+            settings["data"]["kinds"] = data.kinds.names
         (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        shutil.copymode(new / "config.json", new / MARKER)  # safetensors restricts it to the owner
         vocabulary = {"item_id": data.item_ids, "training_count": data.item_counts}
         pq.write_table(pa.table(vocabulary), new / "vocabulary.parquet")
         # Rows of the split are relative to the first row of the user, -1 for none.
@@ -123,7 +129,8 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
             "train_end": data.split.train_end - starts,
             **held_out,
         }
-        for name, array in (("times", data.times), ("weights", data.weights)):
+        codes = None if data.kinds is None else data.kinds.codes
+        for name, array in (("times", data.times), ("weights", data.weights), ("kinds", codes)):
             if array is not None:
                 lists = pa.LargeListArray.from_arrays(data.offsets, pa.array(array))
                 histories[name] = lists
@@ -135,12 +142,16 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
                 "values": memory.matrix.data,
             }  # fmt: skip
             safe_arrays.save_file(matrix, new / MEMORY)
-            shutil.copymode(new / "config.json", new / MEMORY)
         if artifact.content is not None:
             _save_content(artifact.content, new / CONTENT)
-            shutil.copymode(new / "config.json", new / CONTENT)
-        optional = ((MEMORY, memory), (CONTENT, artifact.content))
+        lists = divide_if_large(artifact.network.item_embeddings, lambda: _some_vectors(artifact))
+        if lists is not None:
+            arrays = {"centres": lists.centres, "list_of": lists.list_of}
+            safe_arrays.save_file(arrays, new / LISTS)
+        optional = ((MEMORY, memory), (CONTENT, artifact.content), (LISTS, lists))
         files = (*FILES, *(name for name, value in optional if value is not None))
+        for name in files:  # safetensors restricts them to the owner
+            shutil.copymode(new / "config.json", new / name)
         manifest = {
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -156,6 +167,7 @@ def save(artifact: Artifact, folder: Path, overwrite: bool = False) -> None:
                 "chosen": None if choice is None else asdict(choice),
             },
             "content": None if artifact.content is None else repr(artifact.content.items),
+            "lists": None if lists is None else {"probes": lists.probes, "recall": lists.recall},
         }  # fmt: skip
         manifest["digest"] = _digest(manifest)
         (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -179,12 +191,12 @@ def load(folder: Path, histories: bool = True) -> Artifact:
             are not finite.
     """
     try:
-        check_files(folder, (*FILES, MEMORY, CONTENT, "manifest.json"))
+        check_files(folder, (*FILES, MEMORY, CONTENT, LISTS, "manifest.json"))
         manifest = read_json(folder / "manifest.json")
         check_format(folder, manifest, FORMAT)
         if manifest["digest"] != _digest(manifest):
             raise InputError(f"{folder / 'manifest.json'} is damaged: it does not match its digest")
-        optional = ((MEMORY, "memory"), (CONTENT, "content"))
+        optional = ((MEMORY, "memory"), (CONTENT, "content"), (LISTS, "lists"))
         for file in (*FILES, *(name for name, part in optional if manifest.get(part))):
             if sha256(folder / file) != manifest["files"][file]:
                 raise InputError(
@@ -196,7 +208,7 @@ def load(folder: Path, histories: bool = True) -> Artifact:
         training = build(TrainConfig, settings["train"], "train")
         counts = {key: value for key, value in manifest["data"].items() if key != "fingerprint"}
         read = _read_data if histories else _read_items
-        data = read(folder, settings["data"], counts)
+        data = read(folder, {**settings["data"], "gaps": training.gaps}, counts)
         # Version 0.1.0 had no memory.
         memory_config = build(MemoryConfig, settings.get("memory", {"enabled": False}), "memory")
         memory, choice = _read_memory(folder, memory_config, manifest.get("memory"))
@@ -213,6 +225,7 @@ def load(folder: Path, histories: bool = True) -> Artifact:
         sizes = {
             "items": len(data.item_ids), "max_length": training.max_length,
             "users": pq.read_metadata(folder / "histories.parquet").num_rows,
+            "feature_set": data.feature_set,
         }  # fmt: skip
         with torch.device("meta"):  # without memory, until it is known that the weights fit
             expected = create_model(name, config, **sizes).state_dict()
@@ -246,6 +259,30 @@ def load(folder: Path, histories: bool = True) -> Artifact:
     )  # fmt: skip
 
 
+def read_lists(folder: Path, vectors: torch.Tensor) -> Lists | None:
+    """The lists of the items of a loaded artifact, whose vectors are (V, D); None if it has none.
+
+    Raises:
+        InputError: the lists do not fit.
+    """
+    if (values := read_json(folder / "manifest.json").get("lists")) is None:
+        return None
+    arrays: dict[str, Any] = safe_arrays.load_file(folder / LISTS)
+    lists = Lists(**arrays, **values)
+    check_lists(folder / LISTS, lists, vectors.shape)
+    return lists
+
+
+def _some_vectors(artifact: Artifact) -> torch.Tensor:
+    """Vectors of a few users, as queries for items."""
+    data = artifact.data
+    users = np.linspace(0, data.users - 1, min(data.users, QUERIES)).astype(np.int64)
+    begins, ends = data.offsets[users], data.offsets[users + 1]
+    length = artifact.training.max_length
+    batch = pack_latest(data.items, begins, ends, length, "none", data.features)
+    return artifact.network.history_vectors(replace(batch, users=torch.from_numpy(users))).cpu()
+
+
 def digest(folder: Path) -> str:
     """The digest in the manifest, which identifies an artifact; :func:`load` checks it."""
     value: str = json.loads((folder / "manifest.json").read_text())["digest"]
@@ -260,7 +297,11 @@ def _read_items(folder: Path, settings: Mapping[str, Any], summary: dict[str, An
     split = Split(settings["split"], nobody, nobody, nobody)
     item_ids, user_ids = table["item_id"].combine_chunks(), pa.array([], pa.string())
     items, offsets = np.empty(0, np.int32), np.zeros(1, np.int64)
-    data = Sequences(items, offsets, user_ids, item_ids, split, settings["core"], summary)
+    kinds = _kinds(settings, np.empty(0, np.uint8))
+    data = Sequences(
+        items, offsets, user_ids, item_ids, split, settings["core"], summary, kinds=kinds,
+        gaps=settings["gaps"],
+    )  # fmt: skip
     check_data(folder, data)
     counts = table["training_count"].to_numpy()
     if counts.dtype.kind != "i" or (counts < 0).any():
@@ -288,15 +329,23 @@ def _read_data(folder: Path, settings: Mapping[str, Any], summary: dict[str, Any
     )
     items = lists.values.to_numpy()
     user_ids = table["user_id"].combine_chunks()
-    times, weights = (  # absent in version 0.1.0
+    times, weights, codes = (  # absent in version 0.1.0
         table[name].combine_chunks().values.to_numpy() if name in table.column_names else None
-        for name in ("times", "weights")
+        for name in ("times", "weights", "kinds")
     )
     data = Sequences(
-        items, offsets, user_ids, item_ids, split, settings["core"], summary, times, weights
-    )
+        items, offsets, user_ids, item_ids, split, settings["core"], summary, times, weights,
+        _kinds(settings, codes), settings["gaps"],
+    )  # fmt: skip
     check_data(folder, data)
     return data
+
+
+def _kinds(settings: Mapping[str, Any], codes: np.ndarray | None) -> Kinds | None:
+    """The kinds of the events, whose names are in the settings of the data."""
+    if codes is None or "kinds" not in settings:
+        return None
+    return Kinds(codes, tuple(settings["kinds"]))
 
 
 def _read_memory(

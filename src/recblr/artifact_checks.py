@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from recblr.data.kinds import MAX_KINDS, Kinds
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
+from recblr.inverted_file import Lists
 from recblr.models.content import Content
 
 MAX_JSON_BYTES = 16_000_000
@@ -76,7 +78,7 @@ def check_rows(path: Path) -> None:
 def check_data(folder: Path, data: Sequences) -> None:
     """InputError unless the histories and the split fit the vocabulary."""
     users, length = len(data.user_ids), len(data.items)
-    offsets, split, weights = data.offsets, data.split, data.weights
+    offsets, split, weights, kinds = data.offsets, data.split, data.weights, data.kinds
     starts, stops = offsets[:-1], offsets[1:]
     held_out = [split.validation, split.test]
     fits = (
@@ -93,6 +95,7 @@ def check_data(folder: Path, data: Sequences) -> None:
         and offsets[0] == 0 and offsets[-1] == length and bool(np.all(starts <= stops))
         and (weights is None or (weights.dtype == np.float32 and len(weights) == length
                                  and bool(((weights > 0) & (weights < np.inf)).all())))
+        and (kinds is None or _are_kinds(kinds, length))
         and bool(np.all((starts <= split.train_end) & (split.train_end <= stops)))
         and all(bool(np.all((rows == -1) | ((starts <= rows) & (rows < stops)))) for rows in held_out)
     )  # fmt: skip
@@ -100,6 +103,15 @@ def check_data(folder: Path, data: Sequences) -> None:
         raise InputError(
             f"{folder}: the histories do not fit the vocabulary; train the model again"
         )
+
+
+def _are_kinds(kinds: Kinds, events: int) -> bool:
+    codes, names = kinds.codes, kinds.names
+    return (
+        codes.dtype == np.uint8 and len(codes) == events
+        and int(codes.max(initial=0)) <= len(names) == len(set(names)) <= MAX_KINDS
+        and all(isinstance(name, str) and name for name in names)
+    )  # fmt: skip
 
 
 def check_config(folder: Path, config: object, weights: Mapping[str, Tensor]) -> None:
@@ -151,3 +163,18 @@ def check_content(path: Path, content: Content, items: int, tables: Mapping[str,
     )  # fmt: skip
     if not fits:
         raise InputError(f"{path}: the content does not fit the model; train the model again")
+
+
+def check_lists(path: Path, lists: Lists, shape: tuple[int, ...]) -> None:
+    """InputError unless the lists are of items with vectors (V, D) of this shape."""
+    centres, list_of = lists.centres, lists.list_of
+    fits = (
+        centres.ndim == 2 and centres.dtype == np.float32 and bool(np.isfinite(centres).all())
+        and centres.shape[1] == shape[1] and 0 < len(centres) <= shape[0]
+        and list_of.shape == shape[:1] and list_of.dtype == np.int32
+        and 0 <= int(list_of.min()) <= int(list_of.max()) < len(centres)
+        and type(lists.probes) is int and lists.probes >= 1
+        and type(lists.recall) is float and 0 <= lists.recall <= 1
+    )  # fmt: skip
+    if not fits:
+        raise InputError(f"{path}: the lists of items do not fit the model; train the model again")

@@ -16,6 +16,7 @@ import torch
 
 from recblr.config import check_count, check_value
 from recblr.data.batches import PackedBatch, pack_latest
+from recblr.data.kinds import kind_code
 from recblr.data.sequences import Sequences
 from recblr.data.vocabulary import Id, Vocabulary, as_ids, as_list
 from recblr.errors import InputError
@@ -37,22 +38,26 @@ class Selection:
         k: the number of items.
         excluded: (V,) mask of the items that are never recommended.
         hide_seen: whether to exclude the items of the history.
+        kind: the code of the kind of events to recommend items for, 0 for any.
     """
 
     k: int
     excluded: np.ndarray
     hide_seen: bool
+    kind: int = 0
 
     @staticmethod
     def from_ids(
-        items: Vocabulary, k: Any, allow: Any, deny: Any, hide_seen: Any, unknown: Unknown
-    ) -> "Selection":
+        data: Sequences, k: Any, allow: Any, deny: Any, hide_seen: Any, unknown: Unknown,
+        kind: Any = None,
+    ) -> "Selection":  # fmt: skip
         """Allow only the items ``allow``, if given, and none of the items ``deny``.
 
         Raises:
             InputError: a value has the wrong type, ``k`` is below 1, an item is unknown and ``unknown``
-                is "error", or no known item is allowed.
+                is "error", no known item is allowed, or the kind is unknown.
         """
+        items = data.item_vocabulary
         k, unknown = check_count(k, "k"), check_value(unknown, Unknown, "unknown")
         hide_seen = check_value(hide_seen, bool, "hide_seen")
         excluded = np.zeros(len(items.ids), bool)
@@ -65,7 +70,7 @@ class Selection:
             excluded[rows[rows >= 0]] = name == "deny"
         if excluded.all():
             raise InputError("allow and deny leave no item that the model knows")
-        return Selection(k, excluded, hide_seen)
+        return Selection(k, excluded, hide_seen, kind_code(kind, data.kind_names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +83,15 @@ class Audience:
         histories: item rows, oldest first. An empty history gets the most popular items.
         candidates: for each history the rows of the only items to recommend, ascending; None if all
             items are candidates.
+        features: for each history those of its events (T, F), rows of their table; None if the model
+            reads none, or if they are not known.
     """
 
     ids: pa.Array
     users: np.ndarray
     histories: list[np.ndarray]
     candidates: list[np.ndarray] | None = None
+    features: list[np.ndarray] | None = None
 
     @staticmethod
     def of_users(
@@ -107,18 +115,27 @@ class Audience:
             raise InputError(f"{message}; a user in the result needs an id of that type") from None
         if missing:
             warnings.warn(f"{message}; {EFFECTS[unknown]}", stacklevel=3)
-        offsets = data.offsets
-        histories = [
-            data.items[offsets[row] : offsets[row + 1]] if row >= 0 else data.items[:0]
-            for row in rows
-        ]
-        return Audience(ids, rows, histories, lists)
+        return Audience.of_rows(data, rows, ids, lists)
+
+    @staticmethod
+    def of_rows(
+        data: Sequences, rows: np.ndarray, ids: pa.Array, candidates: list[np.ndarray] | None = None
+    ) -> "Audience":
+        """Users of the log by their rows (B,), -1 for one without a history."""
+        offsets, empty = data.offsets, slice(0, 0)
+        parts = [slice(offsets[row], offsets[row + 1]) if row >= 0 else empty for row in rows]
+        features = data.features
+        return Audience(
+            ids, rows, [data.items[part] for part in parts], candidates,
+            None if features is None else [features[part] for part in parts],
+        )  # fmt: skip
 
     @staticmethod
     def of_histories(
-        known: Vocabulary, histories: Any, unknown: Unknown, candidates: Any = None
+        data: Sequences, histories: Any, unknown: Unknown, candidates: Any = None
     ) -> "Audience":
         """Histories of item ids; arguments as for :meth:`Recommender.recommend`."""
+        known = data.item_vocabulary
         named = [
             as_ids(history, f"histories[{number}]", ordered=True)
             for number, history in enumerate(as_list(histories, "histories", ordered=True))
@@ -143,17 +160,29 @@ class Audience:
             for name, row in zip(named[number], rows[number], strict=True) if row < 0
         ]:  # fmt: skip
             warnings.warn(f"histories: {known.describe_unknown(missing)}; ignored", stacklevel=3)
+        if data.feature_set:
+            warnings.warn(
+                "histories: the model also reads the kinds of events or the gaps between them, which a "
+                "list of items does not have",
+                stacklevel=3,
+            )
         users = np.full(len(numbers), -1)
         kept, lists = at(numbers, kept), lists and at(numbers, lists)
         return Audience(pa.array(numbers), users, kept, lists)
 
-    def batch(self, rows: np.ndarray, max_length: int) -> PackedBatch:
-        """The last ``max_length`` events of some of the histories, none of which is empty."""
+    def batch(self, rows: np.ndarray, max_length: int, kind: int = 0) -> PackedBatch:
+        """The last ``max_length`` events of some of the histories, none of which is empty.
+
+        ``kind`` is the code of the kind that they are asked for, 0 for any.
+        """
         histories = at(rows, self.histories)
         stops = np.cumsum([len(items) for items in histories])
         starts = np.concatenate([[0], stops[:-1]])
-        batch = pack_latest(np.concatenate(histories), starts, stops, max_length, "none")
-        return replace(batch, users=torch.from_numpy(self.users[rows]))
+        features = None if self.features is None else np.concatenate(at(rows, self.features))
+        items = np.concatenate(histories)
+        batch = pack_latest(items, starts, stops, max_length, "none", features)
+        asked = torch.full((len(rows),), kind) if kind else None
+        return replace(batch, users=torch.from_numpy(self.users[rows]), asked=asked)
 
     def warn_if_unserved(self, table: pa.Table) -> None:
         """Warn of users or histories that have no row in the result."""

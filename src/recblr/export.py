@@ -83,6 +83,11 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> dict
     if recommender.model not in _STEPS:
         raise InputError(f"{recommender.model} cannot be exported; use one of {', '.join(_STEPS)}")
     assert isinstance(network, RecurrentModel)
+    if network.feature_set:
+        raise InputError(
+            f"{folder}: the model reads the kinds of events or the gaps between them, which an export "
+            "does not hold; train a model without them"
+        )
     if network.item_embeddings.nbytes > _LARGEST:
         raise InputError(
             f"{folder}: the vectors of {len(network.item_embeddings):,} items take "

@@ -4,6 +4,7 @@ Axes: B histories, V items.
 """
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ from recblr.config import check_count
 from recblr.data import open_with_items
 from recblr.data.batches import PackedBatch
 from recblr.data.columns import Columns
+from recblr.data.kinds import kind_code
 from recblr.data.sequences import Part, Sequences, index_in
 from recblr.data.vocabulary import Id, as_ids
 from recblr.errors import InputError, NotFittedError
 from recblr.evaluation.evaluate import Evaluation, evaluate
 from recblr.evaluation.metrics import CUTOFFS
+from recblr.evaluation.ranking import Scorer
 from recblr.files import write_errors
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice
@@ -76,6 +79,7 @@ class FittedModel:
     def evaluate(
         self, log: Any = None, part: Part = "test", columns: Columns | None = None, *,
         k: Any = CUTOFFS, baselines: Any = (), lists: bool = False, slice_by: Any = (),
+        kind: Any = None,
     ) -> list[Evaluation]:  # fmt: skip
         """The evaluations of ``part`` under both protocols, "unmasked" and "masked".
 
@@ -86,6 +90,8 @@ class FittedModel:
             part: "validation" or "test".
             columns: our column names to those of ``log``.
             k, baselines, lists, slice_by: as in :func:`recblr.evaluation.evaluate.evaluate`.
+            kind: predict only the events of this kind, and ask the model for it; by default all, asked
+                for any kind.
 
         Raises:
             InputError: the log cannot be read, or the model knows none of its items.
@@ -104,8 +110,15 @@ class FittedModel:
                 assert batch.users is not None
                 return self.score(replace(batch, users=known_users[batch.users]))
 
+        if code := kind_code(kind, self.data.kind_names):
+            data, score = data.with_targets_of(code, part), partial(_ask, score, code)
         length, table = self.training.max_length, self.network.item_embeddings.detach()
         measured = evaluate(score, data, length, part, k, baselines, lists, table, slice_by)
+        if code:
+            return [
+                replace(each, protocol=replace(each.protocol, part=f"{part}, kind {kind}"))
+                for each in measured
+            ]
         if log is None and part == "test":
             self.measured = [evaluation.to_json() for evaluation in measured]
         return measured
@@ -113,7 +126,7 @@ class FittedModel:
     def recommend(
         self, users: Any = None, histories: Any = None, k: Any = 10, *, candidates: Any = None,
         allow: Any = None, deny: Any = None, hide_seen: bool | None = None,
-        unknown: Unknown = "error",
+        unknown: Unknown = "error", kind: Any = None,
     ) -> "pl.DataFrame":  # fmt: skip
         """Recommend the best ``k`` items to users of the log, or for other histories.
 
@@ -134,6 +147,8 @@ class FittedModel:
                 of ``candidates``, ``allow`` and ``deny``. "error" refuses the call. "skip" leaves them
                 out, with a warning. "popular" is "skip", but such users and histories get the most
                 popular items, with the number of training events as their score.
+            kind: recommend items for events of this kind, such as "purchase"; by default of any kind.
+                The log needs a column ``kind``; see docs/kinds.md.
 
         Returns:
             A frame ``user_id, item_id, score, rank``, rank from 1. For histories, ``user_id`` is the
@@ -148,13 +163,12 @@ class FittedModel:
 
         if (users is None) == (histories is None):
             raise InputError("give either users or histories")
-        items = self.data.item_vocabulary
         hide_seen = candidates is None if hide_seen is None else hide_seen
-        selection = Selection.from_ids(items, k, allow, deny, hide_seen, unknown)
+        selection = Selection.from_ids(self.data, k, allow, deny, hide_seen, unknown, kind)
         if users is not None:
             audience = Audience.of_users(self.data, users, unknown, candidates)
         else:
-            audience = Audience.of_histories(items, histories, unknown, candidates)
+            audience = Audience.of_histories(self.data, histories, unknown, candidates)
         with progress("recommending", len(audience.ids)) as advance:
             table = self._batches.table(audience, selection, advance)
         audience.warn_if_unserved(table)
@@ -165,6 +179,7 @@ class FittedModel:
     def recommend_all(
         self, out: str | Path, k: Any = 10, *, allow: Any = None, deny: Any = None,
         hide_seen: bool = True, unknown: Unknown = "error", shard: tuple[int, int] | None = None,
+        kind: Any = None,
     ) -> None:  # fmt: skip
         """Write the rows of :meth:`recommend` for every user of the log to a Parquet file.
 
@@ -181,9 +196,7 @@ class FittedModel:
         Raises:
             InputError: as in :meth:`recommend`, or ``out`` cannot be written.
         """
-        selection = Selection.from_ids(
-            self.data.item_vocabulary, k, allow, deny, hide_seen, unknown
-        )
+        selection = Selection.from_ids(self.data, k, allow, deny, hide_seen, unknown, kind)
         if shard is None:
             self._batches.write_all(Path(out), selection)
             return
@@ -257,3 +270,8 @@ class FittedModel:
         if name in ("data", "network", "trained") or hasattr(type(self), name):
             raise NotFittedError("this recommender is not fitted; call fit, or load a saved one")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _ask(score: Scorer, kind: int, batch: PackedBatch) -> torch.Tensor:
+    """The scores of a batch that is asked for a kind, by its code."""
+    return score(replace(batch, asked=torch.full((len(batch.offsets) - 1,), kind)))

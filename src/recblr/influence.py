@@ -67,6 +67,7 @@ def influence(
     target: int,
     memory: Memory | None = None,
     before: Tensor | None = None,
+    features: Tensor | None = None,
 ) -> Influence:
     """The influence of each event of a history on the score of ``target`` after it.
 
@@ -79,6 +80,8 @@ def influence(
         memory: the memory of transitions, if it adds to the scores.
         before: (1, L, W, C) the state after earlier events, if ``items`` are only the latest ones.
             ``rest`` then includes the earlier events, and the shares do not sum to 1.
+        features: (T, F) the features of the events, as in :meth:`Sequences.features`, for a model that
+            reads them. The score is that of any kind.
 
     Raises:
         InputError: the history is empty, an item or the target is not in 0 .. V-1, or the model is in
@@ -95,8 +98,11 @@ def influence(
     items = items.to(table.device)
     if before is None:
         before = model.initial_state(1).to(table)
-    state, kept_before, parts = state_parts(model, items[:-1], before)
-    _, kept, last = state_parts(model, items[-1:], state)
+    if features is None:
+        features = torch.from_numpy(model.feature_set.unknown).long().expand(len(items), -1)
+    features = features.to(table.device)
+    state, kept_before, parts = state_parts(model, items[:-1], before, features[:-1])
+    _, kept, last = state_parts(model, items[-1:], state, features[-1:])
     first_layer_parts = torch.cat([kept[0] * parts[0], last[0]])
     first_layer_before = kept[0] * kept_before[0] * before[0, 0, 0]
     first_layer_state = first_layer_before + first_layer_parts.sum(0)
@@ -105,7 +111,10 @@ def influence(
     factors = torch.cat([points, points.new_tensor([0.0, 1.0])]).to(state.dtype)
     with torch.enable_grad():
         states = (factors.view(-1, 1, 1, 1) * state).requires_grad_()
-        hidden, _ = model.step(items[-1:].expand(len(states)), states)
+        last_item, its_features = (
+            x[-1:].expand(len(states), *x.shape[1:]) for x in (items, features)
+        )
+        hidden, _ = model.step(last_item, states, its_features)
         scores = hidden @ table[target]
         gradients = torch.autograd.grad(scores[:_POINTS].sum(), states)[0]
     gradient = gradients[:_POINTS].double().mean(0)
@@ -127,7 +136,7 @@ def influence(
 
 @torch.no_grad()
 def state_parts(
-    model: RecBLR, items: Tensor, state: Tensor | None = None
+    model: RecBLR, items: Tensor, state: Tensor | None = None, features: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unroll the recurrence of each layer over ``items`` (T,).
 
@@ -135,6 +144,7 @@ def state_parts(
         model: the network.
         items: (T,) rows of the vocabulary.
         state: (1, L, W, C) the state before; by default the initial state.
+        features: (T, F) the features of the events; None if they are not known.
 
     Returns:
         The state after (1, L, W, C), and in float64 kept (L, C) and parts (L, T, C): the recurrent
@@ -155,7 +165,7 @@ def state_parts(
             if isinstance(module, BDLRU):
                 hooks.enter_context(module.register_forward_pre_hook(unroll))
         offsets = torch.tensor([0, len(items)], device=items.device)
-        _, after = model(items, offsets, state)
+        _, after = model(items, offsets, state, features)
     kept, parts = (torch.stack(tensors) for tensors in zip(*unrolled, strict=True))
     return after, kept, parts
 

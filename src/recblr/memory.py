@@ -17,6 +17,7 @@ Axes: B histories, T events of a history, V items, N events of all histories lai
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from recblr.config import changed_settings, check, expect_sizes
 from recblr.data.batches import PackedBatch, ranges
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
+from recblr.ops.ranking import AVAILABLE, TransitionTerms
 
 EXCLUDE_REPEATS = -20.0  # r for a log without repeats; outweighs every other term of (1)
 _BLOCK_EVENTS = 1 << 18  # events whose pairs are counted at a time, to bound the memory
@@ -79,6 +81,17 @@ class Memory:
     _tensors: dict[torch.device, tuple[Tensor, ...]] = field(
         default_factory=dict, init=False, repr=False
     )  # the matrix on devices
+
+    @cached_property
+    def _after(self) -> TransitionTerms | None:
+        if not AVAILABLE:
+            return None
+        return TransitionTerms(self.matrix, self._weights, self.weight, self.scale)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        weights: np.ndarray = self.config.decay ** np.arange(self.config.reach)[::-1]
+        return weights
 
     def __repr__(self) -> str:
         return (
@@ -161,8 +174,10 @@ class Memory:
             The items (A,) with a value, ascending, and the values (A,) float32.
         """
         latest = history[-self.config.reach :]
+        if self._after is not None:
+            return self._after.after(latest)
         rows = [slice(*self.matrix.indptr[item : item + 2]) for item in latest.tolist()]
-        weights = self.config.decay ** np.arange(len(latest))[::-1]
+        weights = self._weights[-len(latest) :]
         items = np.concatenate([self.matrix.indices[row] for row in rows])
         terms = [weight * self.matrix.data[row] for weight, row in zip(weights, rows, strict=True)]
         if len(items) < (size := self.matrix.shape[0]):

@@ -20,8 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from recblr.errors import InputError
+
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # a variable that torchrun sets
 
 Bounds = Sequence[int]
 """(R + 1,) rank r has the rows bounds[r] .. bounds[r+1]-1 of N."""
@@ -69,10 +73,6 @@ class Ranks:
     def _reduce(self, x: Tensor, operation: Any) -> Tensor:
         if self.alone:
             return x
-        if x.device.type == "cpu" and distributed.get_backend() == "nccl":
-            on_device = x.cuda()
-            distributed.all_reduce(on_device, operation)
-            return x.copy_(on_device)
         distributed.all_reduce(x, operation)
         return x
 
@@ -103,7 +103,7 @@ class Ranks:
             return
         gradients = [weight.grad for weight in parameters if weight.grad is not None]
         joined = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = joined.split([gradient.numel() for gradient in gradients])
+        parts = torch.split(joined, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -123,7 +123,7 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Whether ``torchrun`` started this process again after a failure."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return launched() and int(os.environ.get(_RESTARTS, "0")) > 0
 
 
 def join(device: torch.device) -> Ranks:
@@ -134,7 +134,13 @@ def join(device: torch.device) -> Ranks:
     if not launched():
         return ALONE
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # After a restart torchrun's store still has the addresses of the processes before.
+        store, number, count = next(rendezvous("env://"))
+        store = PrefixStore(os.environ.get(_RESTARTS, "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=number, world_size=count)
         atexit.register(distributed.destroy_process_group)
         if distributed.get_rank():
             logging.getLogger("recblr").setLevel(logging.WARNING)
@@ -232,7 +238,9 @@ def undivide(model: nn.Module, tables: Iterable[str], ranks: Ranks) -> dict[str,
         table = ranks.gather(rows, ranks.bounds(len(rows)))
         attribute, _, weight = name.partition(".")
         own[attribute] = getattr(model, attribute)
-        whole = nn.Embedding.from_pretrained(table, freeze=False) if weight else nn.Parameter(table)
+        whole: nn.Module | nn.Parameter = nn.Parameter(table)
+        if weight:
+            whole = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
         setattr(model, attribute, whole)
     return own
 

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,22 @@ from recblr.data.merge import Added
 from recblr.data.sequences import Sequences
 from recblr.device import find_device
 from recblr.errors import InputError
+from recblr.evaluation.evaluate import evaluate
 from recblr.fitted import FittedModel
 from recblr.memory import MemoryConfig
 from recblr.models import create_model, find_model
 from recblr.models.content import add_content, attached
 from recblr.ops import cpu
+from recblr.ranks import ALONE, Ranks, join, restarted
 from recblr.sizing import SECTIONS, build_settings, by_size
 from recblr.training.config import TrainConfig
-from recblr.training.run_folder import REFIT, check_run, copy_logs, locked_run
+from recblr.training.run_folder import (
+    REFIT,
+    check_run,
+    copy_logs,
+    has_checkpoint,
+    locked_run,
+)
 from recblr.training.stage import Stage
 from recblr.training.trainer import OnEpoch, Trainer
 
@@ -96,6 +105,9 @@ class Recommender(FittedModel):
     ) -> "Recommender":  # fmt: skip
         """Train on the training part of a log, with early stopping on its validation part.
 
+        If ``torchrun`` started several processes with this call, they train together (see
+        docs/scale.md), and the first one saves the model.
+
         Args:
             log: a log as for :func:`recblr.open_log`, as are ``core``, ``split`` and ``columns``.
             out: evaluate the model on the test part and save it to this folder. During training, the
@@ -116,31 +128,39 @@ class Recommender(FittedModel):
                 resume.
             DivergedError: the loss or a weight is not finite.
         """
+        ranks = join(self.device)
         if out is None:
-            if resume or overwrite:
-                raise InputError("resume and overwrite need a folder; give out")
+            if resume or overwrite or not ranks.alone:
+                raise InputError("resume, overwrite and several processes need a folder; give out")
             with tempfile.TemporaryDirectory() as temporary:
                 data = open_log(log, core, split, columns)
                 data, self.content = add_content(data, item_vectors, item_categories)
                 self._fit(data, Path(temporary), False, on_epoch)
             return self.refit() if refit else self
         out = Path(out)
+        resume = resume or (restarted() and has_checkpoint(out))
         work = check_run(out, resume, overwrite, artifact.MARKER)
         data = open_log(log, core, split, columns)
         data.expect_targets("validation", "test")
         data, self.content = add_content(data, item_vectors, item_categories)
-        with locked_run(work, resume):
-            self._fit(data, work, resume, on_epoch)
-            self.evaluate()
+        with locked_run(work, resume) if ranks.first else nullcontext():
+            self._fit(data, work, resume, on_epoch, ranks)
+            length = self.training.max_length
+            measured = evaluate(self.score, self.data, length, processes=ranks)
+            self.measured = [evaluation.to_json() for evaluation in measured]
             if refit and self.trained.ended != "interrupted":
-                self._adopt(updating.refit(self._contents, work / REFIT, resume))
-            self.save(out, overwrite=True)
-            copy_logs(work, out)
-        if self.trained.ended != "interrupted":
+                self._adopt(updating.refit(self._contents, work / REFIT, resume, ranks))
+            if ranks.first:
+                self.save(out, overwrite=True)
+                copy_logs(work, out)
+        if ranks.first and self.trained.ended != "interrupted":
             shutil.rmtree(work)
         return self
 
-    def _fit(self, data: Sequences, folder: Path, resume: bool, on_epoch: OnEpoch | None) -> None:
+    def _fit(
+        self, data: Sequences, folder: Path, resume: bool, on_epoch: OnEpoch | None,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
         data.expect_targets("validation")
         if self.device.type == "cpu":
             cpu.warn_if_missing()
@@ -150,15 +170,16 @@ class Recommender(FittedModel):
             config, training, _ = build_settings(self.model, settings)
             self.config = config if "model" in self._by_size else self.config
             self.training = training if "train" in self._by_size else self.training
+        self.data = data = data.with_gaps(self.training.gaps)
         torch.manual_seed(self.training.seed)
         network = create_model(
             self.model, self.config, items=len(data.item_ids), users=data.users,
-            max_length=self.training.max_length,
+            max_length=self.training.max_length, feature_set=data.feature_set,
         )  # fmt: skip
         self.network = network.to(self.device)
         alone = self.training.content_dropout, self.training.content_events
         with attached(self.content, network, data.item_counts, *alone):
-            trainer = Trainer(self.network, data, self.training)
+            trainer = Trainer(self.network, data, self.training, ranks=ranks)
             self.trained = trainer.train(folder, resume, on_epoch)
         self.stages = [Stage.of("fit", data, None, self.trained.seconds)]
         self.fit_memory(self.memory_config)

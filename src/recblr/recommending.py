@@ -147,11 +147,7 @@ class BatchRecommender:
                 if part in parts:
                     advance(len(rows))
                     continue
-                histories = np.split(
-                    data.items[data.offsets[begin] : data.offsets[rows[-1] + 1]],
-                    data.offsets[rows[1:]] - data.offsets[begin],
-                )
-                audience = Audience(data.user_ids.slice(begin, len(rows)), rows, histories)
+                audience = Audience.of_rows(data, rows, data.user_ids.slice(begin, len(rows)))
                 parts.add(part, self.table(audience, selection, advance, data.users))
             parts.join(len(firsts))
         shutil.rmtree(parts.folder)
@@ -167,7 +163,7 @@ class BatchRecommender:
         self, audience: Audience, rows: np.ndarray, selection: Selection, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """The scores and the rows (B, k) of the best items of some histories, by all scores."""
-        batch = audience.batch(rows, self.model.training.max_length)
+        batch = audience.batch(rows, self.model.training.max_length, selection.kind)
         scores = self.score(batch)
         expect_finite(scores.isfinite())
         scores.masked_fill_(torch.from_numpy(selection.excluded).to(scores.device), -torch.inf)
@@ -188,7 +184,7 @@ class BatchRecommender:
         """The same by a scan of the items."""
         histories, memory = at(rows, audience.histories), self.model.memory
         vectors = self.model.network.history_vectors(
-            audience.batch(rows, self.model.training.max_length)
+            audience.batch(rows, self.model.training.max_length, selection.kind)
         )
         seen = histories if selection.hide_seen else [history[:0] for history in histories]
         excluded = np.flatnonzero(selection.excluded)
@@ -211,7 +207,8 @@ def _content_key(model: Artifact, selection: Selection) -> str:
     """A hash of a model, its log and a selection."""
     configs = (model.config, model.training, model.memory_config)
     settings = (
-        model.model, *map(asdict, configs), model.data.fingerprint, selection.k, selection.hide_seen
+        model.model, *map(asdict, configs), model.data.fingerprint, selection.k, selection.hide_seen,
+        *[selection.kind] * (selection.kind > 0),
     )  # fmt: skip
     weights = [tensor.cpu().numpy() for tensor in model.network.state_dict().values()]
     arrays = [selection.excluded, *weights]

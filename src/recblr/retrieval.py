@@ -5,7 +5,6 @@ The score of an item is its dot product with the query, plus a value for some it
 Axes: V items, D the width of a vector, B queries, k results per query, A items with an added value.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -15,8 +14,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from recblr.errors import DivergedError, InputError
+from recblr.ops import ranking
+from recblr.ops.ranking import BestItems
 
-_MAX_EXACT = 4_000_000  # items of an exact index: a scan takes about 10 ms
 _CHUNK = 1 << 20  # values in memory at a time, so that they fit into the cache
 _SCORE_ALL = 8_192  # up to this many items times queries, Exact scores all items without a scan
 _BLOCK = 128  # products of which first only the maximum is compared
@@ -24,12 +24,11 @@ _LEVELS = 127  # of int8
 _HIDDEN = -(2**31)  # the product of a hidden item, below any product of int8 vectors
 _MAX_ADDED = 2**28  # largest added value in units of the int8 products, far from _HIDDEN
 _FLOAT32 = np.finfo(np.float32)
-_RECALL_K, _RECALL = 20, 0.99  # the recall@20 that an inverted file must reach,
-_QUERIES = 256  # on at most this many queries
-_RERANKED = 4  # an inverted file reranks 4 k items
+NOT_FINITE = "a vector or a score is not finite: the model has diverged"
 
 Added = tuple[np.ndarray, np.ndarray]
 """Items (A,), distinct and ascending, and the values (A,) added to their scores."""
+_NONE_ADDED: Added = (np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
 class Index:
@@ -52,6 +51,16 @@ class Index:
 
     def __init__(self, vectors: Tensor) -> None:
         self._vectors = _to_numpy(vectors)
+        self._best = BestItems(self._vectors) if self.is_small and ranking.AVAILABLE else None
+
+    def __str__(self) -> str:
+        share = "" if self.recall == 1 else f" (recall@20 {self.recall:.3f})"
+        return f"{self.kind}{share}"
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all items are scored for a query, in less than 0.1 ms."""
+        return len(self._vectors) <= _SCORE_ALL
 
     def search(
         self,
@@ -117,6 +126,22 @@ class Index:
             order = np.argsort(-best, kind="stable")[:k]
             scores[b, : len(order)], items[b, : len(order)] = best[order], candidates[order]
         return scores, items
+
+    def search_one(
+        self, query: np.ndarray, k: int, hidden: np.ndarray, added: Added | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`search` for one query (D,) without ``allowed``; only the results that there are.
+
+        In C for a small catalogue, where a call of NumPy takes longer than its work.
+        """
+        if self._best is None:
+            scores, items = self.search(torch.from_numpy(query[None]), k, [hidden], None, [added])
+            count = int((items >= 0).sum())
+            return scores[0, :count], items[0, :count]
+        found = self._best.of(query, k, *(added or _NONE_ADDED), hidden)
+        if found is None:
+            raise DivergedError(NOT_FINITE)
+        return found
 
     def _candidates(
         self, queries: np.ndarray, k: int, hidden: list[np.ndarray], added: list[Added]
@@ -232,92 +257,6 @@ class Exact(Index):
         return [item[kept & (query == b)] for b in range(B)]
 
 
-class InvertedFile(Index):
-    """An approximate search of the lists of items with the nearest centres, by faiss.
-
-    It probes enough lists for a recall@20 of 0.99 on the given queries, and more if filters leave fewer
-    than k items.
-
-    Args:
-        vectors: as in :class:`Index`.
-        queries: (Q, D) to measure the recall, such as hidden vectors of histories; by default the
-            items.
-
-    Raises:
-        InputError: faiss is not installed.
-    """
-
-    kind = "inverted file"
-
-    def __init__(self, vectors: Tensor, queries: Tensor | None = None) -> None:
-        super().__init__(vectors)
-        try:
-            self._faiss = importlib.import_module("faiss")
-        except ImportError as error:
-            raise InputError(
-                "a catalogue of this size needs faiss; run pip install 'recblr[serve]'"
-            ) from error
-        self._faiss.omp_set_num_threads(torch.get_num_threads())  # for the current thread
-        size, width = self._vectors.shape
-        self._lists = min(size, int(2 * size**0.5))
-        self._index = self._faiss.IndexIVFScalarQuantizer(
-            self._faiss.IndexFlatIP(width), width, self._lists,
-            self._faiss.ScalarQuantizer.QT_8bit, self._faiss.METRIC_INNER_PRODUCT,
-        )  # fmt: skip
-        self._index.cp.spherical = True
-        self._index.cp.min_points_per_centroid = 1  # disables a warning
-        self._index.cp.max_points_per_centroid = 64
-        self._index.train(self._vectors)
-        self._index.add(self._vectors)
-        queries = vectors if queries is None else queries
-        sample = np.random.default_rng(0).permutation(len(queries))[:_QUERIES]
-        queries = queries[torch.from_numpy(sample)]
-        truth = Exact(vectors).search(queries, _RECALL_K)[1]
-        self._probes, self.recall = 1, 0.0
-        while True:
-            items = self.search(queries, _RECALL_K)[1]
-            self.recall = float((items[:, :, None] == truth[:, None]).any(1).mean())
-            if self.recall >= _RECALL or self._probes >= self._lists:
-                break
-            self._probes *= 2
-
-    def _candidates(
-        self, queries: np.ndarray, k: int, hidden: list[np.ndarray], added: list[Added]
-    ) -> list[np.ndarray]:
-        candidates = []
-        for query, rows, (items, values) in zip(queries, hidden, added, strict=True):
-            if len(items) == 0:
-                candidates.append(self._probe(query, k, rows))
-                continue
-            # Every item with an added value is a candidate. The probe skips negative values, so that
-            # their items do not displace others.
-            probed = self._probe(query, k, np.concatenate([rows, items[values < 0]]))
-            candidates.append(np.union1d(probed, items[~np.isin(items, rows)]))
-        return candidates
-
-    def _probe(self, query: np.ndarray, k: int, hidden: np.ndarray) -> np.ndarray:
-        faiss, probes = self._faiss, self._probes
-        needed = min(k, len(self._vectors) - len(np.unique(hidden)))
-        selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(hidden)) if len(hidden) else None
-        while True:
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
-            items = self._index.search(query[None], _RERANKED * k, params=parameters)[1][0]
-            items = np.sort(items[items >= 0])
-            if len(items) >= needed or probes >= self._lists:
-                return items
-            probes *= 2
-
-
-def build(vectors: Tensor, queries: Tensor | None = None) -> Index:
-    """An exact index for up to 4 million items, an inverted file for more.
-
-    Args:
-        vectors: (V, D).
-        queries: (Q, D) to measure the recall of an inverted file; by default the items.
-    """
-    return Exact(vectors) if len(vectors) <= _MAX_EXACT else InvertedFile(vectors, queries)
-
-
 def _by_item(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The items of all lists, sorted: the list of each, the item, and its position before sorting."""
     items = np.concatenate(lists)
@@ -352,5 +291,5 @@ def _to_numpy(vectors: Tensor) -> np.ndarray:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise DivergedError("a vector or a score is not finite: the model has diverged")
+        raise DivergedError(NOT_FINITE)
     return values

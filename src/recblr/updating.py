@@ -23,6 +23,7 @@ from recblr.memory import Memory, MemoryConfig
 from recblr.models import create_model
 from recblr.models.content import Content, add_content, attached
 from recblr.models.growth import grow
+from recblr.ranks import ALONE, Ranks
 from recblr.training.examples import new_and_old_histories
 from recblr.training.stage import Stage
 from recblr.training.trainer import Trainer
@@ -32,7 +33,7 @@ EPOCHS = 10  # passes over the new events
 REPLAY = 1.0  # older events for each new one
 
 
-def refit(contents: Artifact, folder: Path, resume: bool = False) -> Artifact:
+def refit(contents: Artifact, folder: Path, resume: bool = False, ranks: Ranks = ALONE) -> Artifact:
     """Train new weights on all events, for as many updates as the best epoch took.
 
     Settings, seed and schedule are those of the measured model, as are the numbers of the memory, whose
@@ -42,6 +43,7 @@ def refit(contents: Artifact, folder: Path, resume: bool = False) -> Artifact:
         contents: a model as ``fit`` left it.
         folder: the folder of run.jsonl and of the checkpoint.
         resume: continue from the checkpoint in ``folder``, if there is one.
+        ranks: the processes that train the model together.
 
     Raises:
         InputError: the model is refitted or updated already.
@@ -56,16 +58,15 @@ def refit(contents: Artifact, folder: Path, resume: bool = False) -> Artifact:
     torch.manual_seed(config.seed)
     network = create_model(
         contents.model, contents.config, items=len(data.item_ids), users=data.users,
-        max_length=config.max_length,
+        max_length=config.max_length, feature_set=data.feature_set,
     ).to(contents.network.device)  # fmt: skip
     content = contents.content and Content(contents.content.items)
     per_epoch = len(Trainer(network, contents.data, config).spans(0))
     updates = contents.trained.best_epoch * per_epoch
     settings = config.content_dropout, config.content_events
     with attached(content, network, data.item_counts, *settings):
-        run = Trainer(network, data, config).train_without_validation(
-            folder, updates, per_epoch, resume
-        )
+        trainer = Trainer(network, data, config, ranks=ranks)
+        run = trainer.train_without_validation(folder, updates, per_epoch, resume)
     memory = _count(contents, data)
     stage = Stage.of("refit", data, updates, run.seconds)
     return replace(
@@ -124,7 +125,7 @@ def update(
     torch.manual_seed(config.seed)
     network = grow(
         contents.network, contents.model, neighbours, users=data.users,
-        max_length=config.max_length, content=content,
+        max_length=config.max_length, content=content, feature_set=data.feature_set,
     )  # fmt: skip
     if memory_only:
         stage = Stage.of("memory-only update", data, 0, 0.0)

@@ -43,7 +43,7 @@ def user_vectors(contents: Artifact, users: Any = None, histories: Any = None) -
     """
     data, network, length = contents.data, contents.network, contents.training.max_length
     if histories is not None:
-        audience = Audience.of_histories(data.item_vocabulary, histories, "error")
+        audience = Audience.of_histories(data, histories, "error")
     else:
         audience = Audience.of_users(data, data.user_ids if users is None else users, "error")
     count, block = len(audience.ids), block_size(1, length)

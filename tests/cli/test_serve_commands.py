@@ -145,7 +145,7 @@ def test_dates_of_a_log_become_seconds(models: Path, tmp_path: Path) -> None:
         call("replay", models / "a", "--store", store, "--log", log, "--columns", "user_id=who")
     events = SQLiteLog(store)
     (user,) = events.users()
-    assert [time for time, _, _ in events.events(user)] == [1714521600.5, 1714521601.0]
+    assert [time for time, *_ in events.events(user)] == [1714521600.5, 1714521601.0]
     events.close()
 
 
@@ -155,7 +155,7 @@ def test_a_log_of_another_format(models: Path, tmp_path: Path) -> None:
     options = ["--format", "csv", "--separator", ";"]
     call("replay", models / "a", "--store", store, "--log", log, *options)
     events = SQLiteLog(store)
-    assert [time for time, _, _ in events.events(("default", "ann"))] == [1714521601.0]
+    assert [time for time, *_ in events.events(("default", "ann"))] == [1714521601.0]
     events.close()
     with pytest.raises(InputError, match="--format and --separator describe a log"):
         call("replay", models / "a", "--store", store, *options)

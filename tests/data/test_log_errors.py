@@ -182,7 +182,7 @@ FOUND = "found: 'userId', 'Movie ID', 'rating', 'ts'"
         ("userId,Movie ID,rating,ts", {"user_id": "rating", "timestamp": "ts"}, f"no column item_id; {FOUND}; pass columns={{'user_id': 'rating', 'timestamp': 'ts', 'item_id': 'Movie ID'}} (command line: --columns 'user_id=rating,timestamp=ts,item_id=Movie ID')"),
         ("user_id,b", None, "no column item_id; found: 'user_id', 'b'; pass columns={'item_id': '...'} (command line: --columns item_id=...)"),
         ("user_id,item_id,item_id", None, "two columns are called 'item_id'; rename one; found: 'user_id', 'item_id', 'item_id'"),
-        ("user_id,item_id", {"user": "user_id"}, "columns= accepts user_id, item_id, timestamp, weight, not 'user'"),
+        ("user_id,item_id", {"user": "user_id"}, "columns= accepts user_id, item_id, timestamp, weight, kind, not 'user'"),
         ("user_id,item_id", {"timestamp": "when"}, "no column 'when', given by columns=; found: 'user_id', 'item_id'"),
         ("user_id,item_id", {"user_id": "item_id"}, "columns= uses 'item_id' twice; correct columns="),
         ("user_id,item_id,datetime,timestamp", None, "has timestamp and datetime; choose one by columns={'timestamp': 'timestamp'} or columns={'timestamp': 'datetime'}"),

@@ -88,7 +88,7 @@ class Doors:
         replay(self.model, str(store), source)
         log = SQLiteLog(store)
         ((_, stored),) = log.users()
-        ((seconds, _, _),) = log.events(("default", stored))
+        ((seconds, *_),) = log.events(("default", stored))
         log.close()
         store.unlink()
         return stored, seconds

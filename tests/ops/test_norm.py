@@ -41,6 +41,16 @@ def test_one_kernel_equals_the_three_operations(
     assert results[0].equal(results[1]), "two runs must give identical bits"
 
 
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_further_axes(device: str) -> None:
+    x, r = (torch.randn(2, 3, 16, device=device, requires_grad=True) for _ in range(2))
+    layer = nn.LayerNorm(16).to(device)
+    whole = norm.dropout_add_norm(x, r, layer, 0.0, True)
+    torch.testing.assert_close(whole, layer(x + r))
+    (ours,), (theirs,) = (torch.autograd.grad(y.sin().sum(), x) for y in (whole, layer(x + r)))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_a_cpu_runs_the_three_operations() -> None:
     x, residual, layer = torch.randn(5, 8), torch.randn(5, 8), nn.LayerNorm(8)
     torch.manual_seed(1)

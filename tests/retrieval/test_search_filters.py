@@ -1,19 +1,23 @@
 """Filters, added values and limits of both indexes."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from recblr.errors import DivergedError, InputError
-from recblr.retrieval import Exact, Index, InvertedFile
+from recblr.inverted_file import InvertedFile
+from recblr.retrieval import Exact, Index
 from retrieval.tools import (
     Rows,
     added_values,
     assert_same_scores,
     clustered,
     integers,
+    inverted,
     normal,
     truth,
 )
@@ -21,11 +25,16 @@ from retrieval.tools import (
 pytestmark = pytest.mark.usefixtures("always_scan")
 
 
-@pytest.fixture(params=[Exact, InvertedFile])
+@pytest.fixture(params=[Exact, inverted])
 def index(request: pytest.FixtureRequest) -> Index:
-    if request.param is InvertedFile:
+    if request.param is inverted:
         pytest.importorskip("faiss")
     return request.param(clustered(0, 700)[0])
+
+
+def again(index: Index, vectors: Tensor) -> Index:
+    """An index of the same kind."""
+    return inverted(vectors) if isinstance(index, InvertedFile) else Exact(vectors)
 
 
 def test_only_allowed_items_are_returned_and_exactly(index: Index) -> None:
@@ -104,10 +113,10 @@ def test_no_queries(index: Index) -> None:
     assert (scores.shape, items.shape) == ((0, 4), (0, 4))
 
 
-@pytest.mark.parametrize("kind", [Exact, InvertedFile])
+@pytest.mark.parametrize("kind", [Exact, inverted])
 @pytest.mark.parametrize("size", [1, 2, 3, 10])
-def test_k_may_exceed_the_items(kind: type[Index], size: int) -> None:
-    if kind is InvertedFile:
+def test_k_may_exceed_the_items(kind: Callable[[Tensor], Index], size: int) -> None:
+    if kind is inverted:
         pytest.importorskip("faiss")
     vectors, queries = integers(2, size, 5), integers(3, 2, 5)
     scores, items = kind(vectors).search(queries, 11)
@@ -124,7 +133,7 @@ def test_a_value_that_is_not_finite_is_an_error(index: Index, value: float) -> N
         index.search(queries, 2)
     vectors[699, 0] = value
     with pytest.raises(DivergedError, match="not finite"):
-        type(index)(vectors)
+        again(index, vectors)
 
 
 @pytest.mark.usefixtures("product")
@@ -174,7 +183,7 @@ def test_threads_search_while_other_threads_build(index: Index) -> None:
 
     def find(number: int) -> list[list[int]]:
         if number % 4 == 0:
-            type(index)(vectors)
+            again(index, vectors)
         return index.search(queries, 6, hidden)[1].tolist()
 
     with ThreadPoolExecutor(4) as pool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recblr import retrieval
+from recblr.inverted_file import InvertedFile, divide
 from recblr.retrieval import Added
 
 Rows = Sequence[int] | np.ndarray
@@ -66,6 +67,11 @@ def clustered(seed: int, items: int, width: int = 16, clusters: int = 60) -> tup
     vectors = centres[torch.arange(items) % clusters] + 0.3 * normal(seed + 1, items, width)
     vectors *= 1 + 0.2 * normal(seed + 2, items, 1).abs()
     return vectors, centres.repeat(4, 1) + 0.3 * normal(seed + 3, 4 * clusters, width)
+
+
+def inverted(vectors: Tensor, queries: Tensor | None = None) -> InvertedFile:
+    """An inverted file, whose recall is measured on ``queries`` or the vectors."""
+    return InvertedFile(vectors, divide(vectors, vectors if queries is None else queries))
 
 
 def added_values(seed: int, size: int, count: int, largest: float) -> Added:

@@ -3,14 +3,19 @@
 import asyncio
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from recblr.benchmark.serve import connect
 from recblr.serving.server import listen, run
@@ -30,6 +35,32 @@ def wait_until(condition: Callable[[], bool]) -> None:
         if time.monotonic() > give_up:
             raise TimeoutError(f"the condition did not come true in {PATIENCE} seconds")
         time.sleep(0.02)
+
+
+@contextmanager
+def running_nginx(text: str, folder: Path, port: int) -> Iterator[None]:
+    """nginx with the configuration ``text`` of a site that listens on ``port``."""
+    nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if nginx is None:
+        pytest.skip("no nginx")
+    folders = "".join(
+        f"{name}_temp_path {folder}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {folder}/pid; error_log stderr; events {{}}\n"
+        f"http {{ access_log off; {folders}\n{text}\n}}"
+    )
+    process = subprocess.Popen([nginx, "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"])
+
+    def listens() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens)
+    yield
+    process.terminate()
+    process.wait()
 
 
 class ServerProcess:

@@ -82,6 +82,47 @@ def test_requests_beyond_the_limits_are_refused() -> None:
     asyncio.run(run())
 
 
+def test_the_tenant_that_has_used_the_event_loop_least_is_next(clock: Any) -> None:
+    """Three requests of a tenant that computes for 4 ms in each turn, and one of another with short
+    turns; the times are those of a clock that only the turns move."""
+    clock.perf_counter = lambda: clock.now
+
+    async def run() -> list[str]:
+        computing, turns = False, []
+        gate = Admission(ServerSettings(), lambda: computing)
+
+        async def work(tenant: str, seconds: float) -> None:
+            await gate.enter(tenant)
+            for _ in range(4):
+                await gate.turn(tenant)
+                turns.append(tenant)
+                clock.now += seconds
+            gate.leave(tenant)
+
+        for tenant in ("noisy", "quiet"):  # both are active
+            await gate.enter(tenant)
+            gate.leave(tenant)
+            clock.now += 0.2
+        requests = [("noisy", 0.004)] * 3 + [("quiet", 0.0001)]
+        tasks = [asyncio.create_task(work(*request)) for request in requests]
+        await asyncio.sleep(0.01)
+        assert turns.index("quiet") <= 1
+        assert turns[turns.index("quiet") :][:4] == ["quiet"] * 4
+        await asyncio.gather(*tasks)
+        # While another thread computes there is no turn; then there is at least one.
+        computing = True
+        task = asyncio.create_task(work("noisy", 0.0))
+        await asyncio.sleep(0.01)
+        assert len(turns) == 16
+        for _ in range(4):
+            gate.resume()
+            await asyncio.sleep(0.01)
+        await task
+        return turns
+
+    assert len(asyncio.run(run())) == 20
+
+
 def test_a_short_request_does_not_wait_for_a_long_one(
     file: Store, a: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,8 @@ def test_a_quiet_tenant_beside_each_kind_of_work(
     again = quiet()
     assert server.client.get("/health/ready").status_code == 200
     server.stop()
-    # Once the 99th percentile was from 3 to more than 10,000 times as long.
+    # Once the 99th percentile was from 3 to more than 10,000 times as long. Twice is the aim; the bound
+    # is wider, because client, server and whatever else runs share the cores.
     slowest = max(figures["p99"] for figures in beside.values())
-    assert slowest < 20 * max(alone["p99"], again["p99"])
+    assert slowest < 8 * max(alone["p99"], again["p99"])
     keep("a quiet tenant beside others", ms_alone=[alone, again], ms_beside=beside)

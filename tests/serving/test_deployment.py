@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,17 +15,14 @@ from recblr.serving.keys import add_key
 from recblr.serving.model import ServedModel
 from recblr.serving.settings import ServerSettings, read_settings
 from serving.fixtures import OpenSite
-from serving.server_process import free_port, wait_until
+from serving.server_process import free_port, running_nginx
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 
 
 @pytest.fixture
 def behind_nginx(open_site: OpenSite, tmp_path: Path) -> Iterator[httpx.Client]:
     """The server of the example, with its port, certificate and folders replaced."""
-    if NGINX is None:
-        pytest.skip("no nginx")
     key = add_key(tmp_path / "keys", "shop")
     site = open_site(tmp_path / "keys", settings=ServerSettings(path_prefix="/shop"))
     subprocess.run(
@@ -42,30 +38,12 @@ def behind_nginx(open_site: OpenSite, tmp_path: Path) -> Iterator[httpx.Client]:
     ):  # fmt: skip
         assert old in text
         text = text.replace(old, new)
-    folders = "".join(
-        f"{name}_temp_path {tmp_path}/{name};"
-        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {tmp_path}/pid; error_log stderr; events {{}}\n"
-        f"http {{ access_log off; {folders}\n{text}\n}}"
-    )
-    process = subprocess.Popen(
-        [NGINX, "-e", "stderr", "-p", tmp_path, "-c", tmp_path / "nginx.conf"]
-    )
-
-    def listens() -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
-
-    wait_until(listens)
-    headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(
-        base_url=f"https://127.0.0.1:{port}/shop/", headers=headers, verify=False, timeout=60
-    ) as client:
+    url, headers = f"https://127.0.0.1:{port}/shop/", {"Authorization": f"Bearer {key}"}
+    with (
+        running_nginx(text, tmp_path, port),
+        httpx.Client(base_url=url, headers=headers, verify=False, timeout=60) as client,
+    ):
         yield client
-    process.terminate()
-    process.wait()
 
 
 def test_nginx_with_tls_and_a_path_prefix(behind_nginx: httpx.Client, a: ServedModel) -> None:

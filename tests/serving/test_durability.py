@@ -115,7 +115,7 @@ def lost_in_power_cuts(disk: Disk, folder: Path, cuts: int, seed: int) -> tuple[
     lost = 0
     for files, count in remains:
         log = SQLiteLog(files / "events.sqlite")
-        stored = {event_id for n in range(5) for _, event_id, _ in log.events(("t", f"u{n}"))}
+        stored = {event_id for n in range(5) for _, event_id, *_ in log.events(("t", f"u{n}"))}
         assert log._one("PRAGMA integrity_check") == ("ok",)
         lost += len(set(acknowledged[:count]) - stored)
         log.close()
@@ -169,7 +169,7 @@ def test_a_disk_error_is_never_acknowledged(
     counts = {user: engine.describe(("t", user)).result(60).count for user in users}
     engine.close()
     log = SQLiteLog(path)
-    stored = {user: [event_id for _, event_id, _ in log.events(("t", user))] for user in users}
+    stored = {user: [event_id for _, event_id, *_ in log.events(("t", user))] for user in users}
     log.close()
     for event in acknowledged:
         assert event.event_id in stored[event.user_id]

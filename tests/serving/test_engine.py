@@ -67,7 +67,7 @@ def test_states_are_those_of_whole_histories(
     assert_scores(ranked, slow.history(("t", "u")), a)
     description = engine.describe(("t", "u"), events=10**6).result(60)
     assert (description.count, description.known) == (count, count)
-    assert [item for _, _, item in description.events] == slow.history(("t", "u"))
+    assert [item for _, _, item, _ in description.events] == slow.history(("t", "u"))
 
 
 def test_long_histories_are_folded_in_parts(
@@ -330,7 +330,7 @@ def test_a_bug_is_answered_and_the_engine_goes_on(
         with pytest.raises(ZeroDivisionError):
             engine.describe(("t", "u")).result(60)
     with monkeypatch.context() as patch:
-        patch.setattr(a.index, "search", lambda *arguments: 1 / 0)
+        patch.setattr(a.index, "search_one", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.recommend(("t", "u"), Query(3)).result(60)
     assert engine.describe(("t", "u")).result(60).count == 2

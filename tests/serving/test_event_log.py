@@ -52,7 +52,7 @@ def test_events_come_back_in_order(log: EventLog) -> None:
     versions = add(log, *events[:10]) + add(log, *events[10:])
     assert len(set(versions)) == 30
     assert 0 < max(versions[:10]) < min(versions[10:])
-    expected = sorted((*event.key, event.item_id) for event in events)
+    expected = sorted((*event.key, event.item_id, event.kind) for event in events)
     assert log.events(U) == expected
     assert log.versions([U, V, U]) == [max(versions), 0, max(versions)]
     assert log.versions([]) == []
@@ -68,7 +68,7 @@ def test_ids_are_sorted_by_their_bytes(log: EventLog) -> None:
         *(Event(name, name, "i", 1.0) for name in ids),
         *(Event(f"u{name}", "u", name, 1.0) for name in ids),
     )
-    assert [item for _, _, item in log.events(U)] == sorted(ids)
+    assert [item for _, _, item, _ in log.events(U)] == sorted(ids)
     assert log.users_of("t", 100) == sorted([*ids, "u"])
 
 
@@ -77,7 +77,7 @@ def test_an_event_counts_once(log: EventLog) -> None:
     (version,) = add(log, event(1))
     assert add(log, event(1), *others, event(1)) == [0, -1, -1, -1, 0]
     assert log.versions([U, V]) == [version, 0]
-    assert log.events(U) == [(1.0, "e1", "i1")]
+    assert log.events(U) == [(1.0, "e1", "i1", "")]
     assert add(log) == []
 
 
@@ -88,17 +88,17 @@ def test_of_events_with_one_id_in_a_batch_the_first_counts(log: EventLog) -> Non
     assert versions[1:3] == [-1, 0]
     assert versions[4] == -1
     assert log.versions([U, V]) == [max(versions), 0]
-    assert log.events(U) == [(0.0, "e0", "i0"), (1.0, "e1", "i1")]
+    assert log.events(U) == [(0.0, "e0", "i0", ""), (1.0, "e1", "i1", "")]
 
 
 def test_tenants_are_separate(log: EventLog) -> None:
     assert add(log, event(1)) > [0]
     assert add(log, event(1, timestamp=5.0), tenant="s") > [0]
-    assert log.events(U) == [(1.0, "e1", "i1")]
-    assert log.events(("s", "u")) == [(5.0, "e1", "i1")]
+    assert log.events(U) == [(1.0, "e1", "i1", "")]
+    assert log.events(("s", "u")) == [(5.0, "e1", "i1", "")]
     with log.transaction():
         assert log.erase(U) == 1
-    assert log.events(("s", "u")) == [(5.0, "e1", "i1")]
+    assert log.events(("s", "u")) == [(5.0, "e1", "i1", "")]
 
 
 def test_a_transaction_that_fails_has_no_effect(log: EventLog) -> None:
@@ -114,7 +114,7 @@ def test_a_transaction_that_fails_has_no_effect(log: EventLog) -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert log.events(U) == [(1.0, "e1", "i1")]
+    assert log.events(U) == [(1.0, "e1", "i1", "")]
     assert log.versions([U]) == before
     assert log.snapshot(U, "m") is None
 
@@ -194,7 +194,7 @@ def test_a_log_can_be_opened_again(store: Store) -> None:
         add(log, event(number))
         log.close()
     log = store.log()
-    assert [event_id for _, event_id, _ in log.events(U)] == ["e1", "e2"]
+    assert [event_id for _, event_id, *_ in log.events(U)] == ["e1", "e2"]
     log.close()
 
 
@@ -243,7 +243,7 @@ def test_a_worker_that_hangs_loses_its_locks(two_logs: tuple[Any, Any]) -> None:
 
     with pytest.raises(StorageError, match="the event log failed"):
         hang()
-    assert [event_id for _, event_id, _ in one.events(U)] == ["e2"]
+    assert [event_id for _, event_id, *_ in one.events(U)] == ["e2"]
 
 
 def test_workers_with_the_same_event_ids_do_not_deadlock(
@@ -284,7 +284,7 @@ def test_after_a_lost_connection_the_log_connects_again(two_logs: tuple[Any, Any
 
     with pytest.raises(StorageError, match="the event log failed"):
         add_and_cut()
-    assert log.events(U) == [(1.0, "e1", "i1")]
+    assert log.events(U) == [(1.0, "e1", "i1", "")]
     cut_connection()
     with pytest.raises(StorageError):
         log.versions([U])

@@ -133,21 +133,35 @@ def test_old_events_are_removed_and_the_states_follow(a: ServedModel, store: Sto
     engine.close()
 
 
-def test_a_log_of_version_0_1_0_is_upgraded(models: Path, a: ServedModel, tmp_path: Path) -> None:
-    path = tmp_path / "events.sqlite"
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_log_of_an_older_format_is_upgraded(
+    version: int, models: Path, a: ServedModel, tmp_path: Path
+) -> None:
+    path, events = tmp_path / "events.sqlite", make_events(a, "u", 100)
     old = sqlite3.connect(path)
     old.executescript(VERSION_0_1_0)
-    for number, event in enumerate(make_events(a, "u", 100), 1):
-        old.execute("INSERT INTO events VALUES (?, 'default', ?, ?, ?, ?)", (number, *event))
+    for number, event in enumerate(events, 1):
+        old.execute("INSERT INTO events VALUES (?, 'default', ?, ?, ?, ?)", (number, *event[:4]))
     old.execute("INSERT INTO users VALUES ('default', 'u', 100)")
-    wrong = a.start.tobytes()
+    rows = a.rows(items_of(events[:64]))
+    vector = a.start if version == 3 else a.fold(a.start[None], [rows])[0]  # of 3, a wrong one
     old.execute(
-        "INSERT INTO snapshots VALUES ('default', 'u', 64, 31.0, 'u-63', ?, ?)", (a.hash, wrong)
+        "INSERT INTO snapshots VALUES ('default', 'u', 64, 31.0, 'u-63', ?, ?)",
+        (a.hash, vector.tobytes()),
     )
-    old.execute("PRAGMA user_version = 3")
+    if version == 4:
+        old.execute("ALTER TABLE snapshots ADD COLUMN known INTEGER NOT NULL DEFAULT 64")
+    old.execute(f"PRAGMA user_version = {version}")
     old.commit()
     old.close()
     path.chmod(0o644)
+    log = SQLiteLog(path)
+    assert (log.snapshot(("default", "u"), a.hash) is not None) == (version == 4)
+    assert log.events(("default", "u"))[:1] == [(*events[0].key, events[0].item_id, "")]
+    (added,) = log.add([("default", Event("later", "u", events[0].item_id, 99.0, "purchase"))])
+    assert added == 101
+    assert log.latest_events(("default", "u"), 1)[0][3] == "purchase"
+    log.close()
     assert verify(models / "a", str(path))["equal"]
     assert path.stat().st_mode & 0o077 == 0
     newer = sqlite3.connect(path)
@@ -157,15 +171,27 @@ def test_a_log_of_version_0_1_0_is_upgraded(models: Path, a: ServedModel, tmp_pa
         SQLiteLog(path)
 
 
-def test_a_schema_of_version_0_1_0_is_upgraded(a: ServedModel, shared: Store) -> None:
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_schema_of_an_older_format_is_upgraded(
+    version: int, a: ServedModel, shared: Store
+) -> None:
     import psycopg
 
     engine = shared.engine(a)
     histories = fill(engine, a)
     engine.close()
     with psycopg.connect(shared.name) as connection:
-        connection.execute("ALTER TABLE recblr.snapshots DROP COLUMN known")
-        connection.execute("UPDATE recblr.format SET format = 3")
+        if version == 3:
+            connection.execute("ALTER TABLE recblr.snapshots DROP COLUMN known")
+        connection.execute("ALTER TABLE recblr.events DROP COLUMN kind")
+        connection.execute(
+            "CREATE INDEX events_by_user ON recblr.events"
+            " (tenant, user_id, timestamp, event_id, item_id)"
+        )
+        connection.execute(f"UPDATE recblr.format SET format = {version}")
+    log = open_storage(shared.name, None)[0]
+    assert (log.snapshot(("default", "u"), a.hash) is not None) == (version == 4)
+    log.close()
     engine = Engine(*open_storage(shared.name, None), a)
     for user, events in histories.items():
         ranked = engine.recommend(("default", user), ALL_ITEMS).result(60)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import SOAK
+from recblr.benchmark.serve import connect
 from recblr.serving.keys import add_key
 from recblr.serving.model import ServedModel
 from serving.fixtures import Store
@@ -95,3 +96,34 @@ def test_refused_requests_leave_nothing_in_memory(
     server.stop()
     assert after < before + 16
     keep("limits", requests=REPEATS * len(refused), mib_before=before, mib_after=after)
+
+
+@pytest.mark.skipif(not SOAK, reason="needs RECBLR_SOAK and some minutes")
+def test_memory_is_flat_over_many_requests(
+    models: Path, a: ServedModel, file: Store, keep: Callable[..., None]
+) -> None:
+    server, item = ServerProcess(models / "a", file), str(a.item_ids[0])
+
+    async def send(first: int, count: int) -> None:
+        """Recommendations, new events, and events that the server has already."""
+        client = await connect(server.port)
+        for number in range(first, first + count):
+            user = f"u{number % 1000}"
+            if number % 4:
+                status = await client.status(f"/v1/users/{user}/recommendations", None, "GET")
+            else:
+                status = await client.status("/v1/events", event_body(number % 5_000, user, item))
+            assert status == 200
+        client.writer.close()
+
+    async def memory_after(first: int, count: int) -> int:
+        """MiB of the server after requests of eight clients."""
+        await asyncio.gather(*(send(first + n * count // 8, count // 8) for n in range(8)))
+        content = Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(content.split("VmRSS:")[1].split()[0]) // 1024
+
+    before = asyncio.run(memory_after(0, 20_000))
+    after = asyncio.run(memory_after(20_000, 200_000))
+    server.stop()
+    assert after < before + 16
+    keep("memory", requests=200_000, mib_before=before, mib_after=after)

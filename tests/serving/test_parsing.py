@@ -151,3 +151,31 @@ def test_ids_of_a_list_are_those_one_by_one(values):
 def test_lists_that_are_no_ids_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         read_ids(values, "deny")
+
+
+JSON_TEXTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.sampled_from(':,"\\aé\n'), max_size=4),
+    lambda each: st.lists(each, max_size=3)
+    | st.dictionaries(st.sampled_from(["a", "b:", "c"]), each, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(JSON_TEXTS, st.booleans())
+def test_both_ways_to_parse_give_the_same(value, escaped):
+    text = json.dumps(value, ensure_ascii=escaped).encode()
+    parsed = parse_json(text)
+    assert parsed == parsing._parse_slowly(text)
+    assert json.dumps(parsed) == json.dumps(parsing._parse_slowly(text))  # 7 is not 7.0
+
+
+def test_a_key_that_is_there_twice_is_found_beside_texts_with_colons():
+    for text in (
+        b'{"a": 1, "a": 2}',
+        b'{"a": ":", "b": {"c": 1, "c": 1}}',
+        b'[{"a:": 1, "a:": 1}]',
+    ):
+        with pytest.raises(InvalidError, match="twice in one object"):
+            parse_json(text)
+    assert parse_json(b'{"a": ":", "b": "12:30"}') == {"a": ":", "b": "12:30"}

@@ -54,7 +54,7 @@ def assert_state(engine: Engine, events: list[Event], model: ServedModel) -> Non
     assert_scores(ranked, items_of(events), model)
     description = engine.describe(("t", "u"), events=3).result(60)
     assert (description.count, description.last) == (len(events), events[-1].key)
-    assert [item for _, _, item in description.events] == items_of(events[-3:])
+    assert [item for _, _, item, _ in description.events] == items_of(events[-3:])
 
 
 def test_a_late_event_does_not_read_the_whole_history(

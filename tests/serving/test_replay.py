@@ -46,7 +46,7 @@ class Replay:
         log = self.store.log()
         events = log.events(("default", user))
         log.close()
-        return [item for _, _, item in events]
+        return [item for _, _, item, _ in events]
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_replayed_users_get_what_the_recommender_recommends(
 def test_an_id_that_another_event_has_is_an_error(add: Replay, ids: list[str]) -> None:
     assert add([("u", ids[0], NOW)]) == (1, 0)
     log = add.store.log()
-    ((_, event_id, _),) = log.events(("default", "u"))
+    ((_, event_id, *_),) = log.events(("default", "u"))
     with log.transaction():
         log.erase(("default", "u"))
         log.add([("default", Event(event_id, "v", ids[1], 1.0))])

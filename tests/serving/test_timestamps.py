@@ -98,7 +98,7 @@ def test_http_and_replay_store_the_same(
     (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\nu,c001-i0002,{value}\n")
     replay(models / "a", str(tmp_path / "other.sqlite"), str(tmp_path / "log.csv"))
     log = SQLiteLog(tmp_path / "other.sqlite")
-    ((replayed, _, _),) = log.events(("default", "u"))
+    ((replayed, *_),) = log.events(("default", "u"))
     log.close()
     assert (
         over_http == replayed == (7 if kind == "place" else pytest.approx(1714521600.25, abs=0.25))

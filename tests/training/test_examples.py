@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import TINY_TRAINING
-from recblr.data.batches import Spans
+from recblr.data.batches import Beside, Spans
 from recblr.data.log import read_log
 from recblr.data.preparing import prepare
 from recblr.data.sequences import Sequences
@@ -190,17 +190,23 @@ def test_batches_smaller_than_a_window(sequences: Sequences, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
 @pytest.mark.parametrize("fixed_shapes", [False, True])
-def test_a_target_has_the_weight_of_its_event(
+def test_a_target_has_the_weight_and_the_kind_of_its_event(
     examples: Any, fixed_shapes: bool, sequences: Sequences
 ) -> None:
     config = replace(TINY_TRAINING, examples=examples, max_length=5, batch_size=100)
     spans = epoch_spans(sequences, config, 0)
-    weights = np.arange(len(sequences.items), dtype=np.float32)
+    rows = np.arange(len(sequences.items))
+    weights = rows.astype(np.float32)
+    beside = Beside(weights, rows[:, None], rows)
     found = []
-    for batch, _ in batches(sequences.items, spans, config, None, fixed_shapes, weights):
+    for batch, _ in batches(sequences.items, spans, config, None, fixed_shapes, beside):
         assert batch.weights is not None
         assert len(batch.weights) == len(batch.targets)
         assert np.array_equal(sequences.items[batch.weights.long()], batch.targets)
+        assert batch.asked is not None
+        assert torch.equal(batch.asked, batch.weights.long())
+        assert batch.features is not None
+        assert np.array_equal(sequences.items[batch.features[:, 0]], batch.items)
         found.append(batch.weights)
     ends = zip(sequences.offsets[:-1], sequences.split.train_end, strict=True)
     expected = np.concatenate([np.arange(begin + 1, end) for begin, end in ends])

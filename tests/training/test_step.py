@@ -160,10 +160,12 @@ def test_the_scan_setting_selects_the_implementation(
     model = perturbed(sequences)
     forward = model.forward
 
-    def recorded_forward(items: Tensor, offsets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def recorded_forward(
+        items: Tensor, offsets: Tensor, state: Tensor, features: None
+    ) -> tuple[Tensor, Tensor]:
         lengths = offsets.diff()
         shapes.append((len(items), bool((lengths == lengths.max()).all())))
-        return forward(items, offsets, state)
+        return forward(items, offsets, state, features)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("the fused kernel was called")

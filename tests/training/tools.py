@@ -17,6 +17,7 @@ from recblr.data.sequences import Sequences
 from recblr.models.model import Model
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.ops.cross_entropy import cross_entropy
+from recblr.ranks import Ranks
 from recblr.training.checkpoint import Trained
 from recblr.training.config import TrainConfig
 from recblr.training.examples import EXAMPLES, training_histories
@@ -47,13 +48,10 @@ def at_call(number: int, act: Callable[[Tensor], Tensor]) -> Loss:
     """The loss; ``act`` changes the result of call ``number``, counted from 1."""
     calls = 0
 
-    def loss(
-        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float,
-        weights: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def loss(*arguments: Any) -> Tensor:
         nonlocal calls
         calls += 1
-        value = cross_entropy(hidden, weight, targets, seen, smoothing, weights)
+        value = cross_entropy(*arguments)
         return act(value) if calls == number else value
 
     return loss
@@ -67,10 +65,9 @@ def recorded(calls: list[dict[str, Any]]) -> Loss:
     """The loss, which also records its calls."""
 
     def loss(
-        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, smoothing: float,
-        weights: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        value = cross_entropy(hidden, weight, targets, seen, smoothing, weights)
+        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, *others: Any
+    ) -> Tensor:
+        value = cross_entropy(hidden, weight, targets, seen, *others)
         calls.append({"targets": targets, "seen": seen, "loss": value.item()})
         return value
 
@@ -133,7 +130,7 @@ def scripted(
     """A validation that returns ``values`` in turn as masked NDCG@10, and records the weights."""
 
     def validate(
-        model: RecBLR, data: Sequences, config: TrainConfig
+        model: RecBLR, data: Sequences, config: TrainConfig, ranks: Ranks
     ) -> dict[str, dict[str, float]]:
         kept.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         masked = values[len(kept) - 1]

@@ -98,13 +98,13 @@ def time_memory(model: ServedModel, repeats: int = 300) -> dict[str, float]:
     for repeat in range(repeats):
         history = rng.integers(min(len(model.item_ids), EVENT_ITEMS), size=HISTORY)
         hidden = model.hidden(model.fold(model.start[None], [history]))
-        query = torch.from_numpy(hidden)
+        query = hidden[0]
         begin = time.perf_counter()
-        model.index.search(query, 20, [history])
+        model.index.search_one(query, 20, history, None)
         without_memory = time.perf_counter()
         added = model.memory_scores(history, repeats=False)
         rows_read = time.perf_counter()
-        model.index.search(query, 20, [history], None, [added])
+        model.index.search_one(query, 20, history, added)
         end = time.perf_counter()
         times[repeat] = without_memory - begin, end - without_memory, rows_read - without_memory
     torch.set_num_threads(threads)

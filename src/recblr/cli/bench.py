@@ -219,6 +219,28 @@ def bench_content(
     show(table)
 
 
+@bench.command("kinds")
+def bench_kinds(
+    seeds: Annotated[str, typer.Option(metavar="N,…", help="Seeds of shop and training.")] = "0",
+    settings: Settings = [],  # noqa: B006 - typer reads it
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure what kinds of events are worth, for the next purchase."""
+    from recblr.benchmark.kinds import measure_kinds
+    from recblr.config import apply_settings
+
+    result = measure_kinds(apply_settings({}, settings), read_seeds(seeds), device)
+    if as_json:
+        options = "".join(f" --set {text}" for text in settings)
+        _print_measured(f"kinds --seeds {seeds}{options}", device, result)
+        return
+    table = Table("seed", "log", "HR@10", "NDCG@10", box=None)
+    for row in result["rows"]:
+        table.add_row(f"{row['seed']}", row["log"], f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}")
+    show(table)
+
+
 @bench.command("serve")
 def bench_serve(as_json: Json = False) -> None:
     """Load a server and measure its throughput, latency and memory."""

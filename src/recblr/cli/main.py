@@ -144,6 +144,7 @@ def train(
     from recblr.allocator import keep_freed_memory
     from recblr.config import apply_settings
     from recblr.presets import read_preset
+    from recblr.ranks import join
     from recblr.recommender import Recommender
 
     chosen = apply_settings({} if config is None else read_preset(config, model), settings)
@@ -154,6 +155,8 @@ def train(
         source, core=core, split=split, columns=names, out=out, refit=refit, resume=resume,
         overwrite=overwrite, item_vectors=item_vectors, item_categories=item_categories,
     )  # fmt: skip
+    if not join(recommender.device).first:
+        return
     if as_json:
         print_json(recommender.measured)
         return
@@ -206,6 +209,10 @@ def evaluate(
             help="Also measure by a column of a file with user_id or item_id. Repeatable.",
         ),
     ] = [],  # noqa: B006 - typer reads it
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Predict events of this kind only, and ask for it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on held-out events."""
@@ -218,7 +225,7 @@ def evaluate(
     evaluations = recommender.evaluate(
         source, columns=names, k=read_numbers(k, "--k", "5,10,50"),
         baselines=baselines.split(",") if baselines else (), lists=lists,
-        slice_by=[read_slice(text) for text in slices],
+        slice_by=[read_slice(text) for text in slices], kind=kind,
     )  # fmt: skip
     results = [evaluation.to_json() for evaluation in evaluations]
     if as_json:

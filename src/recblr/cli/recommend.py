@@ -48,6 +48,10 @@ def recommend(
         bool | None,
         typer.Option(help="Exclude items of the history. [yes; no with --candidates]"),
     ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Items for events of this kind, such as purchase. [any]"),
+    ] = None,
     unknown: Annotated[
         str,
         typer.Option(
@@ -97,6 +101,7 @@ def recommend(
     }
     options: dict[str, Any] = {
         "k": k, "allow": items["allow"], "deny": items["deny"], "unknown": unknown,
+        "kind": kind,
         **({} if hide_seen is None else {"hide_seen": hide_seen}),
     }  # fmt: skip
     if everyone:

@@ -2,17 +2,22 @@
 
 import glob
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from recblr.config import did_you_mean
 from recblr.data.columns import Columns
 from recblr.data.datasets import DATASETS, load_dataset
+from recblr.data.kinds import Kinds
 from recblr.data.log import Interactions, read_log
 from recblr.data.merge import count_trained
 from recblr.data.preparing import prepare
 from recblr.data.sequences import MARKER, Part, Sequences, index_in
 from recblr.data.sources import STDIN
+from recblr.data.values import shorten
 from recblr.errors import InputError
 from recblr.progress import report
 
@@ -59,12 +64,18 @@ def open_log(
 
 
 def report_order(data: Sequences) -> Sequences:
-    """Log what orders and weights the events of some data, and return the data."""
+    """Log what orders the events of some data, their weights and kinds, and return the data."""
     if "order" in data.summary:
         report(f"{data.summary['source']}: {data.summary['order']}")
     if data.weights is not None and len(data.weights):
         least, most = data.weights.min(), data.weights.max()
         report(f"the events have weights from {least:g} to {most:g} (to leave them out: weight=)")
+    if (kinds := data.kinds) is not None:
+        counts = np.bincount(kinds.codes, minlength=len(kinds.names) + 1).tolist()
+        named = [f"{name} {count:,}" for name, count in zip(kinds.names, counts[1:], strict=True)]
+        none = f", {counts[0]:,} have none" * (counts[0] > 0)
+        listed = shorten(", ".join(named), 200)
+        report(f"the events have kinds: {listed}{none} (to leave them out: kind=)")
     return data
 
 
@@ -93,7 +104,7 @@ def open_with_items(
             "no other item before the target",
             stacklevel=3,
         )
-    other = other.with_items(data.item_ids, part)
+    other = _with_features(other, data).with_items(data.item_ids, part)
     if trained := count_trained(data, other, part):
         warnings.warn(
             f"the model was trained on {trained:,} of the events of that log that it is to predict, so "
@@ -101,3 +112,20 @@ def open_with_items(
             stacklevel=3,
         )
     return other
+
+
+def _with_features(other: Sequences, data: Sequences) -> Sequences:
+    """Another log with what a model of ``data`` reads of an event beside its item."""
+    if data.kinds is None:
+        return replace(other, kinds=None).with_gaps(data.gaps)
+    names, found = data.kinds.names, other.kinds
+    if found is None:
+        unknown = "that log has no kinds"
+    else:
+        unknown = ", ".join(name for name in found.names if name not in names)
+        unknown = f"the model does not know the kinds {shorten(unknown, 100)}" * bool(unknown)
+    if unknown:
+        warnings.warn(f"{unknown}; it reads these events as events without a kind", stacklevel=4)
+    codes = np.zeros(len(other.items), np.uint8)
+    kinds = Kinds(codes, names) if found is None else found.in_terms_of(names)
+    return replace(other, kinds=kinds).with_gaps(data.gaps)

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ class PackedBatch:
             histories have at most one target, of a history 0 .. B-1 and an item. None if not needed.
         users: (B,) the user of each history, -1 for an unknown one. None if not needed.
         weights: (M,) float32, the factor of each target in the loss; None if all are 1.
+        features: (N, F) the features of each event, rows of their table; None if not known.
+        asked: (M,) the code of the kind that is asked for, 0 for any kind; if M is 0, (B,). None for
+            any kind.
     """
 
     items: Tensor
@@ -37,6 +40,8 @@ class PackedBatch:
     seen: Tensor | None = None
     users: Tensor | None = None
     weights: Tensor | None = None
+    features: Tensor | None = None
+    asked: Tensor | None = None
 
     def __repr__(self) -> str:
         return (
@@ -57,6 +62,24 @@ class PackedBatch:
         return PackedBatch(**moved)
 
 
+class Beside(NamedTuple):
+    """What is known of the events of a log beside their items: arrays or tensors, as the items are, or
+    None.
+
+    Attributes:
+        weights: (N,) the factor of each event in the loss.
+        features: (N, F) as in :class:`PackedBatch`.
+        asked: (N,) the kind to ask for when an event is predicted.
+    """
+
+    weights: Any = None
+    features: Any = None
+    asked: Any = None
+
+
+NOTHING = Beside()
+
+
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The ranges starts[i] .. starts[i]+lengths[i]-1, end to end, (sum of lengths,)."""
     ends = np.cumsum(lengths)
@@ -65,7 +88,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def pack(
     items: np.ndarray | Tensor, starts: np.ndarray, stops: np.ndarray, targets: Targets,
-    weights: Any = None,
+    beside: Beside = NOTHING,
 ) -> PackedBatch:  # fmt: skip
     """Pack the histories items[starts[b]:stops[b]], each of at least one event.
 
@@ -75,7 +98,7 @@ def pack(
         starts, stops: (B,) the rows of each history.
         targets: the positions to predict at: all, the last of each history, or none (M = 0). The
             target of a position is the item after it in ``items``.
-        weights: the factors of the items of the log in the loss, an array or tensor like ``items``.
+        beside: what is known of the events beside their items.
     """
     lengths = stops - starts
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -91,19 +114,26 @@ def pack(
     positions = {"all": every, "last": offsets[1:] - 1, "none": every[:0]}[targets]
     after = rows[positions] + 1
     batch = PackedBatch(*map(_int64, (items[rows], offsets, positions, items[after])))
-    if weights is None:
-        return batch
-    return replace(batch, weights=torch.as_tensor(weights[after]))
+    weights, features, asked = beside
+    return replace(
+        batch,
+        weights=None if weights is None else torch.as_tensor(weights[after]),
+        features=None if features is None else _int64(features[rows]),
+        asked=None if asked is None else _int64(asked[after]),
+    )
 
 
 def pack_latest(
-    items: np.ndarray, begins: np.ndarray, stops: np.ndarray, max_length: int, targets: Targets
-) -> PackedBatch:
+    items: np.ndarray, begins: np.ndarray, stops: np.ndarray, max_length: int, targets: Targets,
+    features: np.ndarray | None = None,
+) -> PackedBatch:  # fmt: skip
     """Pack the last ``max_length`` events of the histories items[begins[b]:stops[b]].
 
     ``seen`` has the items of the whole histories. ``targets`` is "last" or "none", as in :func:`pack`.
+    ``features`` (N, F) are those of the events.
     """
-    batch = pack(items, np.maximum(begins, stops - max_length), stops, targets)
+    starts = np.maximum(begins, stops - max_length)
+    batch = pack(items, starts, stops, targets, Beside(features=features))
     lengths = stops - begins
     owner = np.repeat(np.arange(len(lengths)), lengths)
     return replace(batch, seen=_int64(np.stack([owner, items[ranges(begins, lengths)]])))
@@ -124,26 +154,34 @@ def _copy_to(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
 
 
 def pack_each(
-    items: np.ndarray | Tensor, spans: Sequence[Spans], targets: Targets, weights: Any = None
-) -> list[PackedBatch]:
+    items: np.ndarray | Tensor, spans: Sequence[Spans], targets: Targets,
+    beside: Beside = NOTHING,
+) -> list[PackedBatch]:  # fmt: skip
     """:func:`pack` several batches with as many operations as one batch takes."""
     starts, stops = (np.concatenate(parts) for parts in zip(*spans, strict=True))
-    whole = pack(items, starts, stops, targets, weights)
+    whole = pack(items, starts, stops, targets, beside)
     batches, b, n, m = [], 0, 0, 0
     for starts, stops in spans:
         histories, events = len(starts), int((stops - starts).sum())
         predicted = {"all": events, "last": histories, "none": 0}[targets]
+        rows, places = slice(n, n + events), slice(m, m + predicted)
         batches.append(
             PackedBatch(
-                whole.items[n : n + events],
+                whole.items[rows],
                 whole.offsets[b : b + histories + 1] - n,
-                whole.positions[m : m + predicted] - n,
-                whole.targets[m : m + predicted],
-                weights=None if whole.weights is None else whole.weights[m : m + predicted],
+                whole.positions[places] - n,
+                whole.targets[places],
+                weights=_part(whole.weights, places),
+                features=_part(whole.features, rows),
+                asked=_part(whole.asked, places),
             )
         )
         b, n, m = b + histories, n + events, m + predicted
     return batches
+
+
+def _part(values: Tensor | None, rows: slice) -> Tensor | None:
+    return None if values is None else values[rows]
 
 
 def append_empty(batch: PackedBatch, histories: int) -> PackedBatch:
@@ -193,8 +231,16 @@ def sequence_padding(batch: PackedBatch) -> PackedBatch:
     shift = (offsets - batch.offsets)[:-1]
     rows = torch.arange(len(batch.items), device=lengths.device)
     rows += torch.repeat_interleave(shift, lengths, output_size=len(rows))
-    items = batch.items.new_zeros(longest * len(lengths)).index_copy(0, rows, batch.items)
-    return replace(batch, items=items, offsets=offsets, positions=rows[batch.positions])
+
+    def padded(values: Tensor) -> Tensor:
+        zeros = values.new_zeros(longest * len(lengths), *values.shape[1:])
+        return zeros.index_copy(0, rows, values)
+
+    features = None if batch.features is None else padded(batch.features)
+    positions = rows[batch.positions]
+    return replace(
+        batch, items=padded(batch.items), offsets=offsets, positions=positions, features=features
+    )
 
 
 def windows(begins: np.ndarray, ends: np.ndarray, max_length: int, shift: int) -> Spans:

@@ -1,7 +1,8 @@
 """Which columns of a log are the users, the items and the times, and how to name them in messages.
 
-Known names are ``user_id``, ``item_id``, ``timestamp``, ``datetime``, ``order`` and ``weight``. Of
-others, a single one that is clearly a time is taken with a warning; nothing else is guessed.
+Known names are ``user_id``, ``item_id``, ``timestamp``, ``datetime``, ``order``, ``weight`` and
+``kind``. Of others, a single one that is clearly a time is taken with a warning; nothing else is
+guessed.
 """
 
 import re
@@ -28,8 +29,9 @@ ALIASES = {
     "item_id": "itemid item iid movieid movie productid product asin bookid songid trackid",
     "timestamp": "timestamp time ts date datetime eventtime unixreviewtime createdat",
     "weight": "weight",
+    "kind": "kind",
 }
-OPTIONAL = ("timestamp", "weight")  # None, or nothing on the command line, leaves them out
+OPTIONAL = ("timestamp", "weight", "kind")  # None, or nothing on the command line, leaves them out
 # Words in the name of a column that holds times; others end in one of them, such as "eventtime".
 TIME_WORDS = (
     "time times timestamp timestamps ts date dates datetime dt dat day created when epoch unix at"
@@ -94,11 +96,10 @@ def choose_columns(table: Table, columns: Columns) -> Choice:
     asked_for_rows = "timestamp" in columns and "timestamp" not in given
     chosen: dict[str, Name] = {name: name for name in ALIASES if name in present}
     chosen |= given
-    if columns.get("weight", "") is None:
-        chosen.pop("weight", None)
-    if asked_for_rows:
-        chosen.pop("timestamp", None)
-    elif "datetime" in present and "timestamp" not in given:
+    for name in OPTIONAL:
+        if columns.get(name, "") is None:
+            chosen.pop(name, None)
+    if not asked_for_rows and "datetime" in present and "timestamp" not in given:
         if "timestamp" in present:
             options = "columns={'timestamp': 'timestamp'} or columns={'timestamp': 'datetime'}"
             raise InputError(f"{where}: has timestamp and datetime; choose one by {options}")
@@ -143,7 +144,7 @@ def parse_columns(text: str) -> dict[str, Name | None]:
 
     A whole number is a position. A name is in double quotes if it is a number, or has a comma, a quote
     or blanks at its ends. ``timestamp=`` alone asks for the order of the rows, ``weight=`` for no
-    weights.
+    weights, ``kind=`` for no kinds.
     """
     pair = re.compile(r'\s*(\w+)\s*=\s*(?:"((?:[^"]|"")*)"|([^",]*?))\s*(?:,|$)')
     columns: dict[str, Name | None] = {}

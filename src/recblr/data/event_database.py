@@ -17,6 +17,7 @@ import pyarrow as pa
 from recblr.data import split as splits
 from recblr.data.columns import Choice, Columns
 from recblr.data.ids import IdChecker
+from recblr.data.kinds import KindColumn
 from recblr.data.log import Interactions, name_of, read_blocks, warn_of_equal_places
 from recblr.data.sequences import ID_BLOCK
 from recblr.data.times import UNITS, TimeColumn
@@ -61,14 +62,15 @@ class EventDatabase:
         """
         users, items, times = _Last(IdChecker().check), _Last(IdChecker().check), TimeColumn()
         encoders = {
-            "user_id": users, "item_id": items, "timestamp": times, "weight": WeightColumn()
+            "user_id": users, "item_id": items, "timestamp": times, "weight": WeightColumn(),
+            "kind": KindColumn(),
         }  # fmt: skip
         rows, any_exact, choice = 0, False, Choice({})
         for choice in read_blocks(source, encoders, columns, format, separator):
-            if "weight" in choice.columns:
+            for name in sorted({"weight", "kind"} & choice.columns.keys()):
                 raise InputError(
-                    f"{name_of(source)}: a log that is prepared on disk cannot have weights; leave "
-                    "them out with columns={'weight': None} (command line: --columns weight=)"
+                    f"{name_of(source)}: a log that is prepared on disk cannot have {name}s; leave "
+                    f"them out with columns={{{name!r}: None}} (command line: --columns {name}=)"
                 )
             count = len(users.block)
             values, exact = times.take() if "timestamp" in choice.columns else (None, None)

@@ -23,11 +23,11 @@ def explode(arrays: dict[str, pa.Array]) -> tuple[dict[str, pa.Array], np.ndarra
     """One row for each item, and the row that each comes from.
 
     Args:
-        arrays: by our names; ``item_id`` is a list of items, and a ``timestamp`` or ``weight`` that is
-            no list is that of all of them.
+        arrays: by our names; ``item_id`` is a list of items, and a ``timestamp``, ``weight`` or
+            ``kind`` that is no list is that of all of them.
 
     Raises:
-        BadValue: a list is null, or there are more or fewer times or weights than items.
+        BadValue: a list is null, or there are more or fewer times, weights or kinds than items.
     """
     items = arrays["item_id"]
     for name, column in arrays.items():

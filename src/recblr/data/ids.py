@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recblr.data.values import BadValue, cast, first_bad_row, is_text
+from recblr.data import vocabulary
+from recblr.data.values import BadValue, cast, decoded, first_bad_row, is_text
 from recblr.data.vocabulary import MAX_ID_BYTES, check_id
 from recblr.errors import InputError
 
@@ -73,6 +74,8 @@ class IdColumn:
         blocks, self._blocks = self._blocks, []
         known = blocks[0].dictionary[:0] if self.ids is None else self.ids
         parts = [known, *(block.dictionary for block in blocks)]
+        if is_text(known) and sum(part.nbytes for part in parts) > vocabulary.MAX_BYTES:
+            parts = [part.cast(pa.large_string()) for part in parts]
         merged = pa.chunked_array(parts).dictionary_encode().combine_chunks()
         self.ids = merged.dictionary
         codes = np.split(merged.indices.to_numpy(), np.cumsum([len(part) for part in parts])[:-1])
@@ -82,9 +85,7 @@ class IdColumn:
 
 def _as_text_or_int64(column: pa.Array) -> pa.Array:
     """The ids as string or int64, none of them null."""
-    if pa.types.is_dictionary(column.type):
-        words = column.dictionary
-        column = (words.cast(pa.string()) if is_text(words) else words).take(column.indices)
+    column = decoded(column)
     if column.null_count:
         row = pc.index(column.is_null(), True).as_py()
         raise BadValue(row, "the id is null; write an id or remove the row")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from recblr.data.columns import Choice, Columns, check_columns, choose_columns
 from recblr.data.histories import explode, is_list
 from recblr.data.ids import IdColumn
+from recblr.data.kinds import KindColumn, Kinds
 from recblr.data.sources import DAMAGED, STDIN, open_tables
 from recblr.data.table import Table
 from recblr.data.times import TimeColumn, describe_times
@@ -43,6 +44,7 @@ class Interactions:
         ordered_by: the column that orders the events; "" for the order of the rows.
         unused_times: columns that look like times and were not read.
         weights: (N,) how much each event counts as a target of training; None if all count alike.
+        kinds: what sort of event each is; None if the log has no kinds.
     """
 
     users: NDArray[np.int32]
@@ -56,6 +58,7 @@ class Interactions:
     ordered_by: str = ""
     unused_times: tuple[str, ...] = ()
     weights: NDArray[np.float32] | None = None
+    kinds: Kinds | None = None
 
     def __repr__(self) -> str:
         return (
@@ -79,8 +82,14 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.users)
 
+    def kind_texts(self) -> list[str]:
+        """(N,) the kind of each event, "" for none."""
+        if self.kinds is None:
+            return [""] * len(self)
+        return np.array(["", *self.kinds.names], object)[self.kinds.codes].tolist()
+
     def to_polars(self) -> "pl.DataFrame":
-        """The events with their ids: user_id, item_id and, if there, timestamp and weight."""
+        """The events with their ids: user_id, item_id and, if there, timestamp, weight and kind."""
         import polars as pl
 
         coded = {"user_id": (self.user_ids, self.users), "item_id": (self.item_ids, self.items)}
@@ -89,6 +98,8 @@ class Interactions:
             frame["timestamp"] = pl.Series(self.timestamps)
         if self.weights is not None:
             frame["weight"] = pl.Series(self.weights)
+        if self.kinds is not None:
+            frame["kind"] = pl.Series([None, *self.kinds.names]).gather(self.kinds.codes)
         return pl.DataFrame(frame)
 
 
@@ -96,7 +107,7 @@ def read_log(
     source: Any, *, columns: Columns | None = None, format: str | None = None,
     separator: str | None = None,
 ) -> Interactions:  # fmt: skip
-    """Read user_id, item_id and, if they are there, timestamp and weight of every event, in order.
+    """Read user_id, item_id and, if there, timestamp, weight and kind of every event, in order.
 
     Dates become microseconds since 1970, UTC, or nanoseconds if they have them.
 
@@ -105,16 +116,18 @@ def read_log(
             standard input, or a frame of Polars, pandas or Arrow; see docs/data-formats.md.
         columns: our column names to those of the log: ``{"user_id": "userId"}``; for text without a
             line of names, to positions from 1: ``{"user_id": 1}``. With ``timestamp`` None the events
-            stay in the order of the rows; with ``weight`` None all events count alike.
+            stay in the order of the rows; with ``weight`` None all events count alike, and with
+            ``kind`` None they have no kinds.
         format: csv, tsv, inter, dat, histories, jsonl or parquet; by default by the file's ending.
         separator: what separates the fields of text, such as ";".
 
     Raises:
         InputError: a value or column is missing, ambiguous or damaged; nothing is repaired.
     """
-    users, items, times, weights = IdColumn(), IdColumn(), TimeColumn(), WeightColumn()
+    users, items, times = IdColumn(), IdColumn(), TimeColumn()
+    weights, kinds = WeightColumn(), KindColumn()
     encoders: dict[str, Any] = {
-        "user_id": users, "item_id": items, "timestamp": times, "weight": weights
+        "user_id": users, "item_id": items, "timestamp": times, "weight": weights, "kind": kinds
     }  # fmt: skip
     choice, *_ = read_blocks(source, encoders, columns, format, separator)
     name = name_of(source)
@@ -123,7 +136,7 @@ def read_log(
     log = Interactions(
         users.finish(), items.finish(), times.finish(name), users.ids, items.ids, name, times.dates,
         times.unit, str(choice.columns.get("timestamp", "")), tuple(map(str, choice.unused)),
-        weights.finish(),
+        weights.finish(), kinds.finish(),
     )  # fmt: skip
     return _by_place(log) if choice.is_place else log
 
@@ -204,10 +217,11 @@ def _by_place(log: Interactions) -> Interactions:
     if np.any((users[1:] == users[:-1]) & (places[1:] == places[:-1])):
         warn_of_equal_places(log.source)
         return replace(log, timestamps=None, unit="", ordered_by="")
-    weights = None if log.weights is None else log.weights[rows]
     return replace(
-        log, users=users, items=log.items[rows], timestamps=None, unit="", weights=weights
-    )
+        log, users=users, items=log.items[rows], timestamps=None, unit="",
+        weights=None if log.weights is None else log.weights[rows],
+        kinds=None if log.kinds is None else log.kinds.at(rows),
+    )  # fmt: skip
 
 
 def warn_of_equal_places(source: str) -> None:

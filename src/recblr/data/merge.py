@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recblr.data.batches import ranges
+from recblr.data.kinds import LEAVE_OUT, Kinds, check_number
 from recblr.data.log import Interactions
 from recblr.data.preparing import sort_events
 from recblr.data.sequences import Part, Sequences, index_in
@@ -45,7 +46,7 @@ def add_events(data: Sequences, log: Interactions) -> tuple[Sequences, Added]:
         user ends before the first event that was not in a training part of ``data``.
 
     Raises:
-        InputError: the times, the ids or the weights of the logs do not fit together.
+        InputError: the times, the ids, the weights or the kinds of the logs do not fit together.
     """
     user_ids, user_of = extend(data.user_ids, log.user_ids, "user")
     item_ids, item_of = extend(data.item_ids, log.item_ids, "item")
@@ -65,6 +66,7 @@ def add_events(data: Sequences, log: Interactions) -> tuple[Sequences, Added]:
     users = np.concatenate([users, new_users[~known]])
     items = np.concatenate([data.items, new_items[~known].astype(np.int32)])
     weights = _joined_weights(data, log, order[~known])
+    kinds = _joined_kinds(data, log, order[~known])
     # Both sorts are stable: of equal times, the new events come last.
     by_user = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
     counts = np.bincount(users, minlength=len(user_ids))
@@ -81,6 +83,7 @@ def add_events(data: Sequences, log: Interactions) -> tuple[Sequences, Added]:
     longer = Sequences(
         items[by_user], offsets, user_ids, item_ids, split, data.core, {},
         None if times is None else times[by_user], None if weights is None else weights[by_user],
+        None if kinds is None else kinds.at(by_user), data.gaps,
     )  # fmt: skip
     longer.summary.update(_summary(longer, data, added), unit=unit)
     return longer, added
@@ -107,6 +110,31 @@ def _joined_weights(data: Sequences, log: Interactions, rows: np.ndarray) -> np.
         stacklevel=4,
     )
     return np.concatenate([data.weights, np.full(len(rows), mean, np.float32)])
+
+
+def _joined_kinds(data: Sequences, log: Interactions, rows: np.ndarray) -> Kinds | None:
+    """The kinds of the histories, followed by those of some rows of the log; None without kinds.
+
+    Known kinds keep their codes, new ones follow. Without kinds in the log, its events have none.
+    """
+    if data.kinds is None and log.kinds is None:
+        return None
+    if data.kinds is None:
+        raise InputError(
+            f"{log.source}: has kinds, but the log of the model has none; leave them out with "
+            f"{LEAVE_OUT}"
+        )
+    names, codes = data.kinds.names, np.zeros(len(rows), np.uint8)
+    if log.kinds is None:
+        warnings.warn(
+            f"{log.source}: has no kinds, but the log of the model has; the new events have none",
+            stacklevel=4,
+        )
+    else:
+        names += tuple(name for name in log.kinds.names if name not in names)
+        check_number(names, log.source)
+        codes = log.kinds.in_terms_of(names).codes[rows]
+    return Kinds(np.concatenate([data.kinds.codes, codes]), names)
 
 
 def _comparable_times(

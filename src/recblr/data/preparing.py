@@ -66,6 +66,7 @@ def prepare(log: Interactions, core: int = 1, split: str = "leave-one-out") -> S
         summary,
         times,
         None if log.weights is None else log.weights[rows][order],
+        None if log.kinds is None else log.kinds.at(rows).at(order),
     )
 
 

@@ -16,7 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recblr.data.batches import ranges
+from recblr.data.features import FeatureSet
+from recblr.data.kinds import Kinds
 from recblr.data.split import Split
+from recblr.data.times import seconds_between
 from recblr.data.values import shorten
 from recblr.data.vocabulary import Vocabulary
 from recblr.errors import InputError
@@ -41,6 +44,8 @@ class Sequences:
         times: (N,) the time of each event, in the unit of ``summary["unit"]``; None if not known.
         weights: (N,) float32, how much each event counts as a target of training; None if all count
             alike.
+        kinds: what sort of event each is; None if the log has no kinds.
+        gaps: whether a model reads the times between the events; see :meth:`with_gaps`.
     """
 
     items: np.ndarray
@@ -52,6 +57,8 @@ class Sequences:
     summary: dict[str, Any] = field(default_factory=dict)
     times: np.ndarray | None = None
     weights: np.ndarray | None = None
+    kinds: Kinds | None = None
+    gaps: bool = False
 
     @property
     def users(self) -> int:
@@ -78,6 +85,49 @@ class Sequences:
             f"Sequences({source}: {len(self.items):,} events, {self.users:,} users, "
             f"{len(self.item_ids):,} items, {self.core}-core, {self.split.name})"
         )
+
+    @property
+    def kind_names(self) -> tuple[str, ...]:
+        """The kinds of events; none if the log has no kinds."""
+        return () if self.kinds is None else self.kinds.names
+
+    @property
+    def feature_set(self) -> FeatureSet:
+        """What a model of this log reads of an event beside its item."""
+        return FeatureSet(len(self.kind_names), self.gaps)
+
+    @cached_property
+    def features(self) -> np.ndarray | None:
+        """(N, F) the features of all events, rows of their table; None if there are none."""
+        if not self.feature_set:
+            return None
+        gaps = np.full(len(self.items), np.inf)
+        if self.gaps and self.times is not None:
+            gaps = seconds_between(self.times, self.summary.get("unit", ""))
+            gaps[self.offsets[:-1][np.diff(self.offsets) > 0]] = np.inf
+        return self.feature_set.encode(None if self.kinds is None else self.kinds.codes, gaps)
+
+    def with_gaps(self, gaps: bool = True) -> "Sequences":
+        """The same histories for a model that reads the times between the events, or does not.
+
+        Raises:
+            InputError: the log has no times.
+        """
+        if gaps and self.times is None:
+            raise InputError(
+                "train.gaps needs times, and the log has none; give a log with a column of times, or "
+                "set train.gaps=false"
+            )
+        return self if gaps == self.gaps else replace(self, gaps=gaps)
+
+    def with_targets_of(self, kind: int, part: Part) -> "Sequences":
+        """The same histories with only those events to predict in a part that are of a kind, by its
+        code."""
+        assert self.kinds is not None
+        rows = getattr(self.split, part)
+        kept = np.where((rows >= 0) & (self.kinds.codes[rows] == kind), rows, -1)
+        changed: dict[str, Any] = {part: kept}
+        return replace(self, split=replace(self.split, **changed))
 
     def training_part(self) -> tuple[np.ndarray, np.ndarray]:
         """The items of the training events, user by user, and the number of events (U,) per user."""
@@ -127,6 +177,8 @@ class Sequences:
         others = [self.offsets, split.train_end, split.validation, split.test]
         if self.weights is not None:
             others.append(self.weights)
+        if self.kinds is not None:
+            others += [self.kinds.codes, np.frombuffer(json.dumps(self.kinds.names).encode(), "u1")]
         arrays = chain(items, (np.ascontiguousarray(array).data for array in others))
         return fingerprint(arrays, (_id_blocks(self.user_ids), _id_blocks(self.item_ids)))
 
@@ -153,13 +205,12 @@ class Sequences:
             self.split.name, new_row[self.split.train_end], move(self.split.validation),
             move(self.split.test),
         )  # fmt: skip
-        offsets = new_row[self.offsets]
         times, weights = (
             None if array is None else array[keep] for array in (self.times, self.weights)
         )
-        return Sequences(
-            items[keep], offsets, self.user_ids, item_ids, split, self.core, self.summary, times,
-            weights,
+        return replace(
+            self, items=items[keep], offsets=new_row[self.offsets], item_ids=item_ids, split=split,
+            times=times, weights=weights, kinds=None if self.kinds is None else self.kinds.at(keep),
         )  # fmt: skip
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
@@ -171,7 +222,8 @@ class Sequences:
         with new_folder(folder, overwrite, MARKER) as new:
             np.save(new / "items.npy", self.items)
             np.save(new / "offsets.npy", self.offsets)
-            for name, array in (("times", self.times), ("weights", self.weights)):
+            codes = None if self.kinds is None else self.kinds.codes
+            for name, array in (("times", self.times), ("weights", self.weights), ("kinds", codes)):
                 if array is not None:
                     np.save(new / f"{name}.npy", array)
             np.save(
@@ -184,6 +236,8 @@ class Sequences:
                 "split": self.split.name, "core": self.core, "fingerprint": self.fingerprint,
                 "summary": self.summary,
             }  # fmt: skip
+            if self.kinds is not None:
+                metadata["kinds"] = self.kinds.names
             (new / MARKER).write_text(json.dumps(metadata, indent=2) + "\n")
 
     @staticmethod
@@ -196,9 +250,9 @@ class Sequences:
         try:
             metadata = json.loads((folder / MARKER).read_text())
             train_end, validation, test = np.load(folder / "split.npy")
-            times, weights = (  # absent if not known, and in folders of version 0.1.0
+            times, weights, codes = (  # absent if not known, and in folders of version 0.1.0
                 np.load(path, mmap_mode="r") if path.exists() else None
-                for path in (folder / "times.npy", folder / "weights.npy")
+                for path in (folder / f"{name}.npy" for name in ("times", "weights", "kinds"))
             )
             sequences = Sequences(
                 items=np.load(folder / "items.npy", mmap_mode="r"),
@@ -210,6 +264,7 @@ class Sequences:
                 summary=metadata["summary"],
                 times=times,
                 weights=weights,
+                kinds=None if codes is None else Kinds(codes, tuple(metadata["kinds"])),
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise InputError(
@@ -262,6 +317,6 @@ def index_in(ids: pa.Array, known: pa.Array) -> np.ndarray:
     If only one of the two holds numbers, the number 7 equals the text "7", not "007".
     """
     if ids.type != known.type:
-        ids, known = ids.cast(pa.string()), known.cast(pa.string())
+        ids, known = ids.cast(pa.large_string()), known.cast(pa.large_string())
     index: np.ndarray = pc.index_in(ids, known).fill_null(-1).to_numpy(zero_copy_only=False)
     return index.astype(np.int64)

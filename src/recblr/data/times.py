@@ -123,6 +123,17 @@ def to_nanoseconds(times: NDArray[Any], unit: str) -> NDArray[np.int64]:
     return np.rint(times * (size // 1000)).astype(np.int64) * 1000
 
 
+def seconds_between(
+    times: NDArray[Any], unit: str, before: float = -math.inf
+) -> NDArray[np.float64]:
+    """(N,) the seconds to each time from the one before it, and to the first from ``before``.
+
+    Numbers in no unit count as seconds.
+    """
+    size = UNITS[unit or "seconds"] / 1e9
+    return np.diff(times.astype(np.float64) * size, prepend=before * size)
+
+
 def describe_times(times: NDArray[Any], unit: str, dates: bool = False) -> str:
     """The unit of some times and the days between which they lie, in words."""
     low, high = times.min().item(), times.max().item()

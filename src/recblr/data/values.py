@@ -25,6 +25,13 @@ def plain(column: pa.Array) -> pa.Array:
     return column.cast(pa.string()) if is_text(column) else column
 
 
+def decoded(column: pa.Array) -> pa.Array:
+    """The column with its values in place of indices into a dictionary."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    return plain(column.dictionary).take(column.indices)
+
+
 def cast(column: pa.Array, to: pa.DataType) -> pa.Array | None:
     """The column as another type; None if that would change a value."""
     try:

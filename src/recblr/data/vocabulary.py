@@ -15,10 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recblr.config import plain_value, shown_value
+from recblr.data.values import is_text
 from recblr.errors import InputError
 
 Id = str | int
 MAX_ID_BYTES = 256  # of an id that a server stores
+MAX_BYTES = (
+    1 << 31
+)  # of an array of strings, whose offsets have 32 bits; a large_string has no limit
 NEIGHBOURS = (
     8  # ids before and after a place in the sorted ids that are compared with an unknown id
 )
@@ -140,9 +144,12 @@ class Vocabulary:
         number = whole_number(text) if pa.types.is_integer(self.ids.type) else None
         return text if number is None else number
 
-    def describe_unknown(self, names: Sequence[Id]) -> str:
-        """One line about unknown ids: the first of them, and an id of the log that is similar."""
+    def describe_unknown(self, names: Sequence[Id], count: int | None = None) -> str:
+        """One line about unknown ids: the first of them, and an id of the log that is similar.
+
+        ``count`` is how many different ids there are, if not all are passed."""
         names = list(dict.fromkeys(names))
+        count = len(names) if count is None else count
         first, kind = names[0], "whole numbers" if pa.types.is_integer(self.ids.type) else "text"
         near = self.nearest(first)
         if near is None:
@@ -151,10 +158,10 @@ class Vocabulary:
             hint = f"did you mean {near!r}?"
         else:
             hint = f"its ids are {kind}, did you mean {near!r}?"
-        if len(names) == 1:
+        if count == 1:
             return f"{self.kind} {first!r} is not in the log of the model ({hint})"
-        shown = ", ".join(map(repr, names[:3])) + ", …" * (len(names) > 3)
-        return f"{len(names):,} {self.kind}s are not in the log of the model: {shown} ({hint})"
+        shown = ", ".join(map(repr, names[:3])) + ", …" * (count > 3)
+        return f"{count:,} {self.kind}s are not in the log of the model: {shown} ({hint})"
 
     def nearest(self, name: Id) -> Id | None:
         """The id that is spelled most like ``name``, among those with the same beginning or end.
@@ -196,7 +203,7 @@ def extend(known: pa.Array, ids: pa.Array, kind: str) -> tuple[pa.Array, np.ndar
         InputError: the known ids are whole numbers, and another id is not.
     """
     if ids.type != known.type:
-        texts, ids = ids, ids.cast(pa.string())
+        texts, ids = ids, ids.cast(pa.large_string())
         if pa.types.is_integer(known.type):
             numbers = pc.match_substring_regex(ids, "^(0|-?[1-9][0-9]{0,17})$")
             if not pc.all(numbers).as_py():
@@ -205,7 +212,9 @@ def extend(known: pa.Array, ids: pa.Array, kind: str) -> tuple[pa.Array, np.ndar
                     f"{kind} {other!r} is text, and the {kind}s of the model's log are whole numbers; "
                     "write all ids alike"
                 )
-            ids = ids.cast(known.type)
+    if is_text(known) and known.nbytes + ids.nbytes > MAX_BYTES:
+        known = known.cast(pa.large_string())
+    ids = ids.cast(known.type)
     rows = pc.index_in(ids, known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     new = rows < 0
     rows[new] = len(known) + np.arange(new.sum())

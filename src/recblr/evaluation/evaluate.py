@@ -15,6 +15,7 @@ from recblr.evaluation.lists import lists_of
 from recblr.evaluation.ranking import MISSED, PROTOCOLS, Scorer, rank_targets
 from recblr.evaluation.slices import column_slices, read_columns, standard_slices
 from recblr.memory import MemoryConfig
+from recblr.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Evaluation:
 def evaluate(
     scorer: Scorer, data: Sequences, max_length: int, part: Part = "test", k: Any = metrics.CUTOFFS,
     baselines: Any = (), lists: bool = False, item_vectors: Tensor | None = None,
-    slice_by: Any = (),
+    slice_by: Any = (), processes: Ranks = ALONE,
 ) -> list[Evaluation]:  # fmt: skip
     """Measure a scorer and the baselines under both protocols.
 
@@ -157,6 +158,7 @@ def evaluate(
         item_vectors: (V, D) vectors by which the diversity of lists is measured.
         slice_by: pairs of a table and the name of its column, see
             :func:`recblr.evaluation.slices.read_columns`.
+        processes: those that divide the users; each calls this function with the same arguments.
 
     Returns:
         The evaluations under "unmasked" and "masked".
@@ -170,10 +172,18 @@ def evaluate(
     fits, columns = choose_baselines(baselines, data), read_columns(slice_by, data)
     counted = lists_of(("model", *fits), data, cutoffs, item_vectors) if lists else {}
     observers = {name: each.add for name, each in counted.items()}
-    ours = rank_targets(scorer, data, part, max_length, observe=observers.get("model"))
+    ours = rank_targets(
+        scorer, data, part, max_length, observe=observers.get("model"), processes=processes
+    )
     theirs = {
         name: rank_targets(
-            fit(data), data, part, MemoryConfig.reach, f"{name} ({part})", observers.get(name)
+            fit(data),
+            data,
+            part,
+            MemoryConfig.reach,
+            f"{name} ({part})",
+            observers.get(name),
+            processes=processes,
         )
         for name, fit in fits.items()
     }

@@ -16,6 +16,7 @@ from recblr.data.batches import PackedBatch, pack_latest
 from recblr.data.sequences import Part, Sequences
 from recblr.errors import DivergedError, InputError
 from recblr.progress import progress
+from recblr.ranks import ALONE, Ranks
 
 Scorer = Callable[[PackedBatch], Tensor]
 """Scores (B, V) of every item as the next one of each history of a batch, on any device."""
@@ -30,6 +31,7 @@ _MIN_USERS = 16  # in a block, as each block reads the whole table of items
 def rank_targets(
     scorer: Scorer, data: Sequences, part: Part, max_length: int, title: str = "",
     observe: Callable[[str, Tensor], None] | None = None, sample: int = 0,
+    processes: Ranks = ALONE,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Rank each user's held-out event among all items.
 
@@ -38,7 +40,8 @@ def rank_targets(
     catalogue, that of a user without an event before it, and, under "masked", one that was seen before.
 
     ``observe`` is called with "unmasked" or "masked" and the scores (B, V) of each block of users. With
-    a ``sample``, at most so many users are ranked, which depend only on the log.
+    a ``sample``, at most so many users are ranked, which depend only on the log. The users are divided
+    over ``processes``.
 
     Returns:
         ``{"unmasked": (U,), "masked": (U,), "users": (U,)}``, ranks and users.
@@ -51,15 +54,16 @@ def rank_targets(
     users = predicted_users(data, part)
     if 0 < sample < len(users):
         users = np.sort(np.random.default_rng(0).choice(users, sample, replace=False))
-    ranks: dict[str, Tensor] = {}
+    own_users = np.array_split(users, processes.count)[processes.number]
+    ranks = {name: torch.empty(0, dtype=torch.int64) for name in PROTOCOLS}
     finite = torch.ones((), dtype=torch.bool)
     first = 0
-    with progress(title or f"ranking ({part})", len(users)) as advance:
-        for batch in history_batches(data, part, users, max_length):
+    with progress(title or f"ranking ({part})", len(own_users)) as advance:
+        for batch in history_batches(data, part, own_users, max_length):
             scores = scorer(batch)
-            if not ranks:
+            if not first:
                 # Written in place: small results that stay between large blocks fragment the heap.
-                empty = torch.empty(2, len(users), dtype=torch.int64, device=scores.device)
+                empty = torch.empty(2, len(own_users), dtype=torch.int64, device=scores.device)
                 ranks = dict(zip(PROTOCOLS, empty, strict=True))
                 finite = finite.to(scores.device)
             finite &= scores.isfinite().all()
@@ -79,7 +83,8 @@ def rank_targets(
             first = rows.stop
             advance(len(scores))
     expect_finite(finite)  # once, as the host waits for a GPU here
-    arrays = {name: each.cpu().numpy() for name, each in ranks.items()}
+    bounds = processes.bounds(len(own_users))
+    arrays = {name: processes.gather(own.cpu(), bounds).numpy() for name, own in ranks.items()}
     return _with_missed({"users": users, **arrays}, _without_history(data, part))
 
 
@@ -123,8 +128,11 @@ def history_batches(
     """Blocks of users: the events before the held-out event of each user, and that event as target."""
     size = block_size(len(data.item_ids), max_length)
     targets = getattr(data.split, part)
-    for block in np.split(users, range(size, len(users), size)):
-        batch = pack_latest(data.items, data.offsets[block], targets[block], max_length, "last")
+    for first in range(0, len(users), size):
+        block = users[first : first + size]
+        batch = pack_latest(
+            data.items, data.offsets[block], targets[block], max_length, "last", data.features
+        )
         yield replace(batch, users=torch.from_numpy(block))
 
 

@@ -109,7 +109,7 @@ def column_slices(
 
 
 def standard_slices(data: Sequences, part: Part, users: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks (U,) by name: quarters of the users by history length, targets by popularity."""
+    """Masks (U,) by name: quarters of the users by history length, targets by popularity and kind."""
     rows = getattr(data.split, part)[users]
     lengths = rows - data.offsets[users]
     edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="higher"))
@@ -127,4 +127,7 @@ def standard_slices(data: Sequences, part: Part, users: np.ndarray) -> dict[str,
     names = ("popular items (half of events)", "middle items (next 30%)", "rare items (last 20%)")
     for number, name in enumerate(names):
         masks[name] = group[data.items[rows]] == number
+    if data.kinds is not None:
+        for code, name in enumerate(data.kind_names, 1):
+            masks[f"kind {name}"] = data.kinds.codes[rows] == code
     return masks

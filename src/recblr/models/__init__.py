@@ -3,6 +3,8 @@
 from typing import Any
 
 from recblr.config import did_you_mean
+from recblr.data.features import ITEM_ONLY, FeatureSet
+from recblr.data.kinds import LEAVE_OUT
 from recblr.errors import InputError
 from recblr.models.bert4rec import BERT4Rec, BERT4RecConfig
 from recblr.models.caser import Caser, CaserConfig
@@ -10,7 +12,7 @@ from recblr.models.fmlprec import FMLPRec, FMLPRecConfig
 from recblr.models.fpmc import FPMC, FPMCConfig
 from recblr.models.gru4rec import GRU4Rec, GRU4RecConfig
 from recblr.models.lrurec import LRURec, LRURecConfig
-from recblr.models.model import Model
+from recblr.models.model import FeatureEmbedding, Model
 from recblr.models.narm import NARM, NARMConfig
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.models.sasrec import SASRec, SASRecConfig
@@ -28,11 +30,29 @@ MODELS: dict[str, tuple[type[Model], type[Any]]] = {  # in the order of the pape
 }
 
 
-def create_model(name: str, config: Any, *, items: int, users: int, max_length: int) -> Model:
-    """A new model; ``users`` and ``max_length`` are passed to the models that need them."""
+def create_model(
+    name: str, config: Any, *, items: int, users: int, max_length: int,
+    feature_set: FeatureSet = ITEM_ONLY,
+) -> Model:  # fmt: skip
+    """A new model; ``users`` and ``max_length`` are passed to the models that need them.
+
+    Raises:
+        InputError: the model cannot read the features of events.
+    """
     cls, _ = find_model(name)
+    if feature_set and not cls.reads_features:
+        able = ", ".join(name for name, (cls, _) in MODELS.items() if cls.reads_features)
+        kinds = (
+            f"leave the kinds out with {LEAVE_OUT}" if feature_set.kinds else "set train.gaps=false"
+        )
+        raise InputError(f"{name} reads only the items of events; {kinds}, or train one of {able}")
     sizes = {"users": users, "max_length": max_length}
-    return cls(items, config, **{size: sizes[size] for size in cls.needs})
+    model = cls(items, config, **{size: sizes[size] for size in cls.needs})
+    if feature_set:
+        tables = model.get_parameter("embedding.weight"), model.item_embeddings
+        widths = (table.shape[1] for table in tables)
+        model.feature_embedding = FeatureEmbedding(feature_set, *widths)
+    return model
 
 
 def find_model(name: str) -> tuple[type[Model], type[Any]]:

@@ -24,6 +24,7 @@ from recblr.data.batches import PackedBatch
 from recblr.models.losses import bpr
 from recblr.models.model import Model
 from recblr.models.sasrec import EPS, FeedForward, initialise
+from recblr.ops.norm import dropout_add_norm
 
 
 @dataclass(frozen=True)
@@ -118,4 +119,4 @@ class Filter(nn.Module):
             h, y = h[:, -1], (h * kernel.flip(0)).sum(1)
         else:
             y = torch.fft.irfft(torch.fft.rfft(h, dim=1) * weight, self.length, dim=1)
-        return self.norm(h + ops.dropout(y, self.dropout, self.training))
+        return dropout_add_norm(y, h, self.norm, self.dropout, self.training)

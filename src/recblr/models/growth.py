@@ -9,6 +9,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from recblr.data.features import ITEM_ONLY, FeatureSet
 from recblr.models import create_model
 from recblr.models.content import Content, Features
 from recblr.models.model import Model
@@ -16,13 +17,13 @@ from recblr.models.model import Model
 
 def grow(
     network: Model, name: str, neighbours: sparse.csr_array, *, users: int, max_length: int,
-    content: Content | None = None,
+    content: Content | None = None, feature_set: FeatureSet = ITEM_ONLY,
 ) -> Model:  # fmt: skip
     """The same model with vectors of V' items and of ``users`` users, on the same device.
 
     A new item starts as the weighted mean of its neighbours, or of all items if it has none. If it has
     content, it starts as the projection of that, plus the mean of the learned parts of its neighbours.
-    A new user starts as 0.
+    A new user starts as 0, and so does a new kind of events.
 
     Args:
         network: a model of V items.
@@ -31,10 +32,11 @@ def grow(
         users: the number of users, at least that of ``network``.
         max_length: as in :func:`create_model`.
         content: the content of V' items, if the model was trained with content.
+        feature_set: the features of events, with the new kinds.
     """
     new, known = neighbours.shape
     shape: dict[str, Any] = {"items": known + new, "users": users, "max_length": max_length}
-    grown = create_model(name, network.config, **shape)
+    grown = create_model(name, network.config, **shape, feature_set=feature_set)
     features = None if content is None else Features(content.items, network.device)
     state, empty = network.state_dict(), grown.state_dict()
     for key, table in state.items():
@@ -49,7 +51,7 @@ def grow(
                 given = features.given[known:].cpu()
                 vectors[given] = (own[known:].cpu() + learned)[given]
             state[key] = torch.cat([table[:end], vectors.to(table), table[end:]])
-        elif key in network.user_tables:
+        elif key in network.user_tables or key.startswith("feature_embedding."):
             more = len(empty[key]) - len(table)
             state[key] = torch.cat([table, table.new_zeros(more, *table.shape[1:])])
     grown.load_state_dict(state)

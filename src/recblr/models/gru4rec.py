@@ -75,11 +75,12 @@ class GRU4Rec(RecurrentModel):
         return torch.zeros(shape, device=self.embedding.weight.device)
 
     def forward(
-        self, items: Tensor, offsets: Tensor, state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, items: Tensor, offsets: Tensor, state: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         if state is None:
             state = self.initial_state(len(offsets) - 1)
-        h = ops.dropout(self.embedding(items), self.config.dropout, self.training)
+        h = ops.dropout(self.embed(items, features), self.config.dropout, self.training)
         states = []
         for gru, before in zip(self.layers, state.unbind(1), strict=True):
             h, after = packed_gru(gru, h, offsets, before)

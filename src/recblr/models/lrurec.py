@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from recblr import ops
 from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
 from recblr.models.model import LinearRecurrence, RecurrentModel
+from recblr.ops.norm import dropout_add_norm
 
 _SMALLEST, _LARGEST = 0.8, 0.99  # initial |λ|
 
@@ -78,11 +79,13 @@ class LRURec(RecurrentModel):
         return torch.zeros(shape, device=self.bias.device)
 
     def forward(
-        self, items: Tensor, offsets: Tensor, state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, items: Tensor, offsets: Tensor, state: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         if state is None:
             state = self.initial_state(len(offsets) - 1)
-        h = self.norm(ops.dropout(self.embedding(items), self.config.dropout, self.training))
+        e, dropout = self.embed(items, features), self.config.dropout
+        h = dropout_add_norm(e, None, self.norm, dropout, self.training)
         states = []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
             h, after = layer(h, offsets, before)
@@ -121,8 +124,8 @@ class LRU(LinearRecurrence):
     def forward(self, x: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, D), before (B, C, 2) → output (N, D), after (B, C, 2)."""
         h, after = self.recurrence(self.input(x).to(before.dtype), offsets, before)
-        y = ops.dropout(self.output(h), self.dropout, self.training)
-        return self.norm(y + x), after
+        y = dropout_add_norm(self.output(h), x, self.norm, self.dropout, self.training)
+        return y, after
 
     def recurrence(self, x: Tensor, offsets: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, 2·C), before (B, C, 2) → h (N, 2·C), after (B, C, 2); x and h interleave real and
@@ -160,7 +163,7 @@ class FeedForward(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         y = ops.dropout(F.gelu(self.inner(h)), self.dropout, self.training)
-        return self.norm(ops.dropout(self.outer(y), self.dropout, self.training) + h)
+        return dropout_add_norm(self.outer(y), h, self.norm, self.dropout, self.training)
 
 
 def _complex(x: Tensor) -> Tensor:

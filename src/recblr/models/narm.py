@@ -49,6 +49,8 @@ class NARMConfig:
 class NARM(Model):
     """Global and local encoders over gated recurrent units, and a bilinear decoder."""
 
+    reads_features = True
+
     def __init__(self, items: int, config: NARMConfig) -> None:
         super().__init__(items, config)
         dim, hidden = config.dim, config.hidden
@@ -69,7 +71,9 @@ class NARM(Model):
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         dropout, config = ops.dropout, self.config
-        x = dropout(self.embedding(batch.items), config.embedding_dropout, self.training)
+        x = dropout(
+            self.embed(batch.items, batch.features), config.embedding_dropout, self.training
+        )
         start = x.new_zeros(len(batch.offsets) - 1, config.hidden)
         h, _ = packed_gru(self.gru, x, batch.offsets, start)
         c_global = h[batch.positions]

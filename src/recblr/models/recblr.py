@@ -87,11 +87,12 @@ class RecBLR(RecurrentModel):
         return torch.zeros(shape, device=self.embedding.weight.device)
 
     def forward(
-        self, items: Tensor, offsets: Tensor, state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, items: Tensor, offsets: Tensor, state: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         if state is None:
             state = self.initial_state(len(offsets) - 1)
-        e = self.embedding(items)  # (1)
+        e = self.embed(items, features)  # (1)
         h = dropout_add_norm(e, None, self.norm, self.config.dropout, self.training)
         states = []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):

@@ -28,6 +28,7 @@ from recblr.data.batches import PackedBatch, rectangles
 from recblr.errors import InputError
 from recblr.models.losses import binary_cross_entropy
 from recblr.models.model import Model
+from recblr.ops.norm import dropout_add_norm
 
 EPS = 1e-12  # of the layer norms, as in RecBole
 
@@ -61,6 +62,7 @@ class SASRec(Model):
     """Item and position embeddings, causal Transformer layers, prediction by the tied embedding."""
 
     needs = ("max_length",)
+    reads_features = True
 
     def __init__(self, items: int, config: SASRecConfig, max_length: int) -> None:
         super().__init__(items, config)
@@ -74,7 +76,7 @@ class SASRec(Model):
         return self.embedding.weight
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        h: Tensor = self.encoder(self.embedding(batch.items), batch.offsets)
+        h: Tensor = self.encoder(self.embed(batch.items, batch.features), batch.offsets)
         return h[batch.positions]
 
     def paper_loss(
@@ -145,7 +147,7 @@ class SelfAttention(nn.Module):
             y = self.attend(q, k, v, rectangle < len(h))
             outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
         y = torch.cat(outputs).index_select(0, positions)
-        return self.norm(h + ops.dropout(self.out(y), self.dropout, self.training))
+        return dropout_add_norm(self.out(y), h, self.norm, self.dropout, self.training)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, is_event: Tensor) -> Tensor:
         """Scaled dot product attention with dropout of the weights, (B, H, T, D / H).
@@ -178,7 +180,7 @@ class FeedForward(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
         y = self.outer(F.gelu(self.inner(h)))
-        return self.norm(h + ops.dropout(y, self.dropout, self.training))
+        return dropout_add_norm(y, h, self.norm, self.dropout, self.training)
 
 
 def initialise(module: nn.Module) -> None:

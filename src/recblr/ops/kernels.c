@@ -210,3 +210,5 @@ KERNEL int64_t recblr_step(
     free(memory);
     return -1;
 }
+
+#include "ranking.h"

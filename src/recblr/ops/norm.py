@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from recblr.ops import cpu, dropout, registry
+from recblr import ops
+from recblr.ops import cpu, registry
 
 
 def dropout_add_norm(
@@ -18,18 +19,20 @@ def dropout_add_norm(
     mask from a seed of torch's generator for that GPU.
 
     Args:
-        x, residual: (N, D).
+        x, residual: (…, D).
         norm: over D.
         p: the probability that dropout sets an element of ``x`` to zero, while ``training``.
     """
     if registry.fused_kernels(x) in (cpu, None):
-        dropped = dropout(x, p, training)
+        dropped = ops.dropout(x, p, training)
         result: Tensor = norm(dropped if residual is None else dropped + residual)
         return result
     seed = torch.randint(2**31, (1,), device=x.device) if training and p else None
     keep = 1 - p if seed is not None else 1.0
-    fused: Tensor = _DropoutAddNorm.apply(x, residual, norm.weight, norm.bias, seed, keep, norm.eps)  # type: ignore[no-untyped-call]
-    return fused
+    rows = x.flatten(0, -2)
+    added = None if residual is None else residual.flatten(0, -2)
+    fused: Tensor = _DropoutAddNorm.apply(rows, added, norm.weight, norm.bias, seed, keep, norm.eps)  # type: ignore[no-untyped-call]
+    return fused.view(x.shape)
 
 
 class _DropoutAddNorm(torch.autograd.Function):

@@ -1,13 +1,18 @@
-"""Which requests are in work: each tenant has few, and no tenant waits behind the many of another."""
+"""Which requests are in work, and whose work is next on the event loop.
+
+Each tenant has few requests in work, and no tenant waits behind the many of another.
+"""
 
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from recblr.serving.fair_queue import BusyError
+from recblr.serving.fair_queue import BusyError, FairQueue
 from recblr.serving.settings import ServerSettings
 
+TURN = 0.3  # estimate of the time that a request uses the event loop at once, in ms
 TOGETHER = 8  # requests in work of all active tenants, if there are several
 
 
@@ -24,12 +29,20 @@ class Admission:
 
     A tenant has a share of the requests in work, which depends on how many tenants have sent a request
     in the last second. All methods run on the event loop.
+
+    Args:
+        settings: the limits.
+        is_computing: whether another thread computes, so that turns wait until :meth:`resume`.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: ServerSettings, is_computing: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._settings, self._is_computing, self._paused = settings, is_computing, False
         self._tenants: dict[str, _Tenant] = {}
-        self._share, self._counted_at = settings.max_running, 0.0
+        self._share, self._counted_at, self._alone = settings.max_running, 0.0, True
+        self._turns: FairQueue[tuple[str, asyncio.Future[None]]] = FairQueue(1)
+        self._last = "", 0.0  # the tenant whose turn it is, and since when; 0 if it is nobody's
 
     @property
     def waiting(self) -> int:
@@ -74,6 +87,47 @@ class Admission:
                 turn.set_result(None)
                 tenant.inside += 1
 
+    async def turn(self, name: str) -> None:
+        """Wait until a tenant may use the event loop, for about a millisecond.
+
+        If several tenants are active, the one that has used the least time is next.
+        """
+        if self._alone:
+            return
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._turns.put(name, (name, turn), TURN)
+        if not self._last[1] and not self._paused:
+            self._last = name, time.perf_counter()
+            loop.call_soon(self._next_turn)
+        await turn
+
+    def resume(self) -> None:
+        """Go on with turns; with at least one, because another thread may compute again already."""
+        if self._paused:
+            self._paused = False
+            self._give_turn(time.perf_counter())
+
+    def _next_turn(self) -> None:
+        name, begin = self._last
+        now = time.perf_counter()
+        self._turns.charge({name: 1e3 * (now - begin) - TURN})
+        self._last = "", 0.0
+        if self._is_computing():
+            self._paused = True
+        else:
+            self._give_turn(now)
+
+    def _give_turn(self, now: float) -> None:
+        if not (taken := self._turns.take(wait=False)):
+            return
+        ((name, turn),) = taken
+        self._last = name, now
+        if not turn.done():  # its client may have hung up
+            turn.set_result(None)
+        # After the callback by which the request goes on, and after the bytes that have arrived.
+        asyncio.get_running_loop().call_soon(self._next_turn)
+
     def hold(self, name: str, size: int) -> None:
         """Count a part of a body that is kept in memory; a negative ``size`` releases it.
 
@@ -104,5 +158,5 @@ class Admission:
                 active += 1
             elif not tenant.bodies and not tenant.waiting:
                 del self._tenants[name]
-        alone = self._settings.max_running
-        self._share = alone if active < 2 else min(alone, max(1, TOGETHER // active))
+        most, self._alone = self._settings.max_running, active < 2
+        self._share = most if self._alone else min(most, max(1, TOGETHER // active))

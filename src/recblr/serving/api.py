@@ -10,6 +10,7 @@ from recblr.serving.parsing import TEXT_SCHEMA, EventBody, Id
 from recblr.similar import Similarity
 
 K = Annotated[int, Meta(ge=1, le=1000, description="the maximum number of items")]
+Kind = Annotated[str | int, Meta(description="items for events of this kind; by default of any")]
 MAX_EVENTS = 1_000  # in a request
 MAX_IDS = {"history": 10_000, "allow": 20_000, "deny": 20_000}  # in the lists of a request
 
@@ -28,6 +29,7 @@ class RecommendOptions(Struct, forbid_unknown_fields=True, frozen=True):
 
     k: K = 10
     hide_seen: bool = True
+    kind: Kind = ""
 
 
 class EventBatch(Struct, forbid_unknown_fields=True, frozen=True):
@@ -87,6 +89,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True, frozen=True):
     hide_seen: bool = True
     allow: Annotated[list[Id] | None, _at_most(MAX_IDS["allow"])] = None
     deny: Annotated[list[Id], _at_most(MAX_IDS["deny"])] = []
+    kind: Kind = ""
 
 
 class HistoryEvent(Struct, omit_defaults=True):
@@ -96,6 +99,7 @@ class HistoryEvent(Struct, omit_defaults=True):
     item_id: str
     timestamp: float
     title: str = ""
+    kind: str = ""
 
 
 class UserState(Struct):
@@ -221,6 +225,7 @@ class Operation:
 RANKING = (
     QueryParameter("k", K, 10, "the maximum number of items"),
     QueryParameter("hide_seen", bool, True, "exclude the items of the user's events"),
+    QueryParameter("kind", str, "", "items for events of this kind; by default of any"),
 )
 USER = "/v1/users/{user_id}"
 OPERATIONS = {

@@ -5,12 +5,12 @@ import hashlib
 import logging
 import random
 import re
-import secrets
 import signal
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Application:
     def __init__(self, operations: Operations, keys: Keys | None, settings: ServerSettings) -> None:
         self._operations, self._keys, self._settings = operations, keys, settings
         self._prefix = settings.path_prefix.rstrip("/")
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, lambda: operations.engine.computing)
         operations.server_metrics.gauge(
             "requests_waiting", "Not answered yet.", "sum",
             lambda: operations.engine.waiting + self._admission.waiting,
@@ -104,6 +104,7 @@ class Application:
     async def _run(self, receive: Receive, send: Send) -> None:
         """Follow swaps and watch the storage until the server ends; then close the engine."""
         swaps = self._operations.swaps
+        self._operations.engine.read_on(asyncio.get_running_loop(), self._admission.resume)
         loops = swaps.follow(), swaps.watch(), self._watch()
         tasks = [asyncio.create_task(loop) for loop in loops]
         if threading.current_thread() is threading.main_thread():
@@ -203,13 +204,14 @@ class Application:
 
         try:
             tenant = self._tenant(headers, operation)
-            body = b""
+            body, turn = b"", partial(admission.turn, tenant)
             if operation.body:
-                body = await read_body(headers, receive, hold, self._settings)
-            call = Call(tenant, parameter, scope["query_string"], body)
+                body = await read_body(headers, receive, hold, turn, self._settings)
+            call = Call(tenant, parameter, scope["query_string"], body, turn)
             if operation.access == "tenant":
                 await admission.enter(tenant)
                 try:
+                    await turn()
                     result = await getattr(self._operations, name)(call)
                 finally:
                     admission.leave(tenant)
@@ -259,7 +261,7 @@ def _check_method(method: str, methods: dict[str, str], headers: list[tuple[byte
 def _request_id(headers: Headers) -> str:
     """The id that the client or a proxy has given a request, or a new one."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
 def _host(headers: Headers) -> bytes:

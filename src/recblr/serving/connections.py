@@ -22,6 +22,19 @@ OTHER_FILES = 128  # descriptors for all but connections
 log = logging.getLogger("recblr.http")
 
 
+class _OneWrite:
+    """A transport that writes the head of an answer together with the body, in one packet."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._head = transport, b""
+        self.close = transport.close
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._transport.write(self._head + data)
+        self._head = b"" if self._head else data
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 with limits. A client that exceeds one gets an error status, if it can still
     be answered, and is disconnected."""
@@ -182,6 +195,8 @@ class Connection(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD" and not self.expect_100_continue:
+            self.cycle.transport = _OneWrite(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

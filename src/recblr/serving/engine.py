@@ -7,12 +7,15 @@ acknowledged sees that event. Long work is done in parts: after each, the reques
 second thread, the :class:`ItemSearcher`, searches the best items.
 """
 
+import asyncio
 import threading
 import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from recblr.serving.fair_queue import BusyError, FairQueue
@@ -20,6 +23,8 @@ from recblr.serving.item_search import ItemSearch, ItemSearcher
 from recblr.serving.model import ServedModel
 from recblr.serving.processor import RequestProcessor
 from recblr.serving.requests import (
+    RECORDED,
+    RECORDED_SHARED,
     CheckStorage,
     DescribeUser,
     EraseUser,
@@ -50,7 +55,8 @@ from recblr.serving.storage import (
 )
 
 BATCH = 16  # requests handled at once
-BATCH_COST = 4.0  # their cost at most, in ms, if several tenants are active
+BATCH_COST = 1.5  # their cost at most, in ms, if several tenants are active
+COMMIT_SECONDS = 0.001  # of a commit, after which the event loop goes on
 CHANGES = (
     RecordEvents,
     RemoveEvent,
@@ -72,6 +78,7 @@ class Engine:
 
     Attributes:
         failure: the error of the last batch, or None if it succeeded.
+        computing: whether a batch is in work, and does not wait for a slow disk.
 
     Raises:
         BusyError: by methods that send a request, if too many requests of the tenant are waiting.
@@ -85,6 +92,10 @@ class Engine:
         self._searcher = ItemSearcher()
         self._waiting: Counter[str] = Counter()  # by tenant
         self._waiting_lock = threading.Lock()
+        self._processing = threading.Lock()  # held while the processor is in use
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._computed: Callable[[], None] = lambda: None
+        self.computing = False
         self._thread = threading.Thread(target=self._run, name="states", daemon=True)
         self._thread.start()
 
@@ -105,6 +116,51 @@ class Engine:
     def recommend(self, user: User, query: Query) -> "Future[RankedItems]":
         """Recommend items to a user."""
         return self._send(user[0], RecommendForUser(user, query))
+
+    def read_on(self, loop: asyncio.AbstractEventLoop, computed: Callable[[], None]) -> None:
+        """Let an event loop handle the quick requests that only read, if the log is on this machine.
+
+        Two threads that compute at the same time would wait for each other, and take longer. So the
+        loop is told by ``computing`` that it had better wait, and by a call of ``computed`` when it
+        need not any more.
+        """
+        self._loop, self._computed = loop if self._log.local else None, computed
+
+    def _begin_computing(self) -> None:
+        self.computing = self._loop is not None
+
+    def _begin_commit(self) -> None:
+        if self._loop is not None:  # a quick commit is over before
+            self._loop.call_soon_threadsafe(self._loop.call_later, COMMIT_SECONDS, self._resume)
+
+    def _end_computing(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._resume)
+
+    def _resume(self) -> None:
+        self.computing = False
+        self._computed()
+
+    def recommend_now(self, user: User, query: Query) -> RankedItems | None:
+        """The answer of :meth:`recommend`, computed on this thread; None if that could take longer than
+        passing the request to another thread."""
+        request = RecommendForUser(user, query)
+        if self._loop is None or not self._queue.is_empty:
+            return None
+        if not self._processing.acquire(blocking=False):
+            return None
+        try:
+            if not self._processor.is_quick(request):
+                return None
+            (answer,) = self._processor.read([request])
+        except StorageError as error:
+            self.failure = error
+            raise
+        finally:
+            self._processing.release()
+        if isinstance(answer, ItemSearch):
+            return answer.run() if answer.is_quick else None
+        return answer if isinstance(answer, RankedItems) else None
 
     def recommend_for_history(
         self, tenant: str, item_ids: tuple[str, ...], query: Query
@@ -196,20 +252,44 @@ class Engine:
     def _run(self) -> None:
         processor = self._processor
         while (tasks := self._queue.take(wait=not processor.rebuilding)) is not None:
+            self._processing.acquire()
             if not tasks:
                 self._rebuild()
+                self._processing.release()
                 continue
-            begin = time.perf_counter()
             # A client that hung up may have cancelled its task.
             running = [task for task in tasks if _is_wanted(task.answer)]
-            writes = [task for task in running if processor.is_write(task.request)]
+            size = RECORDED_SHARED if self._queue.is_shared else RECORDED
+            writes = [
+                task._replace(request=replace(task.request, size=size))
+                if isinstance(task.request, RecordEvents) else task
+                for task in running if processor.is_write(task.request)
+            ]  # fmt: skip
             reads = [task for task in running if not processor.is_write(task.request)]
-            reads += self._handle(writes, processor.write)
-            self._handle(reads, processor.read)
-            self._charge(tasks, 1e3 * (time.perf_counter() - begin))
+            self._begin_computing()
+            write = partial(processor.write, computed=self._begin_commit)
+            reads += self._handle(writes, write)
+            quick: list[_Task] = []
+            slow: list[_Task] = []
+            for task in reads:
+                on_loop = self._loop is not None and processor.is_quick(task.request)
+                (quick if on_loop else slow).append(task)
+            self._handle(slow, processor.read)
+            self._end_computing()
+            if quick and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._read, quick)
+            else:
+                self._processing.release()
+
+    def _read(self, tasks: Sequence[_Task]) -> None:
+        """Handle the last requests of a batch, on the event loop."""
+        try:
+            self._handle(tasks, self._processor.read)
+        finally:
+            self._processing.release()
 
     def _charge(self, tasks: Sequence[_Task], milliseconds: float) -> None:
-        """Divide the time of a batch among its tenants as the estimated costs of their requests."""
+        """Divide the time of requests among their tenants as their estimated costs."""
         estimates: defaultdict[str, float] = defaultdict(float)
         for task in tasks:
             estimates[task.tenant] += task.request.cost
@@ -230,6 +310,7 @@ class Engine:
         """Process requests and deliver their answers; returns the follow-ups of some of them."""
         if not tasks:
             return []
+        begin = time.perf_counter()
         try:
             answers = process([task.request for task in tasks])
             if any(
@@ -244,6 +325,8 @@ class Engine:
             answers = [error] * len(tasks)
         follow_ups = []
         for (tenant, request, future), answer in zip(tasks, answers, strict=True):
+            if isinstance(answer, ItemSearch) and answer.is_quick:
+                answer = _result(answer)
             if isinstance(answer, Exception):
                 future.set_exception(answer)
             elif isinstance(answer, ItemSearch):
@@ -254,7 +337,15 @@ class Engine:
                 follow_ups.append(_Task(tenant, follow_up, _second_of_pair(answer, future)))
             else:
                 future.set_result(answer)
+        self._charge(tasks, 1e3 * (time.perf_counter() - begin))
         return follow_ups
+
+
+def _result(search: ItemSearch) -> RankedItems | Exception:
+    try:
+        return search.run()
+    except Exception as error:  # the vector of one user is not finite
+        return error
 
 
 def _is_wanted(answer: "Future[Any]") -> bool:

@@ -79,6 +79,17 @@ class FairQueue(Generic[T]):
                     del self._queues[tenant]
             return taken
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request waits."""
+        return not self._queues
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several tenants are active."""
+        with self._changed:
+            return len(self._last_active.keys() - {""}) > 1
+
     def charge(self, costs: Mapping[str, float]) -> None:
         """Add to what tenants have used: the measured cost of requests minus the estimated one."""
         with self._changed:

@@ -30,6 +30,20 @@ class ItemSearch(NamedTuple):
     hide: np.ndarray
     allow: np.ndarray | None
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether it takes less time than passing it to another thread."""
+        return self.model.index.is_small
+
+    def run(self) -> RankedItems:
+        """The best items."""
+        model = self.model
+        if self.allow is not None:
+            return _search(model, [self])[0]
+        added = model.memory_scores(self.history, self.repeats)
+        scores, rows = model.index.search_one(self.hidden, self.k, self.hide, added)
+        return RankedItems(model, "history", rows, scores)
+
 
 class ItemSearcher:
     """Runs searches on a thread of its own."""

@@ -22,6 +22,9 @@ class LocalCache:
                 self._states.move_to_end(user)
         return [self._states.get(user) for user in users]
 
+    def __contains__(self, user: object) -> bool:
+        return user in self._states
+
     def put(self, states: Sequence[tuple[User, State]]) -> None:
         self._states.update(states)
         for user, _ in states:

@@ -69,7 +69,8 @@ def restore(source: Path, store: str) -> dict[str, int]:
 
 
 def export(store: str, out: Path, tenant: str | None = None) -> dict[str, int]:
-    """Write the events of a tenant to a Parquet file with user_id, item_id and timestamp.
+    """Write the events of a tenant to a Parquet file with user_id, item_id, timestamp and, if an event
+    has one, kind.
 
     ``recblr train`` reads it. Ids are whole numbers if all ids of a column are. The events of a user
     are in order.
@@ -90,6 +91,7 @@ def export(store: str, out: Path, tenant: str | None = None) -> dict[str, int]:
             "user_id": _type(log.distinct(tenant, "user_id")),
             "item_id": _type(log.distinct(tenant, "item_id")),
             "timestamp": pa.float64(),
+            **({"kind": pa.string()} if log.distinct(tenant, "kind") != [""] else {}),
         })  # fmt: skip
         users = [user for user in log.users() if user[0] == tenant]
         with (
@@ -98,10 +100,13 @@ def export(store: str, out: Path, tenant: str | None = None) -> dict[str, int]:
             pq.ParquetWriter(new, schema) as writer,
             progress("exporting", len(users)) as advance,
         ):
-            rows: list[tuple[str, str, float]] = []
+            rows: list[tuple[Any, ...]] = []
             for user in users:
                 events = log.events(user)
-                rows += [(user[1], item_id, timestamp) for timestamp, _, item_id in events]
+                rows += [
+                    (user[1], item_id, timestamp, kind or None)[: len(schema)]
+                    for timestamp, _, item_id, kind in events
+                ]
                 advance(1)
                 if len(rows) >= BATCH or user is users[-1]:
                     writer.write_table(_table(rows, schema))
@@ -147,9 +152,9 @@ def _copy(source: SQLLog, target: SQLLog) -> None:
     with source.view():
         users = list(source.users())
         events = (
-            (tenant, Event(event_id, user_id, item_id, timestamp))
+            (tenant, Event(event_id, user_id, item_id, timestamp, kind))
             for tenant, user_id in users
-            for timestamp, event_id, item_id in source.events((tenant, user_id))
+            for timestamp, event_id, item_id, kind in source.events((tenant, user_id))
         )
         with progress("copying", source.counts()["events"]) as advance:
             for batch in batches(events, BATCH):
@@ -164,7 +169,7 @@ def _type(ids: Iterable[str]) -> pa.DataType:
     return pa.int64() if whole else pa.string()
 
 
-def _table(rows: list[tuple[str, str, float]], schema: pa.Schema) -> pa.Table:
+def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     columns: list[Any] = []
     for values, field in zip(zip(*rows, strict=True), schema, strict=True):
         whole = pa.types.is_integer(field.type)

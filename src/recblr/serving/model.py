@@ -1,6 +1,7 @@
 """A trained model for serving: adds events to the states of many users, and finds the best items."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,19 @@ import torch
 from torch import Tensor
 
 from recblr import artifact, retrieval
+from recblr.data.times import seconds_between
 from recblr.data.vocabulary import Vocabulary
 from recblr.errors import InputError
+from recblr.inverted_file import build
 from recblr.models.fused_step import FusedStep
 from recblr.models.model import RecurrentModel
 from recblr.models.recblr import RecBLR
+from recblr.serving.storage import History
 from recblr.training.stage import describe_unseen
 
 MAX_STEPS = 12  # up to so many events of a user, single steps are faster than a pass of the network
-SHOWN = 3  # unknown ids in a message
+SHOWN = 3  # unknown ids in a message,
+SEARCHED = 100  # the first different ones among so many
 PART_EVENTS, PASS_EVENTS = 4096, 16384  # of one history, and of all histories, in a pass
 
 
@@ -34,6 +39,7 @@ class ServedModel:
         memory: the memory of transitions, or None.
         reach: how many of a user's last items the memory looks up.
         item_ids: item ids by row, with the types that they have in the log.
+        kind_names: the kinds of events that the model knows.
         vocabulary: the same ids, for messages.
         index: searches the best items.
         start: (D + S,) the vector of a user without events.
@@ -60,11 +66,14 @@ class ServedModel:
         self.vocabulary = Vocabulary(contents.data.item_ids, "item")
         self.item_ids: list[str | int] = contents.data.item_ids.to_pylist()
         self._rows = {str(name): row for row, name in enumerate(self.item_ids)}
+        self.kind_names = contents.data.kind_names
+        self._kinds = {name: code for code, name in enumerate(self.kind_names, 1)}
         self._fused = FusedStep(network) if isinstance(network, RecBLR) else None
         with torch.no_grad():
             self._state = network.initial_state(1)
             self._width = network.item_embeddings.shape[1]
-            self.index = retrieval.build(network.item_embeddings.detach())
+            vectors = network.item_embeddings.detach()
+            self.index = build(vectors, artifact.read_lists(path, vectors))
         no_event = np.zeros(self._width, np.float32)
         self.start = np.concatenate([no_event, self._state.numpy().ravel()])
         self.start.flags.writeable = False
@@ -86,20 +95,44 @@ class ServedModel:
         """Whether the model has an item."""
         return item_id in self._rows
 
-    def describe_unknown(self, item_ids: Iterable[str]) -> str:
+    def describe_unknown(self, item_ids: Sequence[str]) -> str:
         """One line about the items that the model does not know; empty if it knows all."""
-        unknown: list[str | int] = [*dict.fromkeys(id for id in item_ids if id not in self._rows)]
-        unknown[:SHOWN] = [self.vocabulary.from_text(str(id)) for id in unknown[:SHOWN]]
-        return self.vocabulary.describe_unknown(unknown) if unknown else ""
+        distinct = {*item_ids}
+        count = len(distinct) - len(self._rows.keys() & distinct)
+        unknown = dict.fromkeys(islice((id for id in item_ids if id not in self._rows), SEARCHED))
+        first = [self.vocabulary.from_text(id) for id in islice(unknown, SHOWN)]
+        return self.vocabulary.describe_unknown(first, count) if count else ""
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """The rows of items; items that the model does not know are left out."""
         rows = map(self._rows.get, item_ids)
         return np.array([row for row in rows if row is not None], np.int64)
 
-    def knows_all(self, item_ids: Sequence[str]) -> bool:
-        """Whether the model has all of some items."""
-        return self._rows.keys() >= set(item_ids)
+    def encode(self, events: History, before: float, unit: str) -> np.ndarray:
+        """The events of items that the model knows: item rows (T,), or for a model that reads features
+        of events (T, 1 + F), with the features, rows of their table.
+
+        Args:
+            events: of one user, in order.
+            before: the timestamp of the event before them; -inf if there is none.
+            unit: of the timestamps.
+        """
+        read = self.network.feature_set
+        if not read:
+            return self.rows([item for _, _, item, _ in events])
+        times = np.array([timestamp for timestamp, *_ in events])
+        rows = np.array([self._rows.get(item, -1) for _, _, item, _ in events], np.int64)
+        codes = np.array([self._kinds.get(kind, 0) for *_, kind in events], np.uint8)
+        features = read.encode(codes, seconds_between(times, unit, before))
+        return np.column_stack([rows, features])[rows >= 0]
+
+    def ask(self, vectors: np.ndarray, kind: str) -> np.ndarray:
+        """Hidden vectors (B, D) asked for a kind of events, "" for any."""
+        if not kind:
+            return vectors
+        code = torch.full((len(vectors),), self._kinds[kind])
+        with torch.inference_mode():
+            return self.network.ask(torch.tensor(vectors), code).numpy()
 
     def memory_scores(self, history: np.ndarray, repeats: bool) -> retrieval.Added | None:
         """What the memory adds to the scores, as :meth:`Memory.terms_after`; None without a memory."""
@@ -107,7 +140,8 @@ class ServedModel:
 
     @torch.inference_mode()
     def fold(self, vectors: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """The vectors (B, D + S) of users after more events: item rows, oldest first."""
+        """The vectors (B, D + S) of users after more events, oldest first, as :meth:`encode` returns
+        them; of item rows alone the features are not known."""
         vectors = vectors.copy()
         pending = [(user, rows) for user, rows in enumerate(histories) if len(rows)]
         while pending:
@@ -129,8 +163,8 @@ class ServedModel:
         if self._fused is not None and lengths.max() <= MAX_STEPS:
             return self._steps(vectors, histories, lengths)
         offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
-        items = torch.from_numpy(np.concatenate(histories))
-        hidden, state = self.network(items, offsets, self.states(vectors))
+        items, features = split(np.concatenate(histories))
+        hidden, state = self.network(items, offsets, self.states(vectors), features)
         return _joined(hidden[offsets[1:] - 1], state)
 
     def _steps(
@@ -139,14 +173,21 @@ class ServedModel:
         assert self._fused is not None
         for step in range(lengths.max()):
             users = np.flatnonzero(lengths > step)
-            items = torch.tensor([histories[user][step] for user in users])
-            vectors[users] = _joined(*self._fused.step(items, self.states(vectors[users])))
+            items, features = split(np.stack([histories[user][step] for user in users]))
+            states = self.states(vectors[users])
+            vectors[users] = _joined(*self._fused.step(items, states, features))
         return vectors
 
     def states(self, vectors: np.ndarray) -> Tensor:
         """The states of the network in vectors (B, D + S)."""
         states = np.ascontiguousarray(vectors[:, self._width :])
         return torch.from_numpy(states).view(len(vectors), *self._state.shape[1:])
+
+
+def split(events: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    """The item rows and the features of events as :meth:`ServedModel.encode` returns them."""
+    tensor = torch.from_numpy(events)
+    return (tensor, None) if events.ndim == 1 else (tensor[:, 0], tensor[:, 1:])
 
 
 def _joined(hidden: Tensor, state: Tensor) -> np.ndarray:

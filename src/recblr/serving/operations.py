@@ -1,14 +1,21 @@
 """The operations of the HTTP API: from a validated request to a response."""
 
 import asyncio
+import os
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from recblr.audience import NONE_LEFT
+from recblr.data.kinds import kind_code
 from recblr.data.vocabulary import check_id
 from recblr.errors import InputError
 from recblr.influence import influence
@@ -17,16 +24,19 @@ from recblr.serving import api
 from recblr.serving.engine import Engine
 from recblr.serving.http_input import Call, RefusedError, decode_body, read_ids, read_query
 from recblr.serving.metrics import ServerMetrics
-from recblr.serving.model import ServedModel
+from recblr.serving.model import ServedModel, split
 from recblr.serving.model_swaps import ModelSwaps
 from recblr.serving.parsing import parse_body, parse_event
 from recblr.serving.requests import Outcome, Query, RankedItems, UserHistory
-from recblr.serving.storage import Event, StorageError
+from recblr.serving.storage import Event, StorageError, User
 from recblr.serving.timestamps import seconds_of
 from recblr.similar import Similarity, most_similar
 
 MAX_INFLUENCES = 256  # in a response
-VALIDATED = 64  # events that are checked at a time, before other requests are handled
+VALIDATED = 128  # events that are checked at a time, before other requests are handled
+
+
+T = TypeVar("T")
 
 
 class Operations:
@@ -41,7 +51,8 @@ class Operations:
     def __init__(self, engine: Engine, models: Path, titles: Mapping[str, str]) -> None:
         self.engine, self._titles = engine, titles
         self.swaps = ModelSwaps(engine, models)
-        self._decoding, self._computing = asyncio.Lock(), asyncio.Lock()
+        # One at a time, because each takes a core; it gives way to other requests.
+        self._computing = ThreadPoolExecutor(1, "computing", _give_way)
         self.server_metrics = ServerMetrics()
 
     @property
@@ -54,14 +65,18 @@ class Operations:
             self.engine.failure or swaps.log_failure or swaps.no_answer or swaps.cache_failure or ""
         )
 
+    async def _compute(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._computing, work)
+
     # ---- events ----------------------------------------------------------------------------------
 
     async def record(self, call: Call) -> api.RecordResponse:
         if self.swaps.log_failure:  # a file that was deleted can still be written
             raise StorageError(self.swaps.log_failure)
-        tenant, body = call.tenant, await decode_body(call.body, self._decoding)
+        tenant, body = call.tenant, await decode_body(call)
         if not (isinstance(body, dict) and "events" in body):
             return await self._record_one(tenant, body)
+        await call.turn()
         events = body["events"]
         options = parse_body({**body, "events": []}, api.EventBatch).recommend
         if not isinstance(events, list) or not 0 < len(events) <= api.MAX_EVENTS:
@@ -69,18 +84,19 @@ class Operations:
         parsed: list[Event | InputError] = []
         for start in range(0, len(events), VALIDATED):
             parsed += [_event_or_error(event) for event in events[start : start + VALIDATED]]
-            if len(parsed) < len(events):
-                await asyncio.sleep(0)
+            await call.turn()
         valid = [event for event in parsed if isinstance(event, Event)]
         recorded: list[Outcome] = []
         items = None
         if valid and options is not None:
-            query = Query(options.k, options.hide_seen)
+            query = Query(options.k, options.hide_seen, kind=str(options.kind))
+            kind_code(query.kind or None, self.engine.model.kind_names)  # before events are added
             recorded, items = await asyncio.wrap_future(
                 self.engine.record_and_recommend(tenant, valid, query)
             )
         elif valid:
             recorded = await asyncio.wrap_future(self.engine.record(tenant, valid))
+        await call.turn()
         outcomes = iter(recorded)
         results = self._results([
             (event.event_id, next(outcomes)) if isinstance(event, Event)
@@ -113,23 +129,30 @@ class Operations:
     # ---- recommendations -------------------------------------------------------------------------
 
     async def recommend(self, call: Call) -> api.Recommendations:
-        options = read_query(call, api.OPERATIONS["recommend"])
-        query = Query(options["k"], options["hide_seen"])
+        options = read_query(call.query, "recommend")
+        query = Query(options["k"], options["hide_seen"], kind=options["kind"])
         user = call.user
-        ranked = await asyncio.wrap_future(self.engine.recommend(user, query))
+        ranked = await self._recommend_for_user(user, query)
         return self._recommendations(ranked, f"user {user[1]!r}")
+
+    async def _recommend_for_user(self, user: User, query: Query) -> RankedItems:
+        if (ranked := self.engine.recommend_now(user, query)) is not None:
+            return ranked
+        return await asyncio.wrap_future(self.engine.recommend(user, query))
 
     async def recommend_for(self, call: Call) -> api.Recommendations:
         tenant = call.tenant
-        body = parse_body(await decode_body(call.body, self._decoding), api.RecommendRequest)
+        body = parse_body(await decode_body(call), api.RecommendRequest)
+        await call.turn()
         if (body.user_id is None) == (body.history is None):
             raise RefusedError(422, "give either user_id or history")
         allow = None if body.allow is None else read_ids(body.allow, "allow")
         deny, history = read_ids(body.deny, "deny"), read_ids(body.history or [], "history")
-        query = Query(body.k, body.hide_seen, allow, deny)
+        query = Query(body.k, body.hide_seen, allow, deny, str(body.kind))
+        await call.turn()
         if body.user_id is not None:
             user_id = check_id(body.user_id, "user_id")
-            ranked = await asyncio.wrap_future(self.engine.recommend((tenant, user_id), query))
+            ranked = await self._recommend_for_user((tenant, user_id), query)
             answer = self._recommendations(ranked, f"user {user_id!r}")
         else:
             ranked = await asyncio.wrap_future(
@@ -137,8 +160,8 @@ class Operations:
             )
             answer = self._recommendations(ranked, "the history")
         for name, ids in (("history", history), ("allow", allow or ()), ("deny", deny)):
-            if not ranked.model.knows_all(ids):
-                text = await asyncio.to_thread(ranked.model.describe_unknown, ids)
+            await call.turn()
+            if text := ranked.model.describe_unknown(ids):
                 answer.warnings.append(f"{name}: {text}; ignored")
         return answer
 
@@ -163,11 +186,10 @@ class Operations:
 
     async def similar(self, call: Call) -> api.SimilarItems:
         item_id, model = call.id("item_id"), self.engine.model
-        options = read_query(call, api.OPERATIONS["similar"])
+        options = read_query(call.query, "similar")
         if not model.knows(item_id):
-            raise RefusedError(404, await asyncio.to_thread(model.describe_unknown, [item_id]))
-        async with self._computing:
-            return await asyncio.to_thread(self._similar, model, item_id, **options)
+            raise RefusedError(404, model.describe_unknown([item_id]))
+        return await self._compute(partial(self._similar, model, item_id, **options))
 
     def _similar(
         self, model: ServedModel, item_id: str, k: int, by: Similarity
@@ -180,20 +202,20 @@ class Operations:
     # ---- users -----------------------------------------------------------------------------------
 
     async def users(self, call: Call) -> api.UserList:
-        limit = read_query(call, api.OPERATIONS["users"])["limit"]
+        limit = read_query(call.query, "users")["limit"]
         users = await asyncio.wrap_future(self.engine.users(call.tenant, limit))
         return api.UserList(self.engine.model.hash, users)
 
     async def describe(self, call: Call) -> api.UserState:
         user = call.user
-        length = read_query(call, api.OPERATIONS["describe"])["history"]
+        length = read_query(call.query, "describe")["history"]
         description = await asyncio.wrap_future(self.engine.describe(user, length))
         if description.last is None:
             raise RefusedError(404, f"no events of user {user[1]!r}")
         timestamp, event_id = description.last
         history = [
-            api.HistoryEvent(event_id, item_id, timestamp, self._titles.get(item_id, ""))
-            for timestamp, event_id, item_id in reversed(description.events)
+            api.HistoryEvent(event_id, item_id, timestamp, self._titles.get(item_id, ""), kind)
+            for timestamp, event_id, item_id, kind in reversed(description.events)
         ]
         return api.UserState(
             model=description.model.hash,
@@ -213,36 +235,34 @@ class Operations:
 
     async def influence(self, call: Call) -> api.InfluenceResponse:
         user = call.user
-        item_id = read_query(call, api.OPERATIONS["influence"])["item_id"]
+        item_id = read_query(call.query, "influence")["item_id"]
         history = await asyncio.wrap_future(self.engine.explain(user, MAX_INFLUENCES))
         model = history.model
-        if not any(model.knows(item) for _, _, item in history.events):
+        if not len(history.encoded):
             raise RefusedError(404, f"user {user[1]!r} has no events of items the model knows")
         if not item_id:
-            best = await asyncio.wrap_future(self.engine.recommend(user, Query(1)))
+            best = await self._recommend_for_user(user, Query(1))
             item_id = str(best.model.item_ids[best.rows[0]]) if len(best.rows) else ""
         if not model.knows(item_id):
-            text = await asyncio.to_thread(model.describe_unknown, [item_id])
-            raise RefusedError(404, text)
-        async with self._computing:  # one at a time, because it takes a core
-            return await asyncio.to_thread(self._explain, history, item_id)
+            raise RefusedError(404, model.describe_unknown([item_id]))
+        return await self._compute(partial(self._explain, history, item_id))
 
     def _explain(self, history: UserHistory, item_id: str) -> api.InfluenceResponse:
         model = history.model
         if not isinstance(model.network, RecBLR):
             raise RefusedError(422, f"{model.name} does not provide the influence of events")
         events = [event for event in history.events if model.knows(event[2])]
-        rows = torch.from_numpy(model.rows([item for _, _, item in events]))
+        rows, features = split(history.encoded)
         (target,) = model.rows([item_id]).tolist()
         before = model.states(history.before.copy()[None])
-        result = influence(model.network, rows, target, model.memory, before)
+        result = influence(model.network, rows, target, model.memory, before, features)
         repeat = model.memory.repeat if model.memory and target in history.rows else 0.0
         parts = zip(
             result.first_layer.tolist(), result.score.tolist(), result.memory.tolist(), strict=True
         )
         influences = [
             api.EventInfluence(event_id, item, timestamp, *part, self._titles.get(item, ""))
-            for (timestamp, event_id, item), part in zip(events, parts, strict=True)
+            for (timestamp, event_id, item, _), part in zip(events, parts, strict=True)
         ]
         latest = influences[: -MAX_INFLUENCES - 1 : -1]
         return api.InfluenceResponse(model.hash, model.item_ids[target], repeat, latest)
@@ -250,7 +270,7 @@ class Operations:
     # ---- administration --------------------------------------------------------------------------
 
     async def swap(self, call: Call) -> api.SwapResponse:
-        body = parse_body(await decode_body(call.body, self._decoding), api.SwapRequest)
+        body = parse_body(await decode_body(call), api.SwapRequest)
         return api.SwapResponse(*await self.swaps.swap(check_id(body.name, "name")))
 
     async def live(self, call: Call) -> api.Health:
@@ -263,6 +283,13 @@ class Operations:
 
     async def metrics(self, call: Call) -> bytes:
         return self.server_metrics.render()
+
+
+def _give_way() -> None:
+    """Let this thread use one core at most, and less of it than the threads that answer requests."""
+    torch.set_num_threads(1)
+    if sys.platform == "linux":  # elsewhere it would be the priority of the process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _event_or_error(value: object) -> Event | InputError:

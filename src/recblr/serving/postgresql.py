@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 
 from recblr.errors import InputError
 from recblr.serving.settings import ServerSettings
-from recblr.serving.sql import FORMAT, UPGRADABLE, SQLLog
+from recblr.serving.sql import BY_USER, FORMAT, OLD_SNAPSHOTS, UPGRADABLE, SQLLog
 from recblr.serving.storage import Event, StorageError, User, user_digest
 
 SETTINGS = """
@@ -46,10 +46,10 @@ CREATE TABLE recblr.events (
     version BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant TEXT COLLATE "C" NOT NULL, event_id TEXT COLLATE "C" NOT NULL,
     user_id TEXT COLLATE "C" NOT NULL, item_id TEXT COLLATE "C" NOT NULL,
-    timestamp DOUBLE PRECISION NOT NULL
+    timestamp DOUBLE PRECISION NOT NULL, kind TEXT COLLATE "C" NOT NULL DEFAULT ''
 );
 CREATE UNIQUE INDEX events_by_id ON recblr.events (tenant, event_id);
-CREATE INDEX events_by_user ON recblr.events (tenant, user_id, timestamp, event_id, item_id);
+CREATE INDEX events_by_user ON recblr.events {BY_USER};
 CREATE TABLE recblr.users (
     tenant TEXT COLLATE "C" NOT NULL, user_id TEXT COLLATE "C" NOT NULL, version BIGINT NOT NULL,
     PRIMARY KEY (tenant, user_id)
@@ -58,6 +58,12 @@ CREATE TABLE recblr.users (
 CREATE TABLE recblr.served (
     one INTEGER PRIMARY KEY, folder TEXT NOT NULL, model TEXT NOT NULL, started TEXT NOT NULL
 );
+"""
+ADD_KINDS = f"""
+ALTER TABLE recblr.events ADD COLUMN kind TEXT COLLATE "C" NOT NULL DEFAULT '';
+DROP INDEX recblr.events_by_user;
+CREATE INDEX events_by_user ON recblr.events {BY_USER};
+UPDATE recblr.format SET format = {FORMAT};
 """
 SCHEMA_LOCK = 7_164_226  # the advisory lock while the tables are created
 LOCK_SECONDS = 20.0  # for PostgreSQL to answer a statement that may wait for other workers
@@ -180,18 +186,23 @@ class PostgreSQLLog(SQLLog):
 
     def add(self, events: Sequence[tuple[str, Event]]) -> list[int]:
         bodies = [
-            (tenant, event.event_id, event.user_id, event.item_id, float(event.timestamp))
+            (
+                tenant, event.event_id, event.user_id, event.item_id, float(event.timestamp),
+                event.kind,
+            )
             for tenant, event in events
-        ]
-        columns = [[body[number] for body in bodies] for number in range(5)]
+        ]  # fmt: skip
+        columns = [[body[number] for body in bodies] for number in range(6)]
         # All workers insert in the order of ids, which prevents deadlocks.
         added = {
             (tenant, event_id): version
             for tenant, event_id, version in self._all(
-                "WITH added AS (INSERT INTO events (tenant, event_id, user_id, item_id, timestamp)"
-                " SELECT tenant, event_id, user_id, item_id, timestamp"
-                " FROM unnest(?::text[], ?::text[], ?::text[], ?::text[], ?::float8[])"
-                " WITH ORDINALITY AS sent (tenant, event_id, user_id, item_id, timestamp, number)"
+                "WITH added AS (INSERT INTO events"
+                " (tenant, event_id, user_id, item_id, timestamp, kind)"
+                " SELECT tenant, event_id, user_id, item_id, timestamp, kind"
+                " FROM unnest(?::text[], ?::text[], ?::text[], ?::text[], ?::float8[], ?::text[])"
+                " WITH ORDINALITY AS sent"
+                " (tenant, event_id, user_id, item_id, timestamp, kind, number)"
                 ' ORDER BY tenant COLLATE "C", event_id COLLATE "C", number'
                 " ON CONFLICT DO NOTHING RETURNING tenant, event_id, user_id, version),"
                 " touched AS (INSERT INTO users SELECT tenant, user_id, max(version) FROM added"
@@ -204,7 +215,7 @@ class PostgreSQLLog(SQLLog):
         existing: set[tuple[Any, ...]] = set()
         if len(added) < len(events):
             existing = set(self._all(
-                "SELECT tenant, event_id, user_id, item_id, timestamp FROM events"
+                "SELECT tenant, event_id, user_id, item_id, timestamp, kind FROM events"
                 " JOIN unnest(?::text[], ?::text[]) AS sent (tenant, event_id)"
                 " USING (tenant, event_id)",
                 columns[:2],
@@ -237,9 +248,9 @@ def _create_tables(connection: "psycopg.Connection[Any]") -> None:
         if connection.execute("SELECT to_regclass('recblr.format')").fetchone() != (None,):
             found = connection.execute("SELECT format FROM recblr.format").fetchone()
         if found is not None and found[0] in UPGRADABLE:
-            connection.execute(
-                f"DROP TABLE recblr.snapshots; {SNAPSHOTS}; UPDATE recblr.format SET format = {FORMAT}"
-            )
+            if found[0] in OLD_SNAPSHOTS:
+                connection.execute(f"DROP TABLE recblr.snapshots; {SNAPSHOTS}")
+            connection.execute(ADD_KINDS)
         elif found != (FORMAT,):
             raise InputError(
                 "--store: the schema recblr of this database is of another version of recblr or of "

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from recblr.data.kinds import kind_code
+from recblr.errors import InputError
 from recblr.serving.item_search import ItemSearch
 from recblr.serving.model import ServedModel
 from recblr.serving.requests import (
@@ -99,10 +101,17 @@ class RequestProcessor:
         """Whether a request is for :meth:`write` rather than :meth:`read`."""
         return type(request) in self._writers
 
-    def write(self, requests: Sequence[Request]) -> list[Any]:
+    def is_quick(self, request: Request) -> bool:
+        """Whether a request is answered from a state in memory."""
+        return isinstance(request, RecommendForUser) and request.user in self._cache
+
+    def write(
+        self, requests: Sequence[Request], computed: Callable[[], None] = lambda: None
+    ) -> list[Any]:
         """Handle requests in order, in one transaction; returns their answers.
 
-        An answer may be a StorageError, if one request failed and the others did not.
+        ``computed`` is called before the transaction is committed, which only waits for the disk. An
+        answer may be a StorageError, if one request failed and the others did not.
         """
         users = sorted({user for request in requests for user in request.users})
         answers: list[Any] = []
@@ -113,6 +122,7 @@ class RequestProcessor:
                 for kind, group in groupby(requests, type):
                     answers += self._writers[kind](list(group), transaction)
                 advanced = self._states.advance(versions, transaction.new_events)
+                computed()
         except BaseException:
             self._states.discard(users)
             raise
@@ -233,9 +243,9 @@ class RequestProcessor:
 
     def _recommend_for_users(
         self, requests: list[RecommendForUser]
-    ) -> list[RankedItems | ItemSearch | Request]:
+    ) -> list[RankedItems | ItemSearch | Request | InputError]:
         states = self._states.get([request.user for request in requests])
-        answers: list[RankedItems | ItemSearch | Request] = []
+        answers: list[RankedItems | ItemSearch | Request | InputError] = []
         for request, state in zip(requests, states, strict=True):
             if state is None:
                 answers.append(self._rank(request.query, self.model.start, np.zeros(0, np.int64)))
@@ -248,23 +258,25 @@ class RequestProcessor:
 
     def _recommend_for_histories(
         self, requests: list[RecommendForHistory]
-    ) -> list[RankedItems | ItemSearch | Request]:
+    ) -> list[RankedItems | ItemSearch | Request | InputError]:
         requests = [
             request if request.model is self.model
-            else replace(request, model=self.model, count=0, vector=self.model.start)
+            else replace(
+                request, model=self.model, rows=self.model.rows(request.item_ids), count=0,
+                vector=self.model.start,
+            )
             for request in requests
         ]  # fmt: skip
-        parts = [request.item_ids[request.count : request.count + PART] for request in requests]
-        vectors = np.stack([request.vector for request in requests])  # type: ignore[misc]
-        vectors = self.model.fold(vectors, [self.model.rows(part) for part in parts])
-        answers: list[RankedItems | ItemSearch | Request] = []
+        parts = [request.rows[request.count : request.count + PART] for request in requests]
+        vectors = np.stack([request.vector for request in requests])
+        vectors = self.model.fold(vectors, parts)
+        answers: list[RankedItems | ItemSearch | Request | InputError] = []
         for request, part, vector in zip(requests, parts, vectors, strict=True):
             count = request.count + len(part)
-            if count < len(request.item_ids):
+            if count < len(request.rows):
                 answers.append(replace(request, count=count, vector=vector))
             else:
-                history = self.model.rows(request.item_ids)
-                answers.append(self._rank(request.query, vector, history))
+                answers.append(self._rank(request.query, vector, request.rows))
         return answers
 
     def _describe(self, requests: list[DescribeUser]) -> list[UserDescription | Request]:
@@ -294,13 +306,15 @@ class RequestProcessor:
                 answers.append(ExplainUser(user, count))
                 continue
             start, events, rows = self.model.start, [], np.zeros(0, np.int64)
+            encoded = rows
             if state is not None:
                 rows = np.array(state.seen, np.int64)
                 snapshot = self._log.snapshot(user, self.model.hash, max(0, state.count - count))
                 after = BEFORE_ALL_EVENTS if snapshot is None else snapshot.key
                 start = start if snapshot is None else snapshot.vector
                 events = self._log.events(user, after)
-            answers.append(UserHistory(self.model, start, events, rows))
+                encoded = self.model.encode(events, after[0], self._log.unit(user[0]))
+            answers.append(UserHistory(self.model, start, events, encoded, rows))
         return answers
 
     def _find(self, requests: list[FindEvent]) -> list[bool | Request]:
@@ -333,10 +347,14 @@ class RequestProcessor:
 
     def _rank(
         self, query: Query, vector: np.ndarray, history: np.ndarray
-    ) -> RankedItems | ItemSearch:
+    ) -> RankedItems | ItemSearch | InputError:
         """The search for the best items after a history (T,) of item rows; the most popular ones
-        if it is empty."""
+        if it is empty. An InputError, if the model does not know the kind that is asked for."""
         model = self.model
+        try:
+            kind_code(query.kind or None, model.kind_names)
+        except InputError as error:
+            return error.with_traceback(None)  # whose frames would keep the history from growing
         hide = model.rows(query.deny)
         if query.hide_seen:
             hide = np.concatenate([hide, history])
@@ -344,7 +362,7 @@ class RequestProcessor:
         if len(history):
             # A copy, because the history of a cached state grows while the search is queued.
             looked_up = (history[-model.reach :] if query.hide_seen else history).copy()
-            hidden = model.hidden(vector[None])[0]
+            hidden = model.ask(model.hidden(vector[None]), query.kind)[0]
             return ItemSearch(model, hidden, looked_up, not query.hide_seen, query.k, hide, allow)
         rows = model.popular if allow is None else model.popular[np.isin(model.popular, allow)]
         rows = rows[~np.isin(rows, hide)][: query.k]

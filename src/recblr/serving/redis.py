@@ -81,6 +81,9 @@ class RedisCache:
                 self._note(error)
         return [_decoded(value) if value else None for value in values]
 
+    def __contains__(self, user: object) -> bool:
+        return False  # in the memory of another process
+
     def put(self, states: Sequence[tuple[User, State]]) -> None:
         if states and time.monotonic() >= self._retry_at:
             keys = [self._key(user) for user, _ in states]

@@ -19,7 +19,7 @@ from recblr.data.times import UNITS, unit_of
 from recblr.errors import InputError
 from recblr.progress import progress
 from recblr.serving.keys import DEFAULT_TENANT
-from recblr.serving.model import ServedModel
+from recblr.serving.model import ServedModel, split
 from recblr.serving.open_storage import open_storage
 from recblr.serving.storage import Event, EventLog, History, State, User, batches
 from recblr.serving.timestamps import check_not_future, to_unit
@@ -77,7 +77,7 @@ def replay(
 
 
 def _warn_of_unknown_items(served: ServedModel, interactions: Interactions) -> None:
-    if text := served.describe_unknown(map(str, interactions.item_ids.to_pylist())):
+    if text := served.describe_unknown([*map(str, interactions.item_ids.to_pylist())]):
         warnings.warn(
             f"{interactions.source}: {text}; their events are kept for a later model", stacklevel=3
         )
@@ -96,6 +96,7 @@ def _add(log: EventLog, interactions: Interactions) -> tuple[int, str]:
     items = [str(name) for name in interactions.item_ids.to_pylist()]
     rows = np.arange(len(interactions))
     times = rows if interactions.timestamps is None else interactions.timestamps
+    kinds = interactions.kind_texts()
     stored = log.unit(DEFAULT_TENANT)
     try:
         stamps = to_unit(times, interactions.unit, stored)
@@ -115,7 +116,9 @@ def _add(log: EventLog, interactions: Interactions) -> tuple[int, str]:
             with log.transaction():
                 versions = log.lock(names)
                 for user, version, rows in zip(names, versions, batch, strict=True):
-                    wanted = [(stamps[row], items[interactions.items[row]]) for row in rows]
+                    wanted = [
+                        (stamps[row], items[interactions.items[row]], kinds[row]) for row in rows
+                    ]
                     history = log.events(user) if version else []
                     if interactions.timestamps is None:
                         _check_places(interactions.source, user, history, wanted)
@@ -130,17 +133,19 @@ def _add(log: EventLog, interactions: Interactions) -> tuple[int, str]:
     return added, interactions.order + NEWEST_FIRST * newest_first
 
 
-def _new_events(user: User, wanted: Sequence[tuple[float, str]], history: History) -> list[Event]:
-    """The events of a user, as (timestamp, item id) in order, that are not in ``history`` yet.
+def _new_events(
+    user: User, wanted: Sequence[tuple[float, str, str]], history: History
+) -> list[Event]:
+    """The events of a user, as (timestamp, item id, kind) in order, that are not in ``history`` yet.
 
     The number at the start of an event id keeps the order of events with equal timestamps, of which
     some may differ in nanoseconds.
     """
-    present = Counter((timestamp, item_id) for timestamp, _, item_id in history)
-    ids = {event_id for _, event_id, _ in history}
+    present = Counter((timestamp, item_id) for timestamp, _, item_id, _ in history)
+    ids = {event_id for _, event_id, *_ in history}
     events = []
     number, last = 0, None
-    for timestamp, item_id in wanted:
+    for timestamp, item_id, kind in wanted:
         number = number + 1 if timestamp == last else 0
         last = timestamp
         if present[timestamp, item_id]:
@@ -150,19 +155,22 @@ def _new_events(user: User, wanted: Sequence[tuple[float, str]], history: Histor
         digest = blake2b(content.encode(), digest_size=16).hexdigest()
         while (event_id := f"{number:09d}-{digest}") in ids:
             number += 1
-        events.append(Event(event_id, user[1], item_id, timestamp))
+        events.append(Event(event_id, user[1], item_id, timestamp, kind))
     return events
 
 
 def _check_places(
-    source: str, user: User, history: History, wanted: Sequence[tuple[float, str]]
+    source: str, user: User, history: History, wanted: Sequence[tuple[float, str, str]]
 ) -> None:
     """InputError if a user has events without a time, but not the first ones of this log without times.
 
     A log may have grown since it was added, or may be an older copy.
     """
-    places = {(timestamp, item_id) for timestamp, _, item_id in history if not unit_of(timestamp)}
-    if not (places <= set(wanted) or set(wanted) <= places):
+    places = {
+        (timestamp, item_id) for timestamp, _, item_id, _ in history if not unit_of(timestamp)
+    }
+    theirs = {(timestamp, item_id) for timestamp, item_id, _ in wanted}
+    if not (places <= theirs or theirs <= places):
         raise InputError(
             f"{source}: has no times, and user {user[1]!r} has events of another log without times, so "
             "that their order is unknown; add a column timestamp, or give another --store"
@@ -237,9 +245,13 @@ def _online_scores(served: ServedModel, states: Sequence[State]) -> torch.Tensor
 
 def _offline_scores(served: ServedModel, log: EventLog, users: Sequence[User]) -> torch.Tensor:
     """The scores (B, V) of network and memory after whole histories, in one pass of the network."""
-    histories = [served.rows([item for _, _, item in log.events(user)]) for user in users]
+    histories = [served.encode(log.events(user), -np.inf, log.unit(user[0])) for user in users]
     stops = np.cumsum([len(rows) for rows in histories])
     starts, longest = np.concatenate([[0], stops[:-1]]), max(len(rows) for rows in histories)
-    batch = pack_latest(np.concatenate(histories), starts, stops, longest, "none")
+    items, features = split(np.concatenate(histories))
+    batch = pack_latest(
+        items.numpy(), starts, stops, longest, "none",
+        None if features is None else features.numpy(),
+    )  # fmt: skip
     scores = served.network.score(batch)
     return scores if served.memory is None else served.memory.add_to(scores, batch)

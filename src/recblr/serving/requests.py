@@ -1,7 +1,7 @@
 """The requests that the engine handles, and its answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,17 +10,20 @@ from recblr.serving.model import ServedModel
 from recblr.serving.storage import Event, EventKey, History, User
 
 PART = 128  # events of a history in one part of the work, which takes about 2 ms
-RECORDED = 64  # events that are added in one part, which takes about 5 ms
+RECORDED, RECORDED_SHARED = 64, 16  # events that are added in one part: a part takes about 5 ms,
+# and less than 2 ms if several tenants are active
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to recommend: the best ``k`` items, only of ``allow`` unless None, none of ``deny``."""
+    """What to recommend: the best ``k`` items, only of ``allow`` unless None, none of ``deny``, for
+    events of a ``kind``, or of any kind if it is empty."""
 
     k: int
     hide_seen: bool = True
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] = ()
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Request:
 class RecordEvents(Request):
     """Add events; with ``query`` also recommend items to the user of the last event.
 
-    Many events are added in parts: ``outcomes`` are those of the first ones.
+    Many events are added in parts of ``size``: ``outcomes`` are those of the first ones.
 
     Answer: a list of Outcomes; with ``query`` a pair of that list and RankedItems.
     """
@@ -61,15 +64,16 @@ class RecordEvents(Request):
     events: Sequence[Event]
     query: Query | None = None
     outcomes: Sequence["Outcome"] = ()
+    size: int = RECORDED
 
     @property
     def part(self) -> Sequence[Event]:
         """The events to add next."""
-        return self.events[len(self.outcomes) : len(self.outcomes) + RECORDED]
+        return self.events[len(self.outcomes) : len(self.outcomes) + self.size]
 
     @property
     def cost(self) -> float:
-        return 0.3 + 0.08 * min(len(self.events) - len(self.outcomes), RECORDED)
+        return 0.3 + 0.08 * min(len(self.events) - len(self.outcomes), self.size)
 
     @property
     def users(self) -> Sequence[User]:
@@ -124,22 +128,29 @@ class RecommendForUser(Request):
     query: Query
 
 
+def _no_rows() -> np.ndarray:
+    return np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True)
 class RecommendForHistory(Request):
     """Recommend items after a history of item ids that is not stored. Answer: RankedItems.
 
-    A long history is handled in parts: ``vector`` is that of ``model`` after the first ``count`` items.
+    A long history is handled in parts: ``vector`` is that of ``model`` after the first ``count`` of
+    ``rows``, the items that it knows.
     """
 
     item_ids: tuple[str, ...]
     query: Query
     model: ServedModel | None = None
+    rows: np.ndarray = field(default_factory=_no_rows)
     count: int = 0
-    vector: np.ndarray | None = None
+    vector: np.ndarray = field(default_factory=_no_rows)
 
     @property
     def cost(self) -> float:
-        return 0.3 + 0.03 * min(len(self.item_ids) - self.count, PART)
+        left = len(self.item_ids) if self.model is None else len(self.rows) - self.count
+        return 0.3 + 0.03 * min(left, PART)
 
 
 @dataclass(frozen=True)
@@ -231,9 +242,12 @@ class UserDescription:
 
 @dataclass(frozen=True)
 class UserHistory:
-    """The latest ``events`` of a user, the vector before them, and the item rows (T,) of all events."""
+    """The latest ``events`` of a user, the vector before them, and the item rows (T,) of all events.
+
+    ``encoded`` are the latest events as :meth:`ServedModel.encode` returns them."""
 
     model: ServedModel
     before: np.ndarray
     events: History
+    encoded: np.ndarray
     rows: np.ndarray

@@ -26,7 +26,7 @@ from recblr.serving.storage import EventLog
 from recblr.serving.workers import Workers
 
 log = logging.getLogger("recblr.server")
-SWITCH_SECONDS = 0.001  # after which a thread that computes lets another run, instead of 0.005
+SWITCH_SECONDS = 0.0002  # after which a thread that computes lets another run, instead of 0.005
 
 
 def run(settings: ServerSettings) -> None:
@@ -80,7 +80,7 @@ def serve(
         processes = f", {settings.workers} workers" if settings.workers > 1 else ""
         print(
             f"serving {served.name} {served.hash} from {served.path}\n"
-            f"{len(served.item_ids):,} items by {served.index.kind}, events in {events.name}{advice}\n"
+            f"{len(served.item_ids):,} items by {served.index}, events in {events.name}{advice}\n"
             f"http://{name}:{bound.getsockname()[1]}{processes}",
             flush=True,
         )

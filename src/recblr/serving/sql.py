@@ -19,11 +19,12 @@ from recblr.serving.storage import (
     snapshot_counts,
 )
 
-FORMAT = 4  # of the tables
-UPGRADABLE = (
-    2,
-    3,
-)  # older formats, of version 0.1.0: only the snapshots, a cache, had other columns
+FORMAT = 5  # of the tables
+# Older formats. In 2 and 3, of version 0.1.0, the snapshots, a cache, had other columns; up to 4,
+# events had no kind.
+UPGRADABLE = (2, 3, 4)
+OLD_SNAPSHOTS = (2, 3)
+BY_USER = "(tenant, user_id, timestamp, event_id, item_id, kind)"  # what is read of a history
 
 
 class SQLLog:
@@ -34,6 +35,7 @@ class SQLLog:
 
     name: str
     _units: dict[str, str]  # of tenants
+    local = False
     inside = False  # whether a transaction is open
     BEGIN: ClassVar[str]
     VIEW: ClassVar[str]
@@ -75,7 +77,7 @@ class SQLLog:
         self, user: User, after: EventKey = BEFORE_ALL_EVENTS, limit: int | None = None
     ) -> History:
         return self._all(
-            "SELECT timestamp, event_id, item_id FROM events"
+            "SELECT timestamp, event_id, item_id, kind FROM events"
             " WHERE tenant = ? AND user_id = ? AND (timestamp, event_id) > (?, ?)"
             " ORDER BY timestamp, event_id LIMIT ?",
             (*user, *after, 2**62 if limit is None else limit),
@@ -83,7 +85,7 @@ class SQLLog:
 
     def latest_events(self, user: User, limit: int) -> History:
         return self._all(
-            "SELECT timestamp, event_id, item_id FROM events WHERE tenant = ? AND user_id = ?"
+            "SELECT timestamp, event_id, item_id, kind FROM events WHERE tenant = ? AND user_id = ?"
             " ORDER BY timestamp DESC, event_id DESC LIMIT ?",
             (*user, limit),
         )[::-1]
@@ -185,7 +187,7 @@ class SQLLog:
         return [tenant for (tenant,) in rows]
 
     def distinct(self, tenant: str, column: str) -> list[str]:
-        """The ids in a column of the events of a tenant."""
+        """The ids or kinds in a column of the events of a tenant."""
         rows = self._all(f"SELECT DISTINCT {column} FROM events WHERE tenant = ?", (tenant,))
         return [name for (name,) in rows]
 

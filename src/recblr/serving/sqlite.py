@@ -17,7 +17,7 @@ import apsw
 from filelock import FileLock, Timeout
 
 from recblr.errors import InputError
-from recblr.serving.sql import FORMAT, UPGRADABLE, SQLLog
+from recblr.serving.sql import BY_USER, FORMAT, OLD_SNAPSHOTS, UPGRADABLE, SQLLog
 from recblr.serving.storage import Event, EventKey, StorageError, User
 
 PRAGMAS = (
@@ -38,10 +38,11 @@ TABLES = f"""
 CREATE TABLE events (
     version INTEGER PRIMARY KEY AUTOINCREMENT,
     tenant TEXT NOT NULL, event_id TEXT NOT NULL,
-    user_id TEXT NOT NULL, item_id TEXT NOT NULL, timestamp REAL NOT NULL
+    user_id TEXT NOT NULL, item_id TEXT NOT NULL, timestamp REAL NOT NULL,
+    kind TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE UNIQUE INDEX events_by_id ON events (tenant, event_id);
-CREATE INDEX events_by_user ON events (tenant, user_id, timestamp, event_id, item_id);
+CREATE INDEX events_by_user ON events {BY_USER};
 CREATE TABLE users (
     tenant TEXT NOT NULL, user_id TEXT NOT NULL, version INTEGER NOT NULL,
     PRIMARY KEY (tenant, user_id)
@@ -51,6 +52,11 @@ CREATE TABLE served (
     one INTEGER PRIMARY KEY, folder TEXT NOT NULL, model TEXT NOT NULL, started TEXT NOT NULL
 ) STRICT;
 CREATE TABLE erased (events INTEGER NOT NULL) STRICT;
+"""
+ADD_KINDS = f"""
+ALTER TABLE events ADD COLUMN kind TEXT NOT NULL DEFAULT '';
+DROP INDEX events_by_user;
+CREATE INDEX events_by_user ON events {BY_USER};
 """
 BUSY_MILLISECONDS = 5_000  # for another process to end its transaction
 CHECK_BYTES = 1 << 16  # that the disk must have room for
@@ -66,6 +72,7 @@ class SQLiteLog(SQLLog):
     BEGIN = "BEGIN IMMEDIATE"
     VIEW = "BEGIN"
     ERRORS = apsw.Error
+    local = True
 
     def __init__(self, path: Path, shared: bool = False) -> None:
         self.name, self._units = str(path), {}
@@ -104,8 +111,10 @@ class SQLiteLog(SQLLog):
         if version == 0 and self._run("SELECT count(*) FROM sqlite_schema") == [(0,)]:
             self._run(TABLES)
         elif version in UPGRADABLE:
-            self._run("DROP TABLE snapshots")
-            self._run(SNAPSHOTS)
+            if version in OLD_SNAPSHOTS:
+                self._run("DROP TABLE snapshots")
+                self._run(SNAPSHOTS)
+            self._run(ADD_KINDS)
         elif version != FORMAT:
             raise InputError(
                 f"{path} is not an event log that this version of recblr can read; upgrade recblr, "
@@ -135,10 +144,10 @@ class SQLiteLog(SQLLog):
         return [self._add(tenant, event) for tenant, event in events]
 
     def _add(self, tenant: str, event: Event) -> int:
-        body = (event.user_id, event.item_id, event.timestamp)
+        body = (event.user_id, event.item_id, event.timestamp, event.kind)
         added = self._one(
-            "INSERT INTO events (tenant, event_id, user_id, item_id, timestamp)"
-            " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING version",
+            "INSERT INTO events (tenant, event_id, user_id, item_id, timestamp, kind)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING version",
             (tenant, event.event_id, *body),
         )
         if added:
@@ -148,7 +157,7 @@ class SQLiteLog(SQLLog):
             version: int = added[0]
             return version
         existing = self._one(
-            "SELECT user_id, item_id, timestamp FROM events WHERE tenant = ? AND event_id = ?",
+            "SELECT user_id, item_id, timestamp, kind FROM events WHERE tenant = ? AND event_id = ?",
             (tenant, event.event_id),
         )
         return 0 if existing == body else -1

@@ -22,8 +22,8 @@ User = tuple[str, str]
 """A tenant and the id of one of its users."""
 EventKey = tuple[float, str]
 """Timestamp and event id: the events of a user are sorted by it."""
-History = list[tuple[float, str, str]]
-"""Events of a user as (timestamp, event id, item id), sorted."""
+History = list[tuple[float, str, str, str]]
+"""Events of a user as (timestamp, event id, item id, kind), sorted."""
 BEFORE_ALL_EVENTS: EventKey = (float("-inf"), "")
 
 
@@ -34,6 +34,7 @@ class Event(NamedTuple):
     user_id: str
     item_id: str
     timestamp: float  # in the unit that EventLog.unit returns
+    kind: str = ""  # such as "purchase"; empty for none
 
     @property
     def key(self) -> EventKey:
@@ -121,6 +122,7 @@ class EventLog(Protocol):
     """
 
     name: str
+    local: bool  # whether it is on this machine, so that reads are quick
 
     def transaction(self) -> AbstractContextManager[None]:
         """Changes inside the block are on disk when it ends, or have no effect."""
@@ -210,6 +212,9 @@ class StateCache(Protocol):
 
     def get(self, users: Sequence[User]) -> list[State | None]:
         """The cached states of users."""
+
+    def __contains__(self, user: object) -> bool:
+        """Whether there is a state of a user in the memory of this process."""
 
     def put(self, states: Sequence[tuple[User, State]]) -> None:
         """Cache states, except where the cache has a later version."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recblr.serving.model import ServedModel
+from recblr.serving.model import ServedModel, split
 from recblr.serving.requests import PART
 from recblr.serving.storage import (
     BEFORE_ALL_EVENTS,
@@ -32,7 +32,7 @@ from recblr.serving.storage import (
 MAX_REBUILDS = 10_000  # states that are rebuilt at the same time
 READ_FASTER = 16  # events that a snapshot includes are only read, so many times as many in one part
 MANY_EVENTS = 1 << 14  # folded in one part if nobody waits: a fraction of a second
-AT_ONCE = 5 * SNAPSHOT_INTERVAL  # events that a late event may make to be folded again at once
+AT_ONCE = 2 * SNAPSHOT_INTERVAL  # events that the late events of a transaction fold again at once
 
 NewEvents = dict[User, list[tuple[Event, int]]]
 """Events that the current transaction has added, each with the user's version after it."""
@@ -181,7 +181,7 @@ class UserStates:
             return _Update(user, state, events, [kept] if len(events) < part else [end])
         count = min(READ_FASTER * part, snapshot.count - state.count)
         events = self._log.events(user, state.last, count)
-        self._add_to(state, events, self.model.rows([item for _, _, item in events]))
+        self._add_to(state, events, self.model.rows([item for _, _, item, _ in events]))
         if state.count == snapshot.count:
             state.vector, rebuild.folded = snapshot.vector, state.count
         return None
@@ -195,15 +195,16 @@ class UserStates:
         :meth:`put` after the commit, so that no reader sees a state of a transaction that fails, and
         calls :meth:`discard` if it fails. Users that are left out have to be rebuilt.
         """
-        updates = []
+        updates, at_once = [], AT_ONCE
         states = self._cached(list(new_events), [versions[user] for user in new_events])
         for (user, added), state in zip(new_events.items(), states, strict=True):
-            events = sorted((*event.key, event.item_id) for event, _ in added)
+            events = sorted((*event.key, event.item_id, event.kind) for event, _ in added)
             first, version = events[0][:2], max(version for _, version in added)
             if not versions[user]:
                 state = self._before_all_events(version)
             elif state is None or first < state.last:
-                events = self.change(user, versions[user], version, first)
+                events = self.change(user, versions[user], version, first, at_once)
+                at_once -= len(events)
                 state = self._rebuilds.pop(user).state if events else None
             if state is not None:
                 end = state.count + len(events)
@@ -214,14 +215,16 @@ class UserStates:
                 self._log.add_snapshots(user, self.model.hash, snapshots)
         return {update.user: update.state for update in updates}
 
-    def change(self, user: User, before: int, version: int, first: EventKey) -> History:
+    def change(
+        self, user: User, before: int, version: int, first: EventKey, at_once: int = AT_ONCE
+    ) -> History:
         """Set the state of a user back to before the event ``first``, which was added or removed.
 
         ``before`` and ``version`` are the user's versions before and after the change.
 
         Returns:
-            The events after the state in ``_rebuilds``, if it was cached and they are few; otherwise
-            nothing.
+            The events after the state in ``_rebuilds``, if it was cached and they are about ``at_once``
+            at most; otherwise nothing.
         """
         self._log.drop_snapshots(user, first)
         (cached,) = self._cached([user], [before])
@@ -238,10 +241,10 @@ class UserStates:
         state.version = version
         self._cache.discard([user])
         self._rebuilds[user] = rebuild
-        if cached is None or count - state.count > AT_ONCE:
+        if cached is None or count - state.count > at_once:
             return []
-        events = self._log.events(user, state.last, 2 * AT_ONCE)
-        return events if len(events) < 2 * AT_ONCE else []
+        events = self._log.events(user, state.last, 2 * at_once)
+        return events if len(events) < 2 * at_once else []
 
     def _set_back(self, state: State, snapshot: Snapshot | None) -> None:
         """Set a state back to a snapshot; without one, before all events."""
@@ -261,14 +264,17 @@ class UserStates:
         snapshots: dict[User, list[Snapshot]] = {update.user: [] for update in updates}
         while pending := [(update, parts) for update, parts in pending if parts]:
             events = [parts.pop(0) for _, parts in pending]
-            rows = [self.model.rows([item for _, _, item in part]) for part in events]
+            encoded = [
+                self.model.encode(part, update.state.last[0], self._log.unit(update.user[0]))
+                for (update, _), part in zip(pending, events, strict=True)
+            ]
             before = np.stack([update.state.vector for update, _ in pending])
-            vectors = self.model.fold(before, rows)
+            vectors = self.model.fold(before, encoded)
             for (update, _), part, vector, known in zip(
-                pending, events, vectors, rows, strict=True
+                pending, events, vectors, encoded, strict=True
             ):
                 state = update.state
-                self._add_to(state, part, known)
+                self._add_to(state, part, split(known)[0].numpy())
                 state.vector = vector
                 if state.count in update.kept and state.count % SNAPSHOT_INTERVAL == 0:
                     snapshot = Snapshot(state.last, state.count, len(state.seen), vector)

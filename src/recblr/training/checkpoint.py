@@ -1,24 +1,26 @@
-"""The checkpoint of a training run: one file, replaced atomically after every epoch."""
+"""The checkpoint of a training run, replaced after every epoch, and the weights of its best epoch."""
 
-import json
-import os
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from recblr.config import build
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.models.model import Model
+from recblr.ranks import ALONE, Ranks
+from recblr.training import stored
 from recblr.training.config import TrainConfig
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint"
+BEST = "best"
 
 
 class OtherRunError(InputError):
@@ -53,6 +55,7 @@ class Checkpoint:
         optimizer: the optimiser of the model.
         config: the training settings, resolved for the model.
         data: the log.
+        ranks: the processes that train the model.
     """
 
     model: Model
@@ -60,67 +63,75 @@ class Checkpoint:
     optimizer: torch.optim.Adam
     config: TrainConfig
     data: Sequences
+    ranks: Ranks = ALONE
 
-    def save(self, folder: Path, run: Trained, best: Mapping[str, Tensor]) -> None:
-        """Write the weights, the best weights, the optimiser state and the state of the run."""
+    def save(self, folder: Path, run: Trained) -> None:
+        """Write the weights, the optimiser state and the state of the run; with those of the best
+        epoch, its weights, too."""
+        if run.best_epoch == run.epoch:
+            best = self.average.state_dict()
+            stored.write(folder / BEST, best, run.epoch, self._is_divided, self.ranks)
         weights = {"model": self.model.state_dict()}
         if self.average is not self.model:
             weights["average"] = self.average.state_dict()
         tensors = {
             f"{part}/{name}": tensor
-            for part, state in (*weights.items(), ("best", best))
+            for part, state in weights.items()
             for name, tensor in state.items()
         }
         for name, parameter in self.model.named_parameters():
             for key, tensor in self.optimizer.state[parameter].items():
                 tensors[f"{key}/{name}"] = tensor
-        metadata = {
+        about = {
             "run": asdict(run), "name": type(self.model).__name__,
             "model": asdict(self.model.config), "config": asdict(self.config),
             "data": self.data.fingerprint, "content": self._content,
         }  # fmt: skip
-        path = folder / CHECKPOINT
-        temporary = path.with_suffix(".writing")
-        save_file(tensors, temporary, {"about": json.dumps(metadata)})
-        os.replace(temporary, path)
+        stored.write(folder / CHECKPOINT, tensors, about, self._is_divided, self.ranks)
 
-    def load(self, folder: Path) -> tuple[Trained, dict[str, Tensor]]:
-        """Restore the weights and the optimiser; return the state of the run and its best weights.
+    def load(self, folder: Path) -> Trained:
+        """Restore the weights and the optimiser; return the state of the run.
 
         Raises:
             InputError: the checkpoint is missing or damaged, or (OtherRunError) of another run.
         """
         path = folder / CHECKPOINT
-        if not path.exists():
+        if not stored.exists(path):
             raise InputError(f"nothing to resume: {path} does not exist; train without --resume")
         parts: dict[str, dict[str, Tensor]] = {}
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = json.loads(file.metadata()["about"])
-                for key in file.keys():  # noqa: SIM118 - not a mapping
-                    part, name = key.split("/", 1)
-                    parts.setdefault(part, {})[name] = file.get_tensor(key)
-            run = Trained(**metadata["run"])
-            difference = self._difference(metadata)
+        with _damage(path):
+            tensors, about = stored.read(path, self._is_divided, self.ranks)
+            for key, tensor in tensors.items():
+                part, name = key.split("/", 1)
+                parts.setdefault(part, {})[name] = tensor
+            run = Trained(**about["run"])
+            difference = self._difference(about)
             if not difference:
                 self.model.load_state_dict(parts.pop("model"))
                 average = parts.pop("average", {})  # absent if it is the model
                 if self.average is not self.model:
                     self.average.load_state_dict(average)
-                best = parts.pop("best", {})  # absent without validation
+                if "best" in parts:  # as in version 0.1
+                    best = parts.pop("best")
+                    stored.write(folder / BEST, best, run.best_epoch, self._is_divided, self.ranks)
                 for name, parameter in self.model.named_parameters():
                     self.optimizer.state[parameter] = {
                         key: tensors[name].to(parameter.device) for key, tensors in parts.items()
                     }
-        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{path} is damaged ({reason}); train without --resume") from error
         if difference:
             raise OtherRunError(
                 f"{path} belongs to another run ({difference}); resume with the settings and the log "
                 "of that run"
             )
-        return run, best
+        return run
+
+    def best(self, folder: Path) -> dict[str, Tensor]:
+        """The weights of the best epoch; InputError if they are missing or damaged."""
+        with _damage(folder / BEST):
+            return stored.read(folder / BEST, self._is_divided, self.ranks)[0]
+
+    def _is_divided(self, name: str, axes: int) -> bool:
+        return axes > 0 and name.rpartition("/")[2] in self.model.item_tables
 
     @property
     def _content(self) -> str:
@@ -148,3 +159,16 @@ class Checkpoint:
         if metadata["data"] != self.data.fingerprint:
             return "another log"
         return "" if metadata.get("content", "") == self._content else "other content of items"
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn an error about the contents of stored tensors into an InputError."""
+    try:
+        yield
+    except (
+        SafetensorError, ValueError, TypeError, KeyError, RuntimeError, EOFError, OSError,
+        pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is damaged ({reason}); train without --resume") from error

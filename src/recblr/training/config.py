@@ -39,6 +39,9 @@ class TrainConfig:
     # Decay per update of the moving average of the weights; training keeps the average.
     ema_decay: float = 0.0
     label_smoothing: float = 0.0  # share of each target spread over the catalogue
+    # Add to the vector of each item that of the time since the user's event before, in 32 classes, each
+    # twice as long as the one before.
+    gaps: bool = False
     # Exclude the items of a history from its softmax, as serving does. If a batch begins within
     # a history, only its items in the batch are excluded.
     mask_seen_in_loss: bool = False

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recblr.data.batches import Spans
 from recblr.models.model import Model
+from recblr.ranks import Ranks
 from recblr.training.config import TrainConfig
 
 _BUCKET = 1 << 14  # batches of prefix samples are filled to a multiple of this many rows
@@ -95,9 +96,13 @@ class Graphed(Generic[T]):
         return _Captured(graph, copies, outputs)
 
 
-def has_fixed_shapes(model: Model, config: TrainConfig) -> bool:
-    """Whether a training step can be a CUDA graph: no shape in it depends on the items."""
-    return model.graph_capturable and config.scan == "packed" and not config.mask_seen_in_loss
+def has_fixed_shapes(model: Model, config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether a training step can be a CUDA graph: no shape in it depends on the items.
+
+    Several processes tell each other the shapes of their parts, for which the host waits.
+    """
+    capturable = model.graph_capturable and config.scan == "packed"
+    return ranks.alone and capturable and not config.mask_seen_in_loss
 
 
 def fill_bucket(starts: np.ndarray, stops: np.ndarray, longest: int) -> Spans:

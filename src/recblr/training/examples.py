@@ -11,8 +11,18 @@ import torch
 from torch import Tensor
 
 from recblr.data import batches
-from recblr.data.batches import PackedBatch, Spans, Targets, append_empty, pack_each, seen_pairs
+from recblr.data.batches import (
+    NOTHING,
+    Beside,
+    PackedBatch,
+    Spans,
+    Targets,
+    append_empty,
+    pack_each,
+    seen_pairs,
+)
 from recblr.data.sequences import Sequences
+from recblr.ranks import ALONE, Ranks
 from recblr.training.config import TrainConfig
 from recblr.training.cuda_graph import fill_bucket, power_of_two
 
@@ -81,10 +91,38 @@ def new_and_old_histories(
     )  # fmt: skip
 
 
+def asked_kinds(data: Sequences, seed: int, epoch: int) -> np.ndarray | None:
+    """(N,) the kind to ask for when each event is predicted in an epoch: its own, or for a random half
+    any, 0. None if the log has no kinds."""
+    if data.kinds is None:
+        return None
+    any_kind = np.random.default_rng([seed, epoch, 1]).random(len(data.items)) < 0.5
+    return np.where(any_kind, 0, data.kinds.codes)
+
+
+def part_of(batch: Spans, ranks: Ranks) -> Spans:
+    """The histories of a batch that a process trains on: whole ones, of about equally many events.
+
+    The last process always has the last history. If there are fewer histories than processes, the first
+    processes have none.
+    """
+    if ranks.alone:
+        return batch
+    starts, stops = batch
+    ends = np.cumsum(stops - starts)
+    processes = np.arange(1, ranks.count)
+    middles = ends - (stops - starts) / 2
+    cuts = np.searchsorted(middles, ends[-1] * processes / ranks.count)
+    most = len(starts) - ranks.count + processes  # each later process has a history
+    cuts = np.maximum(np.minimum(np.maximum(cuts, processes), most), 0)
+    first, last = np.concatenate([[0], cuts, [len(starts)]])[ranks.number : ranks.number + 2]
+    return starts[first:last], stops[first:last]
+
+
 def training_batches(
     items: np.ndarray | Tensor, epoch: Sequence[Spans], config: TrainConfig,
     users: np.ndarray | None = None, fixed_shapes: bool = False,
-    weights: np.ndarray | Tensor | None = None,
+    beside: Beside = NOTHING, ranks: Ranks = ALONE,
 ) -> Iterator[tuple[PackedBatch, bool]]:  # fmt: skip
     """The batches of an epoch, each with whether its first history continues the last history of the
     previous batch.
@@ -96,11 +134,14 @@ def training_batches(
         users: (U + 1,) the offsets of the users in the log, to set ``PackedBatch.users``.
         fixed_shapes: pad the batches to few shapes, for CUDA graphs: with empty histories at the end,
             and for prefix samples with histories without a target.
-        weights: the factors of the items of the log in the loss, of the kind of ``items``.
+        beside: what is known of the events of the log beside their items, arrays or tensors as they.
+        ranks: the processes that train the model; a batch gets the histories of this one.
     """
     by_prefix = config.examples == "prefixes"
     targets: Targets = "last" if by_prefix else "all"
-    spans, histories = list(epoch), 0
+    own, histories = [part_of(batch, ranks) for batch in epoch], 0
+    # A process without a history gets an event without a target.
+    spans = [part if len(part[0]) else (np.array([0]), np.array([1])) for part in own]
     if fixed_shapes:
         if by_prefix:
             longest = min(config.max_length, len(items) - 1)
@@ -109,13 +150,14 @@ def training_batches(
     previous_stop, at_once = -1, 1 if by_prefix else max(1, _ROWS_AT_ONCE // config.batch_size)
     for first in range(0, len(spans), at_once):
         group = slice(first, first + at_once)
-        packed = pack_each(items, spans[group], targets, weights)
-        for batch, (starts, stops) in zip(packed, epoch[group], strict=True):
-            if by_prefix:  # histories that fill a bucket have no target
-                count = len(starts)
+        packed = pack_each(items, spans[group], targets, beside)
+        for batch, (starts, stops), whole in zip(packed, own[group], epoch[group], strict=True):
+            count = len(starts) if by_prefix else int((stops - starts).sum())
+            if count < len(batch.targets):  # histories that fill the batch have no target
                 batch = replace(
                     batch, positions=batch.positions[:count], targets=batch.targets[:count],
                     weights=None if batch.weights is None else batch.weights[:count],
+                    asked=None if batch.asked is None else batch.asked[:count],
                 )  # fmt: skip
             if config.mask_seen_in_loss:
                 lengths = stops - starts
@@ -124,6 +166,6 @@ def training_batches(
             if users is not None:
                 user_of = torch.from_numpy(np.searchsorted(users, starts, side="right") - 1)
                 batch = replace(batch, users=user_of.to(batch.items.device))
-            continues = bool(starts[0] == previous_stop)
+            continues = bool(whole[0][0] == previous_stop)
             yield append_empty(batch, histories) if fixed_shapes else batch, continues
-            previous_stop = -1 if by_prefix else stops[-1]
+            previous_stop = -1 if by_prefix else whole[1][-1]

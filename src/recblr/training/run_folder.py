@@ -7,10 +7,20 @@ from pathlib import Path
 
 from recblr.errors import InputError
 from recblr.files import check_absent, exclusive_lock, write_errors
-from recblr.training.checkpoint import CHECKPOINT
+from recblr.training import stored
+from recblr.training.checkpoint import BEST, CHECKPOINT
 
 REFIT = "refit"  # the folder in it of the second run, on all events
 LOG = "run.jsonl"
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether there is a checkpoint of a run for the model in the folder ``out``."""
+    return stored.exists(_work(out) / CHECKPOINT)
+
+
+def _work(out: Path) -> Path:
+    return out.with_name(f"{out.name}.training")
 
 
 def check_run(out: Path, resume: bool, overwrite: bool, marker: str) -> Path:
@@ -27,8 +37,7 @@ def check_run(out: Path, resume: bool, overwrite: bool, marker: str) -> Path:
         InputError: ``out`` exists, there is nothing to resume, or there is but ``resume`` is false.
     """
     check_absent(out, overwrite or resume, marker)
-    work = out.with_name(f"{out.name}.training")
-    unfinished = (work / CHECKPOINT).exists()
+    work, unfinished = _work(out), has_checkpoint(out)
     if resume and not unfinished:
         raise InputError(f"nothing to resume: {work} holds no checkpoint; leave out --resume")
     if unfinished and not resume and not overwrite:
@@ -45,8 +54,9 @@ def locked_run(work: Path, resume: bool) -> Iterator[None]:
         work.mkdir(exist_ok=True)
     with exclusive_lock(work):
         if not resume:
-            for name in (CHECKPOINT, LOG):
-                (work / name).unlink(missing_ok=True)
+            for name in (CHECKPOINT, BEST):
+                stored.remove(work / name)
+            (work / LOG).unlink(missing_ok=True)
             shutil.rmtree(work / REFIT, ignore_errors=True)
         yield
 

@@ -17,12 +17,14 @@ from recblr.errors import DivergedError
 from recblr.models.model import Model, recurrence_by
 from recblr.ops import cpu
 from recblr.ops.cross_entropy import cross_entropy
+from recblr.ranks import ALONE, Bounds, Ranks
 from recblr.training.config import TrainConfig
 from recblr.training.cuda_graph import Graphed, has_fixed_shapes
 
 _SCANS: dict[str, ops.Implementation] = {
     "packed": "auto", "serial": "serial", "embedding-padding": "tree", "sequence-padding": "tree"
 }  # fmt: skip
+_FIELDS = ("items", "offsets", "positions", "targets", "weights", "features", "asked")
 
 
 class TrainingStep:
@@ -33,29 +35,43 @@ class TrainingStep:
         model: the model.
         average: a copy of it for the moving average of its weights; the model if there is none.
         config: the training settings, resolved for the model.
+        ranks: the processes that train the model; a batch has the histories of this one.
 
     Attributes:
         optimizer: the optimiser of the model.
         loss: the mean loss since the start of the epoch.
     """
 
-    def __init__(self, model: Model, average: Model, config: TrainConfig) -> None:
+    def __init__(
+        self, model: Model, average: Model, config: TrainConfig, ranks: Ranks = ALONE
+    ) -> None:
         self.optimizer = adam(model, config.weight_decay)
         self.loss = LossMonitor(model.device, config.lr)
-        self._model, self._config = model, config
+        self._model, self._config, self._ranks = model, config, ranks
         self._weights = tuple(model.parameters())
+        self._in_every_process = [
+            weight for name, weight in model.named_parameters() if name not in model.item_tables
+        ]
         self._averages = () if average is model else tuple(average.parameters())
-        self._run: Callable[[PackedBatch, Tensor], Tensor] = self._update
-        if has_fixed_shapes(model, config):
-            names = ("items", "offsets", "positions", "targets", "weights")
-            graphed = Graphed(
-                lambda state, *tensors: self._update(
-                    PackedBatch(**dict(zip(names, tensors, strict=False))), state
-                )
-            )
-            self._run = lambda batch, state: graphed(
-                state, *(part for name in names if (part := getattr(batch, name)) is not None)
-            )
+        self._run: Callable[[PackedBatch, Tensor, Bounds], Tensor] = self._update
+        if has_fixed_shapes(model, config, ranks):
+            present: tuple[str, ...] = ()  # the same for all batches of a run
+
+            def update(state: Tensor, *tensors: Tensor) -> Tensor:
+                batch = PackedBatch(**dict(zip(present, tensors, strict=True)))
+                return self._update(batch, state, (0, len(batch.targets)))
+
+            graphed = Graphed(update)
+
+            def replay(batch: PackedBatch, state: Tensor, targets: Bounds) -> Tensor:
+                nonlocal present
+                parts = {
+                    name: part for name in _FIELDS if (part := getattr(batch, name)) is not None
+                }
+                present = tuple(parts)
+                return graphed(state, *parts.values())
+
+            self._run = replay
 
     def __call__(self, batch: PackedBatch, state: Tensor) -> Tensor:
         """Update the weights.
@@ -69,30 +85,46 @@ class TrainingStep:
             detached: a history that continues in the next batch has the same values as in one pass, but
             its gradient stops between the batches (truncated backpropagation through time).
         """
-        self.loss.count += len(batch.targets)
-        if self._config.scan == "sequence-padding":  # the state after the pads is not usable
-            return torch.zeros_like(self._run(sequence_padding(batch), state))
-        return self._run(batch, state)
+        ranks, targets = self._ranks, self._ranks.bounds(len(batch.targets))
+        self.loss.count += targets[-1]
+        if targets[ranks.number] or not len(
+            batch.targets
+        ):  # the first history is of another process
+            state = torch.zeros_like(state)
+        with ops.rows_before(ranks.bounds(len(batch.items))[ranks.number]):
+            if self._config.scan == "sequence-padding":  # the state after the pads is not usable
+                return torch.zeros_like(self._run(sequence_padding(batch), state, targets))
+            return ranks.from_last(self._run(batch, state, targets))
 
-    def _update(self, batch: PackedBatch, state: Tensor) -> Tensor:
+    def _update(self, batch: PackedBatch, state: Tensor, targets_of: Bounds) -> Tensor:
         self.optimizer.zero_grad()  # before the loss, which needs the memory of a table of gradients
         # Cached: tables with content are summed once in a step.
         with recurrence_by(self._model, _SCANS[self._config.scan]), parametrize.cached():
             with autocast(state.device, self._config.precision):
                 vectors, targets, after = self._model.training_pairs(batch, state)
-                loss = self._loss(vectors, targets, batch.seen, batch.weights)
+                vectors = self._model.ask(vectors, batch.asked)
+                loss = self._loss(vectors, targets, batch.seen, batch.weights, targets_of)
             loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.sum_gradients(self._in_every_process)
         self.optimizer.step()
         with torch.no_grad():
             if self._averages:
                 torch._foreach_lerp_(self._averages, self._weights, 1 - self._config.ema_decay)
-            self.loss.total.add_(loss.double(), alpha=len(batch.targets))
+            self.loss.total.add_(loss.double(), alpha=targets_of[-1])
         return after
 
     def _loss(
-        self, vectors: Tensor, targets: Tensor, seen: Tensor | None, weights: Tensor | None
-    ) -> Tensor:
-        table = self._model.item_embeddings
+        self, vectors: Tensor, targets: Tensor, seen: Tensor | None, weights: Tensor | None,
+        targets_of: Bounds,
+    ) -> Tensor:  # fmt: skip
+        """The mean loss over the targets of all processes; ``targets_of`` are their bounds."""
+        ranks, table = self._ranks, self._model.item_embeddings
+        vectors, targets = (ranks.gather(rows, targets_of) for rows in (vectors, targets))
+        if weights is not None:
+            weights = ranks.gather(weights, targets_of)
+        if seen is not None:
+            pairs = seen + seen.new_tensor([[targets_of[ranks.number]], [0]])
+            seen = ranks.gather(pairs.t(), ranks.bounds(seen.shape[1])).t()
         if (content := self._model.content) is not None:
             table = table.index_select(0, content.candidates)
             targets, known = content.rows(targets)
@@ -103,7 +135,8 @@ class TrainingStep:
                 seen = torch.stack([seen[0], items])[:, known]
         if self._config.loss == "paper":
             return self._model.paper_loss(vectors, table, targets, weights)
-        return cross_entropy(vectors, table, targets, seen, self._config.label_smoothing, weights)
+        smoothing = self._config.label_smoothing
+        return cross_entropy(vectors, table, targets, seen, smoothing, weights, ranks)
 
 
 class LossMonitor:

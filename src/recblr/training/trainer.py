@@ -14,17 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from recblr.data.batches import PackedBatch, Spans, ranges
+from recblr.data.batches import Beside, PackedBatch, Spans, ranges
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets
 from recblr.models.model import Model
 from recblr.progress import progress, report
+from recblr.ranks import ALONE, Ranks, divide, undivide, undivided
+from recblr.training import stored
 from recblr.training.checkpoint import CHECKPOINT, Checkpoint, Trained
 from recblr.training.config import TrainConfig, resolve
 from recblr.training.cuda_graph import has_fixed_shapes
-from recblr.training.examples import EXAMPLES, training_batches, training_histories
+from recblr.training.examples import (
+    EXAMPLES,
+    asked_kinds,
+    training_batches,
+    training_histories,
+)
 from recblr.training.step import TrainingStep, learning_rate
 
 
@@ -63,6 +70,8 @@ class Trainer:
         data: the log, split.
         config: the training settings.
         histories: the histories of an epoch, counted from 0; by default the training part.
+        ranks: the processes that train the model together. Each gives the same arguments and ends with
+            the whole model; only the first writes the run log.
 
     Attributes:
         config: the training settings, resolved for the model.
@@ -71,24 +80,28 @@ class Trainer:
         loss: the mean loss of the current epoch.
 
     Raises:
-        InputError: the model does not support a setting.
+        InputError: the model does not support a setting, or several processes.
     """
 
     def __init__(
         self, model: Model, data: Sequences, config: TrainConfig,
-        histories: Callable[[int], Spans] | None = None,
+        histories: Callable[[int], Spans] | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
-        self.model, self.data = model, data
+        self.model, self.data, self._ranks = model, data, ranks
         self.config = with_usable_protocol(resolve(config, model), data)
         self._histories = histories or (lambda epoch: training_histories(data))
+        if not ranks.alone:
+            expect_divisible(model, self.config)
+            divide(model, model.item_tables, ranks)
         self.average = copy.deepcopy(model) if config.ema_decay else model
-        self._training_step = TrainingStep(model, self.average, self.config)
+        self._training_step = TrainingStep(model, self.average, self.config, ranks)
         self.loss = self._training_step.loss
         on_cpu = model.device.type == "cpu"
         # The array may be a memory-mapped file larger than memory; for a GPU it is copied.
         self._items = data.items if on_cpu else torch.tensor(data.items, device=model.device)
         self._weights = None if data.weights is None else _factors(data, model)
-        self._fixed_shapes = not on_cpu and has_fixed_shapes(model, self.config)
+        self._features = self._on_device(data.features)
+        self._fixed_shapes = not on_cpu and has_fixed_shapes(model, self.config, ranks)
         self._state = self._zero_state = model.initial_state(1)
 
     def train(self, folder: Path, resume: bool = False, on_epoch: OnEpoch | None = None) -> Trained:
@@ -107,35 +120,35 @@ class Trainer:
             KeyboardInterrupt: the first epoch was interrupted.
         """
         config, checkpoint = self.config, self._checkpoint()
-        run, best = checkpoint.load(folder) if resume else (Trained(), dict[str, Tensor]())
+        run = checkpoint.load(folder) if resume else Trained()
         started = time.perf_counter() - run.seconds
         event = "resume" if resume else "start"
-        _log(folder, event, config=asdict(config), data=self.data.fingerprint)
+        self._log(folder, event, config=asdict(config), data=self.data.fingerprint)
         try:
             while run.epoch < config.epochs and run.epoch - run.best_epoch < config.patience:
                 spans = self.spans(run.epoch)
                 loss, targets = self._train_epoch(
                     run.epoch, spans, run.epoch * len(spans), len(spans)
                 )
-                protocols = validate(self.average, self.data, config)
+                with undivided(self.average, self.average.item_tables, self._ranks):
+                    protocols = validate(self.average, self.data, config, self._ranks)
                 validation = protocols[config.selection_protocol]
                 seconds = time.perf_counter() - started
                 run = replace(run, epoch=run.epoch + 1, seconds=seconds)
                 if run.validation is None or validation["NDCG@10"] > run.validation["NDCG@10"]:
                     run = replace(run, best_epoch=run.epoch, validation=validation)
-                    best = {name: t.clone() for name, t in self.average.state_dict().items()}
-                checkpoint.save(folder, run, best)
+                checkpoint.save(folder, run)
                 is_best = run.best_epoch == run.epoch
                 epoch = Epoch(run.epoch, loss, targets, protocols, seconds, is_best)
-                _log_epoch(folder, epoch, config)
+                self._log_epoch(folder, epoch)
                 if on_epoch is not None:
                     on_epoch(epoch)
             run = replace(run, ended="epochs" if run.epoch == config.epochs else "converged")
         except KeyboardInterrupt:
-            if not best:
+            if not run.best_epoch or not self._ranks.alone:  # others may wait for this process
                 raise
             run = replace(run, ended="interrupted")
-        return self._end(folder, run, best)
+        return self._end(folder, run, checkpoint.best(folder))
 
     def train_without_validation(
         self, folder: Path, updates: int, per_epoch: int, resume: bool = False
@@ -154,31 +167,56 @@ class Trainer:
         """
         config, checkpoint = self.config, self._checkpoint()
         folder.mkdir(exist_ok=True)
-        run = checkpoint.load(folder)[0] if resume and (folder / CHECKPOINT).exists() else Trained()
+        going_on = resume and stored.exists(folder / CHECKPOINT)
+        run = checkpoint.load(folder) if going_on else Trained()
         started = time.perf_counter() - run.seconds
         done = sum(len(self.spans(epoch)) for epoch in range(run.epoch))
-        _log(folder, "start", config=asdict(config), data=self.data.fingerprint, updates=updates)
+        values = {"config": asdict(config), "data": self.data.fingerprint, "updates": updates}
+        self._log(folder, "start", **values)
         while spans := self.spans(run.epoch)[: updates - done]:
             loss, targets = self._train_epoch(run.epoch, spans, done, per_epoch)
             done += len(spans)
             run = replace(run, epoch=run.epoch + 1, seconds=time.perf_counter() - started)
-            checkpoint.save(folder, run, {})
+            checkpoint.save(folder, run)
             seconds = round(run.seconds, 2)
-            _log(folder, "epoch", epoch=run.epoch, loss=loss, targets=targets, seconds=seconds)
+            self._log(folder, "epoch", epoch=run.epoch, loss=loss, targets=targets, seconds=seconds)
             report(f"{done:,} of {updates:,} updates: loss {loss:.4f}, {run.seconds:,.0f} s")
         return self._end(folder, replace(run, ended="epochs"), self.average.state_dict())
 
     def _checkpoint(self) -> Checkpoint:
         optimizer = self._training_step.optimizer
-        return Checkpoint(self.model, self.average, optimizer, self.config, self.data)
+        return Checkpoint(self.model, self.average, optimizer, self.config, self.data, self._ranks)
 
     def _end(self, folder: Path, run: Trained, weights: dict[str, Tensor]) -> Trained:
         """Give the model its final weights."""
         self._training_step.optimizer.zero_grad()  # frees the gradients, also those of CUDA graphs
         self.model.load_state_dict(weights)
+        undivide(self.model, self.model.item_tables, self._ranks)
         self.model.eval()
-        _log(folder, "end", **asdict(run))
+        self._log(folder, "end", **asdict(run))
         return run
+
+    def _log_epoch(self, folder: Path, epoch: Epoch) -> None:
+        config = self.config
+        self._log(
+            folder, "epoch", epoch=epoch.number, loss=epoch.loss, targets=epoch.targets,
+            seconds=round(epoch.seconds, 2), validation=epoch.validation[config.selection_protocol],
+            **epoch.validation,
+        )  # fmt: skip
+        means = epoch.validation.items()
+        ndcg = ", ".join(f"{values['NDCG@10']:.4f} {seen}" for seen, values in means)
+        best = ", the best so far" * epoch.best
+        sample = f" of {config.validation_users:,} users" if config.validation_users else ""
+        report(
+            f"epoch {epoch.number}/{config.epochs}: loss {epoch.loss:.4f}, validation "
+            f"NDCG@10{sample} {ndcg}{best}, {epoch.seconds:,.0f} s"
+        )
+
+    def _log(self, folder: Path, event: str, **values: Any) -> None:
+        if self._ranks.first:
+            line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+            with (folder / "run.jsonl").open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
 
     def _train_epoch(
         self, epoch: int, spans: list[Spans], done: int, per_epoch: int
@@ -195,7 +233,7 @@ class Trainer:
         self.loss.start(epoch + 1)
         loss, note = 0.0, ""
         with progress(f"epoch {epoch + 1}/{self.config.epochs}", len(spans)) as advance:
-            for number, (batch, continues) in enumerate(self.batches(spans), 1):
+            for number, (batch, continues) in enumerate(self.batches(spans, epoch), 1):
                 place = divmod(done + number - 1, per_epoch)
                 self.step(batch, continues, learning_rate(self.config, *place, per_epoch))
                 measured = self.loss.read(number, last=number == len(spans))
@@ -208,12 +246,20 @@ class Trainer:
         """The spans of the batches of an epoch in the log; epochs count from 0."""
         return EXAMPLES[self.config.examples](self._histories(epoch), self.config, epoch)
 
-    def batches(self, spans: Sequence[Spans]) -> Iterator[tuple[PackedBatch, bool]]:
+    def batches(self, spans: Sequence[Spans], epoch: int = 0) -> Iterator[tuple[PackedBatch, bool]]:
         """The batches, each with whether its first history continues the last of the previous batch."""
         users = self.data.offsets if "users" in self.model.needs else None
+        asked = self._on_device(asked_kinds(self.data, self.config.seed, epoch))
+        beside = Beside(self._weights, self._features, asked)
         return training_batches(
-            self._items, spans, self.config, users, self._fixed_shapes, self._weights
+            self._items, spans, self.config, users, self._fixed_shapes, beside, self._ranks
         )
+
+    def _on_device(self, values: np.ndarray | None) -> np.ndarray | Tensor | None:
+        """An array of the log, for a model on a GPU as a tensor there."""
+        if values is None or self.model.device.type == "cpu":
+            return values
+        return torch.tensor(values, device=self.model.device)
 
     def step(self, batch: PackedBatch, continues: bool, lr: float) -> None:
         """Update the weights on a batch at the learning rate ``lr``."""
@@ -221,12 +267,30 @@ class Trainer:
         self._state = self._training_step(batch, self._state if continues else self._zero_state)
 
 
-def validate(model: Model, data: Sequences, config: TrainConfig) -> dict[str, dict[str, float]]:
+def expect_divisible(model: Model, config: TrainConfig) -> None:
+    """InputError if several processes cannot train a model together."""
+    if not model.reads_features:
+        raise InputError(
+            f"{type(model).__name__} is trained in one process; start it without torchrun"
+        )
+    if model.content is not None or config.loss == "paper":
+        reason = "train.loss=paper" if config.loss == "paper" else "content of items"
+        raise InputError(f"{reason} needs one process; start it without torchrun")
+
+
+def validate(
+    model: Model, data: Sequences, config: TrainConfig, processes: Ranks = ALONE
+) -> dict[str, dict[str, float]]:
     """Validation metrics under both protocols, ``{"unmasked": {…}, "masked": {…}}``."""
     model.eval()
     with parametrize.cached():  # tables with content are summed once
         ranks = rank_targets(
-            model.score, data, "validation", config.max_length, sample=config.validation_users
+            model.score,
+            data,
+            "validation",
+            config.max_length,
+            sample=config.validation_users,
+            processes=processes,
         )
     return {protocol: metrics.means(ranks[protocol]) for protocol in ("unmasked", "masked")}
 
@@ -266,23 +330,3 @@ def _factors(data: Sequences, model: Model) -> Tensor | np.ndarray:
     mean = data.weights[ranges(starts, data.split.train_end - starts)].mean(dtype=np.float64)
     factors = (data.weights / mean).astype(np.float32)
     return factors if model.device.type == "cpu" else torch.tensor(factors, device=model.device)
-
-
-def _log_epoch(folder: Path, epoch: Epoch, config: TrainConfig) -> None:
-    _log(
-        folder, "epoch", epoch=epoch.number, loss=epoch.loss, targets=epoch.targets,
-        seconds=round(epoch.seconds, 2), validation=epoch.validation[config.selection_protocol],
-        **epoch.validation,
-    )  # fmt: skip
-    ndcg = ", ".join(f"{means['NDCG@10']:.4f} {seen}" for seen, means in epoch.validation.items())
-    best = ", the best so far" * epoch.best
-    sample = f" of {config.validation_users:,} users" if config.validation_users else ""
-    report(
-        f"epoch {epoch.number}/{config.epochs}: loss {epoch.loss:.4f}, validation NDCG@10{sample} "
-        f"{ndcg}{best}, {epoch.seconds:,.0f} s"
-    )
-
-
-def _log(folder: Path, event: str, **values: Any) -> None:
-    with (folder / "run.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")

@@ -1,0 +1,128 @@
+"""The best items after one history by the functions of ranking.h, for serving.
+
+There, a call of NumPy takes longer than its work.
+
+The functions do not release the lock of the interpreter, so the calls share their buffers.
+
+Axes: V items, D the width of a vector, K items of a history, A items with an added value, k results,
+H hidden items.
+"""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+_LIBRARY = Path(__file__).with_name("_kernels.so")  # from kernels.c, by setup.py
+_POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_TOGETHER = 32  # TOGETHER in ranking.h
+AVAILABLE = _LIBRARY.exists()
+if AVAILABLE:
+    _functions = ctypes.PyDLL(str(_LIBRARY))
+    _transition_terms, _best_items = _functions.transition_terms, _functions.best_items
+    _transition_terms.argtypes = [
+        *[_POINTER] * 5, *[_INTEGER] * 2, *[_FLOAT] * 2, *[_POINTER] * 4
+    ]  # fmt: skip
+    _best_items.argtypes = [
+        *[_POINTER] * 2, *[_INTEGER] * 2, *[_POINTER] * 2, _INTEGER, _POINTER, *[_INTEGER] * 2,
+        *[_POINTER] * 3,
+    ]  # fmt: skip
+    _transition_terms.restype = _best_items.restype = _INTEGER
+
+
+class _Buffer:
+    """An array whose address is known: copying a few numbers takes less time than asking for it."""
+
+    def __init__(self, size: int, dtype: type[np.generic]) -> None:
+        self.array = np.zeros(size, dtype)
+        self.at: int = self.array.__array_interface__["data"][0]
+
+    def fill(self, values: np.ndarray) -> int:
+        """Copy values to the beginning; their number."""
+        count = len(values)
+        if count > len(self.array):
+            self.array = np.zeros(2 * count, self.array.dtype)
+            self.at = self.array.__array_interface__["data"][0]
+        self.array[:count] = values
+        return count
+
+
+class TransitionTerms:
+    """The terms w · log(1 + c · m) of the memory of transitions after one history.
+
+    Args:
+        matrix: (V, V) float32, the columns distinct in each row.
+        weights: of the last items of a history, the last one at the end.
+        w, c: of the terms.
+    """
+
+    def __init__(self, matrix: sparse.csr_array, weights: np.ndarray, w: float, c: float) -> None:
+        size, reach = matrix.shape[0], len(weights)
+        most = min(size, reach * int(np.diff(matrix.indptr).max(initial=0)))
+        self._arrays = (
+            np.ascontiguousarray(matrix.indptr, np.int64),
+            np.ascontiguousarray(matrix.indices, np.int32),
+            np.ascontiguousarray(matrix.data, np.float32),
+        )
+        self._matrix = [array.__array_interface__["data"][0] for array in self._arrays]
+        self._history, self._weights = _Buffer(reach, np.int64), _Buffer(reach, np.float32)
+        self._weights.fill(weights)
+        self._m, self._seen = _Buffer(size, np.float32), _Buffer(-(-size // 64), np.uint64)
+        self._items, self._terms = _Buffer(most, np.int64), _Buffer(most, np.float32)
+        self._numbers = size, w, c, self._m.at, self._seen.at, self._items.at, self._terms.at
+
+    def after(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The items (A,) with a term, ascending, and the terms (A,), after the items history (K,)."""
+        length = self._history.fill(history)
+        skipped = len(self._weights.array) - length
+        weights = self._weights.at + skipped * self._weights.array.itemsize
+        count = _transition_terms(*self._matrix, self._history.at, weights, length, *self._numbers)
+        return self._items.array[:count].copy(), self._terms.array[:count].copy()
+
+
+class BestItems:
+    """The best items of a small catalogue by dot product; vectors (V, D) float32."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        size, width = vectors.shape
+        blocks = -(-size // _TOGETHER)
+        padded = np.zeros((blocks * _TOGETHER, width), np.float32)
+        padded[:size] = vectors
+        self._vectors = _Buffer(padded.size, np.float32)
+        self._vectors.fill(padded.reshape(blocks, _TOGETHER, width).transpose(0, 2, 1).ravel())
+        self._query, self._all = _Buffer(width, np.float32), _Buffer(len(padded), np.float32)
+        self._added, self._values = _Buffer(size, np.int64), _Buffer(size, np.float32)
+        self._hidden = _Buffer(size, np.int64)
+        self._scores, self._items = _Buffer(size, np.float32), _Buffer(size, np.int64)
+
+    def of(
+        self, query: np.ndarray, k: int, added: np.ndarray, values: np.ndarray, hidden: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scores and items of at most ``k`` results, best first, equal scores by item.
+
+        Args:
+            query: (D,).
+            k: the number of results.
+            added, values: distinct items (A,), and what to add to their scores.
+            hidden: items to leave out.
+
+        Returns:
+            None if a score is not finite.
+
+        Raises:
+            ValueError: an item is not in 0 .. V-1.
+        """
+        width, size = self._query.fill(query), len(self._scores.array)
+        A, H = self._added.fill(added), self._hidden.fill(hidden)
+        if self._values.fill(values) != A:
+            raise ValueError(f"{A} items need {A} values, found {len(values)}")
+        count = _best_items(
+            self._vectors.at, self._query.at, size, width, self._added.at, self._values.at, A,
+            self._hidden.at, H, min(k, size), self._all.at, self._scores.at, self._items.at,
+        )  # fmt: skip
+        if count == -2:
+            raise ValueError(f"items must be 0 .. {size - 1}")
+        if count < 0:
+            return None
+        return self._scores.array[:count].copy(), self._items.array[:count].copy()
