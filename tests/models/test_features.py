@@ -29,7 +29,7 @@ from recblr.training.examples import asked_kinds
 
 ITEMS = 23
 READ = FeatureSet(kinds=3, gaps=True)
-READERS = [name for name, (model, _) in MODELS.items() if model.reads_features]
+READERS = [name for name, (model, _) in MODELS.items() if model.embeds_events]
 TRAINING = replace(TINY_TRAINING, gaps=True, epochs=25, patience=25, batch_size=64)
 
 

@@ -40,8 +40,8 @@ def create_model(
         InputError: the model cannot read the features of events.
     """
     cls, _ = find_model(name)
-    if feature_set and not cls.reads_features:
-        able = ", ".join(name for name, (cls, _) in MODELS.items() if cls.reads_features)
+    if feature_set and not cls.embeds_events:
+        able = ", ".join(name for name, (cls, _) in MODELS.items() if cls.embeds_events)
         kinds = (
             f"leave the kinds out with {LEAVE_OUT}" if feature_set.kinds else "set train.gaps=false"
         )

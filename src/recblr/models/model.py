@@ -64,8 +64,9 @@ class Model(nn.Module):
     # The parameters with a row for each item, or each user, and the number of rows before the first.
     item_tables: ClassVar[Mapping[str, int]] = MappingProxyType({"embedding.weight": 0})
     user_tables: ClassVar[Mapping[str, int]] = MappingProxyType({})
-    # Whether the model adds features of events to the vectors of their items.
-    reads_features: ClassVar[bool] = False
+    # Whether the model reads events only by `embed`. Then events may have features, and several processes
+    # can divide the tables of items.
+    embeds_events: ClassVar[bool] = False
     content: AttachedContent | None = None
     embedding: nn.Embedding
 
@@ -212,7 +213,7 @@ class RecurrentModel(Model):
     """A model with a state of fixed size for each user; one more event takes one step."""
 
     graph_capturable = True
-    reads_features = True
+    embeds_events = True
 
     def forward(
         self, items: Tensor, offsets: Tensor, state: Tensor | None = None,

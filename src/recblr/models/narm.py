@@ -49,7 +49,7 @@ class NARMConfig:
 class NARM(Model):
     """Global and local encoders over gated recurrent units, and a bilinear decoder."""
 
-    reads_features = True
+    embeds_events = True
 
     def __init__(self, items: int, config: NARMConfig) -> None:
         super().__init__(items, config)

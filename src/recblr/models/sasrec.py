@@ -62,7 +62,7 @@ class SASRec(Model):
     """Item and position embeddings, causal Transformer layers, prediction by the tied embedding."""
 
     needs = ("max_length",)
-    reads_features = True
+    embeds_events = True
 
     def __init__(self, items: int, config: SASRecConfig, max_length: int) -> None:
         super().__init__(items, config)

@@ -269,7 +269,7 @@ class Trainer:
 
 def expect_divisible(model: Model, config: TrainConfig) -> None:
     """InputError if several processes cannot train a model together."""
-    if not model.reads_features:
+    if not model.embeds_events:
         raise InputError(
             f"{type(model).__name__} is trained in one process; start it without torchrun"
         )
