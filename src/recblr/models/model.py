@@ -64,8 +64,8 @@ class Model(nn.Module):
     # The parameters with a row for each item, or each user, and the number of rows before the first.
     item_tables: ClassVar[Mapping[str, int]] = MappingProxyType({"embedding.weight": 0})
     user_tables: ClassVar[Mapping[str, int]] = MappingProxyType({})
-    # Whether the model reads events only by `embed`. Then events may have features, and several processes
-    # can divide the tables of items.
+    # Whether the model reads events only by `embed`. Then events may have features, and several
+    # processes can divide the tables of items.
     embeds_events: ClassVar[bool] = False
     content: AttachedContent | None = None
     embedding: nn.Embedding
