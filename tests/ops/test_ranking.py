@@ -1,5 +1,8 @@
 """The best items after one history in C, against plain NumPy in float64."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -62,3 +65,25 @@ def test_items_outside_the_catalogue_are_refused(item: int) -> None:
         best.of(np.ones(2), 1, none, none, np.array([item]))
     with pytest.raises(ValueError, match="1 items need 1 values"):
         best.of(np.ones(2), 1, np.array([1]), none, none)
+
+
+def test_threads_do_not_mix_their_results() -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(2000, 16)).astype(np.float32), rng.normal(size=(8, 16))
+    matrix = sparse.csr_array(rng.random((2000, 2000)) * (rng.random((2000, 2000)) < 0.1))
+    best, none = ranking.BestItems(vectors), np.zeros(0, np.int64)
+    terms = ranking.TransitionTerms(matrix, 0.7 ** np.arange(8)[::-1], 1.5, 10.0)
+    histories = rng.integers(2000, size=(8, 8))
+
+    def both(n: int) -> list[list[float]]:
+        found = best.of(queries[n], 50, none, none, none)
+        assert found is not None
+        return [part.tolist() for part in (*found, *terms.after(histories[n]))]
+
+    expected = [both(n) for n in range(8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(both, [n % 8 for n in range(400)]))
+    sys.setswitchinterval(before)
+    assert all(each == expected[n % 8] for n, each in enumerate(found))

@@ -14,12 +14,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import recblr
 from conftest import slow
+from recblr.cli.main import main
 from recblr.data.sequences import Sequences
-from recblr.ranks import Ranks
+from recblr.errors import InputError
+from recblr.models import create_model
+from recblr.ranks import Ranks, divide
+from recblr.sizing import build_settings
 from recblr.training.examples import part_of
+from recblr.training.trainer import Trainer
 from training.in_ranks import train
 from training.tools import lines
 
@@ -152,6 +158,45 @@ def test_torchrun_goes_on_after_a_process_is_killed(prepared: Path, tmp_path: Pa
     )
     assert whole.keys() == killed.keys()
     assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
+
+
+def as_rank_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "test"), ("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+
+
+def test_only_train_runs_in_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_rank_1(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["recblr", "evaluate", "model"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "torchrun is for recblr train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("caser", {}, "Caser is trained in one process"),
+        ("gru4rec", {"train": {"loss": "paper"}}, r"train\.loss=paper needs one process"),
+    ],
+)
+def test_what_needs_one_process_says_so(
+    model: str, settings: dict[str, Any], message: str, sequences: Sequences
+) -> None:
+    config, training, _ = build_settings(model, settings)
+    network = create_model(
+        model, config, items=len(sequences.item_ids), users=sequences.users,
+        max_length=training.max_length,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=message):
+        Trainer(network, sequences, training, ranks=Ranks(0, 2))
+
+
+def test_too_few_items_for_the_processes() -> None:
+    with pytest.raises(InputError, match="9 items are too few for 4 processes"):
+        divide(nn.ModuleDict({"embedding": nn.Embedding(9, 2)}), ["embedding.weight"], Ranks(0, 4))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])

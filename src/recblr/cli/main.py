@@ -1,5 +1,6 @@
 """The entry point of the command line. A command parses, calls one library function, and prints."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -335,6 +336,11 @@ app.add_typer(bench, name="bench")
 def main() -> NoReturn:
     """Run the command line: a user's mistake prints one line and exits with code 2."""
     warnings.showwarning = lambda message, *_: _say(str(message))
+    if "TORCHELASTIC_RUN_ID" in os.environ and "train" not in sys.argv:
+        from recblr.ranks import launched
+
+        if launched():
+            _fail("torchrun is for recblr train; start this command without it", 2)
     try:
         code = app(prog_name="recblr", standalone_mode=False)
     except UsageError as error:

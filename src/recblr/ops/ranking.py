@@ -2,13 +2,14 @@
 
 There, a call of NumPy takes longer than its work.
 
-The functions do not release the lock of the interpreter, so the calls share their buffers.
+The functions do not release the lock of the interpreter, which would take longer than to keep it.
 
 Axes: V items, D the width of a vector, K items of a history, A items with an added value, k results,
 H hidden items.
 """
 
 import ctypes
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,7 @@ class TransitionTerms:
     """
 
     def __init__(self, matrix: sparse.csr_array, weights: np.ndarray, w: float, c: float) -> None:
+        self._lock = threading.Lock()  # of the buffers
         size, reach = matrix.shape[0], len(weights)
         most = min(size, reach * int(np.diff(matrix.indptr).max(initial=0)))
         self._arrays = (
@@ -74,17 +76,21 @@ class TransitionTerms:
 
     def after(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The items (A,) with a term, ascending, and the terms (A,), after the items history (K,)."""
-        length = self._history.fill(history)
-        skipped = len(self._weights.array) - length
-        weights = self._weights.at + skipped * self._weights.array.itemsize
-        count = _transition_terms(*self._matrix, self._history.at, weights, length, *self._numbers)
-        return self._items.array[:count].copy(), self._terms.array[:count].copy()
+        with self._lock:
+            length = self._history.fill(history)
+            skipped = len(self._weights.array) - length
+            weights = self._weights.at + skipped * self._weights.array.itemsize
+            count = _transition_terms(
+                *self._matrix, self._history.at, weights, length, *self._numbers
+            )
+            return self._items.array[:count].copy(), self._terms.array[:count].copy()
 
 
 class BestItems:
     """The best items of a small catalogue by dot product; vectors (V, D) float32."""
 
     def __init__(self, vectors: np.ndarray) -> None:
+        self._lock = threading.Lock()  # of the buffers
         size, width = vectors.shape
         blocks = -(-size // _TOGETHER)
         padded = np.zeros((blocks * _TOGETHER, width), np.float32)
@@ -113,16 +119,24 @@ class BestItems:
         Raises:
             ValueError: an item is not in 0 .. V-1.
         """
-        width, size = self._query.fill(query), len(self._scores.array)
-        A, H = self._added.fill(added), self._hidden.fill(hidden)
-        if self._values.fill(values) != A:
-            raise ValueError(f"{A} items need {A} values, found {len(values)}")
-        count = _best_items(
-            self._vectors.at, self._query.at, size, width, self._added.at, self._values.at, A,
-            self._hidden.at, H, min(k, size), self._all.at, self._scores.at, self._items.at,
-        )  # fmt: skip
+        if len(added) != len(values):
+            raise ValueError(f"{len(added)} items need {len(added)} values, found {len(values)}")
+        size = len(self._scores.array)
+        with self._lock:
+            for buffer, array in (
+                (self._query, query), (self._added, added), (self._values, values),
+                (self._hidden, hidden),
+            ):  # fmt: skip
+                buffer.fill(array)
+            count = _best_items(
+                self._vectors.at, self._query.at, size, len(query), self._added.at, self._values.at,
+                len(added), self._hidden.at, len(hidden), min(k, size), self._all.at,
+                self._scores.at, self._items.at,
+            )  # fmt: skip
+            found = (
+                self._scores.array[: max(count, 0)].copy(),
+                self._items.array[: max(count, 0)].copy(),
+            )
         if count == -2:
             raise ValueError(f"items must be 0 .. {size - 1}")
-        if count < 0:
-            return None
-        return self._scores.array[:count].copy(), self._items.array[:count].copy()
+        return None if count < 0 else found
