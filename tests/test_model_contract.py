@@ -186,7 +186,9 @@ def test_save_and_load_keep_every_bit(name: str, sequences: Sequences, tmp_path:
 @pytest.mark.parametrize(
     ("name", "examples"),
     [
-        *((name, "auto") for name in MODELS),
+        *((name, "auto") for name in MODELS if name not in ("bert4rec", "fmlprec")),
+        pytest.param("bert4rec", "auto", marks=slow),
+        pytest.param("fmlprec", "auto", marks=slow),
         pytest.param("bert4rec", "prefixes", marks=slow),
     ],
 )

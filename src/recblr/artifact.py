@@ -228,7 +228,8 @@ def load(folder: Path, histories: bool = True) -> Artifact:
             "feature_set": data.feature_set,
         }  # fmt: skip
         with torch.device("meta"):  # without memory, until it is known that the weights fit
-            expected = create_model(name, config, **sizes).state_dict()
+            network = create_model(name, config, **sizes)
+        expected = network.state_dict()
         check_shapes(folder, expected, weights)
         content = None
         if manifest.get("content"):
@@ -249,8 +250,7 @@ def load(folder: Path, histories: bool = True) -> Artifact:
         else:
             reason = str(error) if isinstance(error, OSError) else repr(error)
         raise InputError(f"{folder} is not a whole recblr artifact: {reason}") from error
-    network = create_model(name, config, **sizes)
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, assign=True)
     if memory is not None and memory.matrix.shape[0] != len(data.item_ids):
         raise InputError(f"{folder}: the memory has another number of items; train the model again")
     return Artifact(

@@ -22,6 +22,7 @@ MAX_EXACT = 4_000_000  # items that are searched exactly: a scan takes about 10 
 QUERIES = 256  # on at most this many the recall is measured
 _RECALL_K, _RECALL = 20, 0.99  # the recall@20 that must be reached
 _RERANKED = 4  # so many times k items are scored in float32
+_SAMPLE = 10_000  # items that the range of the codes is computed from
 _TRAINED = 64  # items for each list that its centre is computed from
 
 
@@ -67,7 +68,7 @@ class InvertedFile(Index):
         quantizer = self._faiss.IndexFlatIP(self._vectors.shape[1])
         quantizer.add(lists.centres)
         self._index = _new_index(self._faiss, quantizer, self._lists)
-        self._index.train(self._vectors[: _TRAINED * self._lists])  # only the range of the codes
+        self._index.train(self._vectors[:_SAMPLE])  # only the range of the codes
         pointer, lists_of = self._faiss.swig_ptr, lists.list_of.astype(np.int64)
         self._index.add_core(len(self._vectors), pointer(self._vectors), None, pointer(lists_of))
 

@@ -221,7 +221,7 @@ def test_shapes_equal_those_of_the_paper() -> None:
     assert not any(name.startswith("layers.2") for name in shapes)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=slow), 0.3])
 def test_it_compiles_to_one_graph(dropout: float) -> None:
     """Forward and backward, with the values and gradients of the uncompiled model."""
     ours = model(RecBLRConfig(dim=8, dropout=dropout)).train()

@@ -29,6 +29,7 @@ BYTES = {
 AIM = 0.75  # of the speed of a copy
 
 
+@slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_every_kernel_compiles_without_spills_and_can_reach_its_aim() -> None:
     run = subprocess.run(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cli.fixtures import Result
+from conftest import slow
 from recblr import load
 from recblr.errors import DivergedError, InputError
 from recblr.files import exclusive_lock
@@ -80,8 +81,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["table1", "table2", "table3", "table4", "table5", "figure4", "figure5", "figure6", "examples",
-     "lengths", "sparsity", "time", "diversity"],
+    ["table1", "table2", "table3", "table4", "table5", pytest.param("figure4", marks=slow), "figure5",
+     pytest.param("figure6", marks=slow), "examples", "lengths", "sparsity", "time", "diversity"],
 )  # fmt: skip
 def test_every_study_in_small(reproduce: Reproduce, shared: Path, name: str) -> None:
     result = reproduce(name, "--quick", "-o", shared, "--device", "cpu")

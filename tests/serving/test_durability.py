@@ -13,7 +13,7 @@ import apsw
 import httpx
 import pytest
 
-from conftest import SOAK
+from conftest import SOAK, slow
 from recblr.serving import sqlite
 from recblr.serving.engine import Engine
 from recblr.serving.local_cache import LocalCache
@@ -223,6 +223,7 @@ def swap_forever(server: ServerProcess, name: str) -> None:
         server.client.post("/v1/models/swap", json={"name": name})
 
 
+@slow
 def test_a_kill_during_a_swap(models: Path, a: ServedModel, b: ServedModel, store: Store) -> None:
     """The next server answers by one of the two models, from all events."""
     if store.kind == "shared" and not SOAK:

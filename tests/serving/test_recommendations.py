@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recblr import retrieval
 from recblr.data.batches import pack_latest
 from recblr.serving.engine import Engine
 from recblr.serving.model import ServedModel
@@ -106,9 +107,10 @@ def test_a_waiting_search_and_new_events_do_not_affect_each_other(
         proceed.wait(60)
         return search(*arguments)
 
+    monkeypatch.setattr(retrieval, "_SCORE_ALL", 0)  # so that searches wait for a thread
     monkeypatch.setattr(a.index, "search", slow_search)
     answers = [engine.recommend(("t", "u"), query) for query in (ALL_ITEMS, Query(3))]
-    begun.wait(60)
+    assert begun.wait(60)
     for event in events[20:]:
         assert send(engine, [event]) == ["accepted"]
     proceed.set()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import SOAK
+from conftest import SOAK, slow
 from recblr.data.log import read_log
 from recblr.recommender import Recommender
 from recblr.serving.model import ServedModel
@@ -55,6 +55,7 @@ def test_a_late_event_costs_a_bounded_replay(
     keep(f"late events, {store.kind}", p99_ms=round(p99, 2), history=HISTORY)
 
 
+@slow
 def test_a_server_starts_again_from_a_large_log(
     models: Path, a: ServedModel, store: Store, keep: Callable[..., None]
 ) -> None:

@@ -173,7 +173,7 @@ class FeatureEmbedding(nn.Module):
         if read.kinds:  # row 0, for any kind, stays 0
             shape = read.kinds + 1, width_out
             self.scale, self.shift = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
-        unknown = torch.tensor(read.unknown.tolist(), dtype=torch.int64)
+        unknown = torch.tensor(read.unknown.tolist(), dtype=torch.int64, device="cpu")
         self.register_buffer("unknown", unknown, persistent=False)
 
     def forward(self, features: Tensor | None, events: int) -> Tensor:

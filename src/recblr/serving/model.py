@@ -65,7 +65,7 @@ class ServedModel:
         self.hash = artifact.digest(path)[:16]
         self.vocabulary = Vocabulary(contents.data.item_ids, "item")
         self.item_ids: list[str | int] = contents.data.item_ids.to_pylist()
-        self._rows = {str(name): row for row, name in enumerate(self.item_ids)}
+        self._rows = dict(zip(map(str, self.item_ids), range(len(self.item_ids)), strict=True))
         self.kind_names = contents.data.kind_names
         self._kinds = {name: code for code, name in enumerate(self.kind_names, 1)}
         self._fused = FusedStep(network) if isinstance(network, RecBLR) else None
