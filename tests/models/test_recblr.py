@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from conftest import slow
 from recblr.errors import InputError
 from recblr.models.recblr import RecBLR, RecBLRConfig
 

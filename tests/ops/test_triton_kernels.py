@@ -1,6 +1,6 @@
 """The Triton kernels compile where there is no GPU. Results: test_recurrence.py, test_segments.py.
 
-``pytest -s tests/ops/test_triton_kernels.py`` prints what bounds each kernel on a GPU. Triton caches
+``RECBLR_SOAK=soak.json pytest -s tests/ops/test_triton_kernels.py`` prints what bounds each kernel on a GPU. Triton caches
 what it compiles, so only the first run after a change takes long.
 """
 
@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from conftest import slow
 
 # An H200: multiprocessors times clocks per second; bytes per second of a copy, measured. In a clock,
 # a multiprocessor issues four instructions of 32 lanes, and half an instruction of a special function.
