@@ -1,7 +1,7 @@
 """The Triton kernels compile where there is no GPU. Results: test_recurrence.py, test_segments.py.
 
-``RECBLR_SOAK=soak.json pytest -s tests/ops/test_triton_kernels.py`` prints what bounds each kernel on a GPU. Triton caches
-what it compiles, so only the first run after a change takes long.
+``RECBLR_SOAK=soak.json pytest -s tests/ops/test_triton_kernels.py`` prints what bounds each kernel on a
+GPU. Triton caches what it compiles, so only the first run after a change takes long.
 """
 
 import json
