@@ -59,7 +59,8 @@ def test_blocks_do_not_change_the_result(tiny: Tiny, monkeypatch: pytest.MonkeyP
     users = tiny.recommender.data.user_ids.to_pylist()
     at_once = tiny.recommender.recommend(users=users)
     monkeypatch.setattr(
-        "recblr.evaluation.ranking._BLOCK_NUMBERS", 7 * 256 * tiny.recommender.training.max_length
+        "recblr.evaluation.ranking._BLOCK_NUMBERS",
+        {"cpu": 7 * 256 * tiny.recommender.training.max_length},
     )
     in_blocks = tiny.recommender.recommend(users=users)
     assert in_blocks.select("user_id", "item_id", "rank").equals(

@@ -25,7 +25,8 @@ BLOCK, PART = 7, 20  # users; 150 of them are 22 blocks in 11 parts of two
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "recblr.evaluation.ranking._BLOCK_NUMBERS", BLOCK * 256 * TINY_TRAINING.max_length
+        "recblr.evaluation.ranking._BLOCK_NUMBERS",
+        {"cpu": BLOCK * 256 * TINY_TRAINING.max_length},
     )
     monkeypatch.setattr("recblr.recommending._PART_USERS", PART)
 

@@ -113,7 +113,9 @@ class FittedModel:
         if code := kind_code(kind, self.data.kind_names):
             data, score = data.with_targets_of(code, part), partial(_ask, score, code)
         length, table = self.training.max_length, self.network.item_embeddings.detach()
-        measured = evaluate(score, data, length, part, k, baselines, lists, table, slice_by)
+        measured = evaluate(
+            score, data, length, part, k, baselines, lists, table, slice_by, device=self.device
+        )
         if code:
             return [
                 replace(each, protocol=replace(each.protocol, part=f"{part}, kind {kind}"))

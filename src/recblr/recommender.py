@@ -146,7 +146,7 @@ class Recommender(FittedModel):
         with locked_run(work, resume) if ranks.first else nullcontext():
             self._fit(data, work, resume, on_epoch, ranks)
             length = self.training.max_length
-            measured = evaluate(self.score, self.data, length, processes=ranks)
+            measured = evaluate(self.score, self.data, length, processes=ranks, device=self.device)
             self.measured = [evaluation.to_json() for evaluation in measured]
             if refit and self.trained.ended != "interrupted":
                 self._adopt(updating.refit(self._contents, work / REFIT, resume, ranks))

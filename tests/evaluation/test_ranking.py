@@ -46,7 +46,7 @@ def test_ranks_equal_a_plain_loop(
     part: Part,
     split: str,
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_NUMBERS", block)
+    monkeypatch.setattr(module, "_BLOCK_NUMBERS", {"cpu": block})
     data = random_data(split=split)
     for max_length in (1, 3, 100):
         arrays = rank_targets(scorer_of(12), data, part, max_length)
@@ -68,7 +68,7 @@ def test_the_scorer_gets_the_latest_events_before_the_target() -> None:
 def test_blocks_have_a_bounded_number_of_scores(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_NUMBERS", block)
+    monkeypatch.setattr(module, "_BLOCK_NUMBERS", {"cpu": block})
     sizes: list[int] = []
 
     def score(batch: PackedBatch) -> Tensor:
@@ -112,7 +112,7 @@ def test_a_score_that_is_not_finite_is_refused(value: float) -> None:
 def test_a_score_that_is_not_finite_is_refused_in_any_block(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_NUMBERS", block)
+    monkeypatch.setattr(module, "_BLOCK_NUMBERS", {"cpu": block})
     calls = 0
 
     def score(batch: PackedBatch) -> Tensor:
@@ -193,3 +193,5 @@ def test_block_size_of_a_large_catalogue() -> None:
     assert module.block_size(1_000_000, 50) == 16
     assert module.block_size(1_000_000, 8192) == 2
     assert module.block_size(1_000_000, 1_000_000) == 1
+    assert module.block_size(3416, 200) == 81
+    assert module.block_size(3416, 200, torch.device("cuda")) == 2621  # ML-1M in three blocks

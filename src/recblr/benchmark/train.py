@@ -82,7 +82,11 @@ def describe(data: Sequences) -> dict[str, Any]:
 def time_evaluation(data: Sequences, device: torch.device) -> float:
     """The seconds in which RecBLR ranks all items for every test event, under both protocols."""
     model = RecBLR(len(data.item_ids), RecBLRConfig()).to(device).eval()
-    rank = {"test": lambda: rank_targets(model.score, data, "test", TrainConfig().max_length)}
+    rank = {
+        "test": lambda: rank_targets(
+            model.score, data, "test", TrainConfig().max_length, device=model.device
+        )
+    }
     return medians(rank, device, repeats=3)["test"]
 
 

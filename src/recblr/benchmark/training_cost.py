@@ -68,7 +68,11 @@ def measure(recommender: Recommender, data: Sequences, inference: bool) -> dict[
     }
     if inference:
         model.eval()
-        ranking = {"all users": lambda: rank_targets(model.score, data, "test", config.max_length)}
+        ranking = {
+            "all users": lambda: rank_targets(
+                model.score, data, "test", config.max_length, device=model.device
+            )
+        }
         cost["inference_seconds"] = medians(ranking, device, repeats=5)["all users"]
     return cost
 

@@ -6,13 +6,14 @@ from html import escape
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from recblr.data.sequences import Part, Sequences
 from recblr.evaluation import metrics
 from recblr.evaluation.baselines import choose_baselines
 from recblr.evaluation.lists import lists_of
-from recblr.evaluation.ranking import MISSED, PROTOCOLS, Scorer, rank_targets
+from recblr.evaluation.ranking import CPU, MISSED, PROTOCOLS, Scorer, rank_targets
 from recblr.evaluation.slices import column_slices, read_columns, standard_slices
 from recblr.memory import MemoryConfig
 from recblr.ranks import ALONE, Ranks
@@ -142,7 +143,7 @@ class Evaluation:
 def evaluate(
     scorer: Scorer, data: Sequences, max_length: int, part: Part = "test", k: Any = metrics.CUTOFFS,
     baselines: Any = (), lists: bool = False, item_vectors: Tensor | None = None,
-    slice_by: Any = (), processes: Ranks = ALONE,
+    slice_by: Any = (), processes: Ranks = ALONE, device: torch.device = CPU,
 ) -> list[Evaluation]:  # fmt: skip
     """Measure a scorer and the baselines under both protocols.
 
@@ -159,6 +160,7 @@ def evaluate(
         slice_by: pairs of a table and the name of its column, see
             :func:`recblr.evaluation.slices.read_columns`.
         processes: those that divide the users; each calls this function with the same arguments.
+        device: that of the scorer.
 
     Returns:
         The evaluations under "unmasked" and "masked".
@@ -173,7 +175,13 @@ def evaluate(
     counted = lists_of(("model", *fits), data, cutoffs, item_vectors) if lists else {}
     observers = {name: each.add for name, each in counted.items()}
     ours = rank_targets(
-        scorer, data, part, max_length, observe=observers.get("model"), processes=processes
+        scorer,
+        data,
+        part,
+        max_length,
+        observe=observers.get("model"),
+        processes=processes,
+        device=device,
     )
     theirs = {
         name: rank_targets(

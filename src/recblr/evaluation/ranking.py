@@ -23,7 +23,9 @@ Scorer = Callable[[PackedBatch], Tensor]
 
 PROTOCOLS = ("unmasked", "masked")
 MISSED = 2**31 - 1  # the rank of a target that cannot be recommended, behind every cutoff
-_BLOCK_NUMBERS = 1 << 22  # in memory at a time, so that they stay in the cache
+# Numbers in memory at a time: on a CPU they stay in the cache, on a GPU they keep it busy.
+_BLOCK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 27}
+CPU = torch.device("cpu")
 _EVENT_NUMBERS = 256  # in memory for each event inside a model
 _MIN_USERS = 16  # in a block, as each block reads the whole table of items
 
@@ -31,7 +33,7 @@ _MIN_USERS = 16  # in a block, as each block reads the whole table of items
 def rank_targets(
     scorer: Scorer, data: Sequences, part: Part, max_length: int, title: str = "",
     observe: Callable[[str, Tensor], None] | None = None, sample: int = 0,
-    processes: Ranks = ALONE,
+    processes: Ranks = ALONE, device: torch.device = CPU,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Rank each user's held-out event among all items.
 
@@ -41,7 +43,7 @@ def rank_targets(
 
     ``observe`` is called with "unmasked" or "masked" and the scores (B, V) of each block of users. With
     a ``sample``, at most so many users are ranked, which depend only on the log. The users are divided
-    over ``processes``.
+    over ``processes``. ``device`` is that of the scorer; it decides how many users are a block.
 
     Returns:
         ``{"unmasked": (U,), "masked": (U,), "users": (U,)}``, ranks and users.
@@ -59,7 +61,7 @@ def rank_targets(
     finite = torch.ones((), dtype=torch.bool)
     first = 0
     with progress(title or f"ranking ({part})", len(own_users)) as advance:
-        for batch in history_batches(data, part, own_users, max_length):
+        for batch in history_batches(data, part, own_users, max_length, device):
             scores = scorer(batch)
             if not first:
                 # Written in place: small results that stay between large blocks fragment the heap.
@@ -123,10 +125,10 @@ def _with_missed(ranks: dict[str, np.ndarray], users: np.ndarray) -> dict[str, n
 
 
 def history_batches(
-    data: Sequences, part: Part, users: np.ndarray, max_length: int
+    data: Sequences, part: Part, users: np.ndarray, max_length: int, device: torch.device = CPU
 ) -> Iterator[PackedBatch]:
     """Blocks of users: the events before the held-out event of each user, and that event as target."""
-    size = block_size(len(data.item_ids), max_length)
+    size = block_size(len(data.item_ids), max_length, device)
     targets = getattr(data.split, part)
     for first in range(0, len(users), size):
         block = users[first : first + size]
@@ -151,10 +153,11 @@ def expect_finite(finite: Tensor) -> None:
         )
 
 
-def block_size(catalogue: int, max_length: int) -> int:
-    """The number of users to score at a time."""
-    by_items = max(_MIN_USERS, _BLOCK_NUMBERS // catalogue)
-    return max(1, min(by_items, _BLOCK_NUMBERS // (_EVENT_NUMBERS * max_length)))
+def block_size(catalogue: int, max_length: int, device: torch.device = CPU) -> int:
+    """The number of users to score at a time on a device."""
+    numbers = _BLOCK_NUMBERS[device.type]
+    by_items = max(_MIN_USERS, numbers // catalogue)
+    return max(1, min(by_items, numbers // (_EVENT_NUMBERS * max_length)))
 
 
 def _rank(scores: Tensor, target: Tensor, missing: Tensor) -> Tensor:

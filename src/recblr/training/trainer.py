@@ -291,6 +291,7 @@ def validate(
             config.max_length,
             sample=config.validation_users,
             processes=processes,
+            device=model.device,
         )
     return {protocol: metrics.means(ranks[protocol]) for protocol in ("unmasked", "masked")}
 
