@@ -104,7 +104,7 @@ def divide(vectors: Tensor, queries: Tensor) -> Lists:
 
     Args:
         vectors: (V, D).
-        queries: (Q, D) to measure the recall, such as the vectors of users.
+        queries: (Q, D) vectors, such as those of users, on which the recall is measured.
 
     Raises:
         DivergedError: a vector is not finite.
@@ -141,7 +141,7 @@ def divide_if_large(vectors: Tensor, queries: Callable[[], Tensor]) -> Lists | N
     try:
         _import_faiss()
     except InputError as error:
-        report(f"the artifact gets no index of its items, so a search scans all of them: {error}")
+        report(f"the artifact has no index of its items, so each search scans all of them: {error}")
         return None
     report(f"dividing {len(vectors):,} items into lists")
     return divide(vectors.detach().cpu(), queries())

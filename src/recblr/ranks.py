@@ -12,9 +12,10 @@ import atexit
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ _RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # a variable that torchrun sets
 
 Bounds = Sequence[int]
 """(R + 1,) rank r has the rows bounds[r] .. bounds[r+1]-1 of N."""
+
+_Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,17 @@ class Ranks:
         """
         if self.alone:
             return x
-        gathered: Tensor = _Gather.apply(x, self, bounds)  # type: ignore[no-untyped-call]
+        place, own = (partial(move, self, bounds) for move in (_place, _own))
+        gathered: Tensor = _Linear.apply(x, place, own)  # type: ignore[no-untyped-call]
         return gathered
 
     def sum_and_scatter(self, x: Tensor, bounds: Bounds) -> Tensor:
         """This process's rows of the sum of ``x`` (N, …) over the processes."""
         if self.alone:
             return x
-        own: Tensor = _SumAndScatter.apply(x, self, bounds)  # type: ignore[no-untyped-call]
-        return own
+        place, own = (partial(move, self, bounds) for move in (_place, _own))
+        scattered: Tensor = _Linear.apply(x, own, place)  # type: ignore[no-untyped-call]
+        return scattered
 
     def from_last(self, x: Tensor) -> Tensor:
         """``x`` of the last process."""
@@ -148,38 +153,28 @@ def join(device: torch.device) -> Ranks:
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks, bounds: Bounds) -> Tensor:
-        ctx.ranks, ctx.bounds = ranks, bounds
-        return _placed(x, ranks, bounds)
+class _Linear(torch.autograd.Function):
+    """A linear function, with its adjoint for the gradient."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _own(grads[0], ctx.ranks, ctx.bounds), None, None
-
-
-class _SumAndScatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks, bounds: Bounds) -> Tensor:
-        ctx.ranks, ctx.bounds = ranks, bounds
-        return _own(x, ranks, bounds)
+    def forward(ctx: Any, x: Tensor, function: _Map, adjoint: _Map) -> Tensor:
+        ctx.adjoint = adjoint
+        return function(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _placed(grads[0], ctx.ranks, ctx.bounds), None, None
+        return ctx.adjoint(grads[0]), None, None
 
 
-def _placed(x: Tensor, ranks: Ranks, bounds: Bounds) -> Tensor:
+def _place(ranks: Ranks, bounds: Bounds, x: Tensor) -> Tensor:
     """All rows (N, …): a sum with zeros, as it takes parts of any size on every backend."""
     whole = x.new_zeros(bounds[-1], *x.shape[1:])
     whole[bounds[ranks.number] : bounds[ranks.number + 1]] = x
     return ranks.sum(whole)
 
 
-def _own(x: Tensor, ranks: Ranks, bounds: Bounds) -> Tensor:
+def _own(ranks: Ranks, bounds: Bounds, x: Tensor) -> Tensor:
     """The own rows of the sum of ``x`` over the processes."""
     return ranks.sum(x.clone())[bounds[ranks.number] : bounds[ranks.number + 1]]
 
