@@ -86,12 +86,16 @@ def test_bench_padded(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_bench_prepare(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = {"seconds": 5.1, "peak_gib": 0.5}
+    measured = {"seconds": 5.1, "cpu_seconds": 7.3, "peak_gib": 0.5}
     monkeypatch.setattr(
-        "recblr.benchmark.prepare.time_prepare", lambda events: {"events": events, **measured}
+        "recblr.benchmark.prepare.time_prepare", lambda events, *_: {"events": events, **measured}
     )
-    printed = answer(run("bench", "prepare", "--events", "20000", "--json"))
-    assert {key: printed[key] for key in measured} == measured
-    assert printed["command"] == "recblr bench prepare --events 20000 --json"
+    options = ("--events", "20000", "--events", "40000", "--memory-limit", "1GB")
+    printed = answer(run("bench", "prepare", *options, "--json"))
+    assert printed["rows"] == [{"events": events, **measured} for events in (20_000, 40_000)]
+    assert printed["command"] == (
+        "recblr bench prepare --events 20000 --events 40000 --per-user 100 --files 1 --core 5 "
+        "--memory-limit 1GB --json"
+    )
     text = run("bench", "prepare").out
-    assert text == "50,000,000 events: 5.1 s, peak 0.5 GiB\n"
+    assert text == "50,000,000 events: 5.1 s, 7.3 s of the processor, peak 0.5 GiB\n"

@@ -3,15 +3,12 @@
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from recblr.data import simulate
-from recblr.data.log import read_log
-from recblr.data.simulate import CATALOGUE, FIRST_NAMES, Shop, simulate_shop, write_large_log
+from recblr.data.simulate import CATALOGUE, FIRST_NAMES, Shop, simulate_shop
 from recblr.errors import InputError
 
 # Small, and with items named by category and position, so that the tests can parse an id.
@@ -211,30 +208,3 @@ def test_the_successor_follows_at_its_rate_after_any_gap(small):
 def test_a_shop_refuses_as_many_interests_as_categories():
     with pytest.raises(InputError, match="12 interests of 12 categories"):
         Shop(interests=12)
-
-
-def test_a_large_log_is_written_and_read_back(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(simulate, "USERS_AT_ONCE", 100)
-    shop = Shop(users=450, categories=40, items_per_category=25, mean_length=45)
-    path = tmp_path / "large.parquet"
-    rows = write_large_log(path, shop)
-    assert 18_000 < rows < 22_000
-
-    file = pq.ParquetFile(path)
-    assert file.metadata.num_row_groups == 5
-    assert [(field.name, str(field.type)) for field in file.schema_arrow] == [
-        ("user_id", "int64"),
-        ("item_id", "int64"),
-        ("timestamp", "int64"),
-    ]
-    log = read_log(path)
-    raw = file.read().to_pydict()
-    assert len(log.users) == rows
-    assert np.asarray(log.user_ids)[log.users].tolist() == raw["user_id"]
-    assert np.asarray(log.item_ids)[log.items].tolist() == raw["item_id"]
-    assert log.timestamps.tolist() == raw["timestamp"]
-    users = np.asarray(log.user_ids)
-    assert sorted(users) == list(range(450))
-    assert (np.diff(users) < 0).any(), "ids are in random order"
-    assert min(raw["item_id"]) >= 0
-    assert max(raw["item_id"]) < 1000

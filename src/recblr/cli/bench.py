@@ -151,18 +151,31 @@ def bench_padded(data: Log = None, as_json: Json = False) -> None:
 @bench.command("prepare")
 def bench_prepare(
     events: Annotated[
-        int, typer.Option("--events", min=10_000, help="Simulate about this many events.")
-    ] = 50_000_000,
+        list[int], typer.Option(min=10_000, help="Events of a simulated log. Repeatable.")
+    ] = [50_000_000],  # noqa: B006 - typer reads it
+    per_user: Annotated[int, typer.Option(min=1, help="Mean number of events of a user.")] = 100,
+    files: Annotated[int, typer.Option(min=1, help="Divide the log into so many files.")] = 1,
+    core: Annotated[int, typer.Option(min=1, help="k of the k-core filter.")] = 5,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Prepare on disk with so much memory, such as 1GB.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the time and memory of `recblr prepare`."""
     from recblr.benchmark.prepare import time_prepare
 
-    result = time_prepare(events)
+    rows = [time_prepare(number, per_user, files, core, memory_limit) for number in events]
     if as_json:
-        _print_measured(f"prepare --events {events}", None, result)
+        command = "prepare" + "".join(f" --events {number}" for number in events)
+        command += f" --per-user {per_user} --files {files} --core {core}"
+        command += f" --memory-limit {memory_limit}" if memory_limit else ""
+        _print_measured(command, None, {"rows": rows})
         return
-    print(f"{result['events']:,} events: {result['seconds']} s, peak {result['peak_gib']} GiB")
+    for row in rows:
+        print(
+            f"{row['events']:,} events: {row['seconds']} s, {row['cpu_seconds']} s of the processor, "
+            f"peak {row['peak_gib']} GiB"
+        )
 
 
 @bench.command("update")

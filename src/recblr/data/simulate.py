@@ -18,16 +18,13 @@ Axes: U users, C categories, I items of a category, V = C * I items in total, K 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recblr.config import changed_settings, check, expect_sizes
 from recblr.data.log import Interactions
 from recblr.errors import InputError
-from recblr.progress import progress
 
 CATALOGUE = {
     "coffee": "espresso machine, coffee grinder, descaler, coffee beans, milk frother, tamper, "
@@ -77,7 +74,6 @@ MIN_LENGTH = 5  # events; a 5-core filter removes shorter histories
 LENGTH_SIGMA = 0.6  # standard deviation of the logarithm of the length of a history
 START_TIME = 1_704_067_200  # 2024-01-01 UTC, in seconds
 DAY = 86_400
-USERS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -259,31 +255,3 @@ def _item_names(shop: Shop) -> Sequence[str]:
         return [name for names in table for name in names]
     positions = range(shop.items_per_category)
     return [f"c{c:03d}-i{i:04d}" for c in range(shop.categories) for i in positions]
-
-
-def write_large_log(path: Path, shop: Shop) -> int:
-    """Simulate the log of a shop of any size, write it to Parquet and return its number of rows.
-
-    The columns `user_id, item_id, timestamp` are int64. The log is written user by user, in row groups
-    of a few thousand users, so it need not fit into memory. For about 50 million events:
-    ``Shop(users=500_000, categories=1000, items_per_category=100, mean_length=100,
-    max_length=400)``.
-    """
-    rng = np.random.default_rng(shop.seed)
-    ids = rng.permutation(shop.users)
-    schema = pa.schema([(name, pa.int64()) for name in ("user_id", "item_id", "timestamp")])
-    rows = 0
-    with (
-        progress(f"writing {path.name}", total=shop.users) as advance,
-        pq.ParquetWriter(path, schema) as writer,
-    ):
-        for start in range(0, shop.users, USERS_AT_ONCE):
-            chunk = ids[start : start + USERS_AT_ONCE]
-            simulation = _Simulation(shop, len(chunk), rng)
-            while simulation.now < simulation.end:
-                simulation.step()
-            users, items, seconds = simulation.events()
-            writer.write_table(pa.table([chunk[users], items, seconds], schema=schema))
-            rows += len(users)
-            advance(len(chunk))
-    return rows
