@@ -149,3 +149,9 @@ def test_only_large_logs_are_prepared_on_disk(
     assert suggest_limit(str(log)) == suggest_limit(f"{tmp_path}/*.csv") == "1GB"
     monkeypatch.setattr("recblr.data.large.find_spec", lambda name: None)  # DuckDB is missing
     assert suggest_limit(str(log)) is None
+
+
+def test_duckdb_prints_no_progress_of_its_own(tmp_path: Path) -> None:
+    with event_database.open_database(tmp_path / "out", tmp_path, "500MB") as database:
+        query = "SELECT value FROM duckdb_settings() WHERE name = 'enable_progress_bar'"
+        assert database._value(query) == "false"

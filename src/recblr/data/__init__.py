@@ -13,10 +13,10 @@ from recblr.data.columns import Columns
 from recblr.data.datasets import DATASETS, load_dataset
 from recblr.data.kinds import Kinds
 from recblr.data.log import Interactions, read_log
+from recblr.data.log_files import STDIN
 from recblr.data.merge import count_trained
 from recblr.data.preparing import prepare
 from recblr.data.sequences import MARKER, Part, Sequences, index_in
-from recblr.data.sources import STDIN
 from recblr.data.values import shorten
 from recblr.errors import InputError
 from recblr.progress import report

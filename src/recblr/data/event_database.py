@@ -250,6 +250,8 @@ def open_database(out: Path, folder: Path, memory_limit: str) -> Iterator[EventD
             with duckdb.connect(f"{work}/events.duckdb") as connection:
                 connection.execute(f"SET memory_limit = '{memory_limit}'")
                 connection.execute(f"SET temp_directory = '{work}/spilled'")
+                # DuckDB would print its bars to standard output, before our JSON.
+                connection.execute("SET enable_progress_bar = false")
                 yield EventDatabase(connection)
         except duckdb.OutOfMemoryException as error:
             raise InputError(

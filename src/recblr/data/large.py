@@ -25,9 +25,10 @@ from recblr.config import check_count
 from recblr.data import split as splits
 from recblr.data.columns import Columns
 from recblr.data.event_database import Cuts, EventDatabase, StoredLog, open_database
+from recblr.data.log_files import STDIN, find_files, is_remote
 from recblr.data.preparing import SURE, PartCounts, count_duplicates, steps, summarise
 from recblr.data.sequences import ID_BLOCK, MARKER, file_blocks, fingerprint
-from recblr.data.sources import COMPRESSIONS, STDIN, find_files
+from recblr.data.sources import COMPRESSIONS
 from recblr.errors import InputError
 from recblr.files import new_folder
 from recblr.progress import progress
@@ -44,11 +45,12 @@ def suggest_limit(source: str) -> str | None:
     without DuckDB.
     """
     is_log = Path(source).exists() and not (Path(source) / MARKER).exists()
-    if source == STDIN or not (is_log or glob.has_magic(source)) or find_spec("duckdb") is None:
+    are_files = source != STDIN and (is_log or is_remote(source) or glob.has_magic(source))
+    if not are_files or find_spec("duckdb") is None:
         return None
     packed = {*COMPRESSIONS, ".parquet", ".pq"}
     needed = sum(
-        file.stat().st_size * (_PACKED if file.suffix.lower() in packed else _PLAIN)
+        file.size * (_PACKED if file.path.suffix.lower() in packed else _PLAIN)
         for file in find_files(source)
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -18,7 +18,8 @@ from recblr.data.columns import Choice, Columns, check_columns, choose_columns
 from recblr.data.histories import explode, is_list
 from recblr.data.ids import IdColumn
 from recblr.data.kinds import KindColumn, Kinds
-from recblr.data.sources import DAMAGED, STDIN, open_tables
+from recblr.data.log_files import STDIN
+from recblr.data.sources import DAMAGED, open_tables
 from recblr.data.table import Table
 from recblr.data.times import TimeColumn, describe_times
 from recblr.data.values import BadValue, shorten

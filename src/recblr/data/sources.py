@@ -1,17 +1,14 @@
 """Where a log may lie: a file, a folder or several files of one format, standard input, a frame."""
 
 import bz2
-import difflib
-import glob
 import io
 import lzma
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
@@ -21,13 +18,13 @@ import pyarrow.parquet as pq
 
 from recblr.data.histories import history_table
 from recblr.data.jsonl import json_table
+from recblr.data.log_files import STDIN, LogFile, find_files
 from recblr.data.table import HEAD_ROWS, Batch, Name, Table
 from recblr.data.text import Dialect, check_separator, text_table
 from recblr.data.values import shorten
 from recblr.errors import InputError
 from recblr.progress import progress
 
-STDIN = "-"
 # Formats by the endings of files.
 ENDINGS = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".data": "tsv",
@@ -41,7 +38,6 @@ MAGIC = {
     b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip",
 } | {b"BZh%d1AY&" % level: "bzip2" for level in range(1, 10)}  # fmt: skip
 DAMAGED = (OSError, EOFError, pa.ArrowException, UnicodeDecodeError, lzma.LZMAError)
-FOREIGN = {"prepared.json": "a prepared folder", "model.safetensors": "a trained model"}
 BATCH_ROWS = 1 << 20  # rows of typed columns that are encoded at a time
 
 Opener = Callable[[], Any]  # a context manager with the Table
@@ -68,53 +64,20 @@ def open_tables(
         yield "<frame>", lambda: _frame(source)
         return
     given = None if separator is None else check_separator(separator)
-    for path in [Path(STDIN)] if str(source) == STDIN else find_files(str(source)):
-        yield str(path), partial(_open, path, Path(source), format, given, by_position)
-
-
-def find_files(source: str) -> list[Path]:
-    """The files of a path, or of all paths that a pattern matches, in order of their names.
-
-    A folder stands for its files and those of its folders, except names that start with a dot or an
-    underscore. Numbers in names count by their value.
-    """
-    path = Path(source)
-    if path.exists():
-        paths = [path]
-    elif glob.has_magic(source):
-        paths = [Path(match) for match in glob.glob(source, recursive=True)]
-    else:
-        siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings, 1)
-        hint = f"did you mean {path.with_name(close[0])}?" if close else "check the path"
-        raise InputError(f"{path}: no such file; {hint}")
-    files = {file for each in paths for file in ([each] if not each.is_dir() else _inside(each))}
-    if not files:
-        raise InputError(f"{path}: holds no files; check the path")
-    endings = {_format_of(file): file for file in files}
+    stdin = LogFile(PurePath(STDIN), "<stdin>", 0)
+    files = [stdin] if str(source) == STDIN else find_files(str(source))
+    endings = {_format_of(file.path): file.path.name for file in files}
     if len(endings) > 1:
-        first, second = sorted(file.name for file in endings.values())[:2]
+        first, second = sorted(endings.values())[:2]
         raise InputError(
-            f"{path}: holds files of several formats, such as {first} and {second}; give a pattern "
+            f"{source}: holds files of several formats, such as {first} and {second}; give a pattern "
             "such as 'folder/*.csv'"
         )
-    return sorted(files, key=lambda file: [
-        (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
-        for part in re.split("([0-9]+)", str(file))
-    ])  # fmt: skip
+    for file in files:
+        yield file.name, partial(_open, file, format, given, by_position)
 
 
-def _inside(folder: Path) -> Iterator[Path]:
-    for marker, what in FOREIGN.items():
-        if (folder / marker).is_file():
-            raise InputError(f"{folder}: is {what}, not a log; give the file or folder of a log")
-    for path in folder.rglob("*"):
-        hidden = any(part[0] in "._" for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            yield path
-
-
-def _format_of(path: Path) -> str:
+def _format_of(path: PurePath) -> str:
     """The format by the ending, after that of a compression; "" if it is unknown."""
     packed = path.suffix.lower() in COMPRESSIONS
     return ENDINGS.get(Path(path.stem if packed else path.name).suffix.lower(), "")
@@ -122,11 +85,10 @@ def _format_of(path: Path) -> str:
 
 @contextmanager
 def _open(
-    path: Path, root: Path, format: str | None, separator: str | None, by_position: bool
+    source: LogFile, format: str | None, separator: str | None, by_position: bool
 ) -> Iterator[Table]:
-    """The table of one file below ``root``, with a column for each folder named ``key=value``."""
-    stdin = str(path) == STDIN
-    source = "<stdin>" if stdin else str(path)
+    """The table of one file, with a column for each of its folders named ``key=value``."""
+    path, name, stdin = source.path, source.name, str(source.path) == STDIN
     compression = COMPRESSIONS.get(path.suffix.lower(), "")
     kind = format or _format_of(path)
     if not kind and separator is not None:
@@ -138,30 +100,29 @@ def _open(
         )
     if not kind or (kind == "parquet" and compression):
         raise InputError(
-            f"{path}: unknown file extension; use {', '.join(ENDINGS)}, with {', '.join(COMPRESSIONS)} "
+            f"{name}: unknown file extension; use {', '.join(ENDINGS)}, with {', '.join(COMPRESSIONS)} "
             f"behind those of text, or pass format= (command line: --format) {'|'.join(FORMATS)}"
         )
     if separator is not None and kind in ("parquet", "jsonl"):
-        raise InputError(f"{source}: {kind} has no separator; leave out separator= (--separator)")
+        raise InputError(f"{name}: {kind} has no separator; leave out separator= (--separator)")
     with ExitStack() as stack:
         if stdin:
             file: Any = io.BufferedReader(cast("io.RawIOBase", sys.stdin.buffer))
             stack.callback(file.detach)  # so that standard input stays open
         else:
-            file = stack.enter_context(path.open("rb"))
-        _check_first_bytes(file.peek(8)[:8], source, kind, compression)
+            file = stack.enter_context(source.open())
+        _check_first_bytes(file.peek(8)[:8], name, kind, compression)
         if kind == "parquet":
-            data = pa.BufferReader(file.read()) if stdin else path
+            data = pa.BufferReader(file.read()) if stdin else path if source.store is None else file
             opened = pq.ParquetFile(data, page_checksum_verification=True)
-            table = _parquet(stack.enter_context(opened), source)
+            table = _parquet(stack.enter_context(opened), name)
         else:
             stream = _unpacked(file, compression)
-            table = _text(stream, source, kind, format is not None, separator, by_position)
-            if path.is_file():
-                bar = progress(f"reading {path.name}", path.stat().st_size)
+            table = _text(stream, name, kind, format is not None, separator, by_position)
+            if source.size:
+                bar = progress(f"reading {path.name}", source.size)
                 table = _with_progress(table, file, stack.enter_context(bar))
-        folders = path.relative_to(root).parts[:-1] if root.is_dir() else path.parts[:-1]
-        yield _with_folders(table, folders if path != root else ())
+        yield _with_folders(table, source.folders)
 
 
 def _text(
