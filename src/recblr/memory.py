@@ -29,6 +29,7 @@ from recblr.data.batches import PackedBatch, ranges
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.ops.ranking import AVAILABLE, TransitionTerms
+from recblr.ranks import ALONE, Ranks
 
 EXCLUDE_REPEATS = -20.0  # r for a log without repeats; outweighs every other term of (1)
 _BLOCK_EVENTS = 1 << 18  # events whose pairs are counted at a time, to bound the memory
@@ -219,11 +220,12 @@ class Memory:
         return contributions
 
 
-def fit(data: Sequences, config: MemoryConfig) -> Memory:
+def fit(data: Sequences, config: MemoryConfig, ranks: Ranks = ALONE) -> Memory:
     """Count the transitions of the training part of a log.
 
     Deterministic, and exact for the ``pairs`` kept in each row. If a number is None in ``config``, it
-    gets a default: w = 1.5, c = 10, and r = -20 if no training event is a repeat, else 0.
+    gets a default: w = 1.5, c = 10, and r = -20 if no training event is a repeat, else 0. Each of
+    ``ranks`` counts a part of the rows, and gets all of them.
     """
     size = len(data.item_ids)
     items, lengths = data.training_part()
@@ -250,8 +252,9 @@ def fit(data: Sequences, config: MemoryConfig) -> Memory:
 
     by_item = np.argsort(items, kind="stable")
     ends = np.cumsum(np.bincount(items, minlength=size))
-    rows = []
-    for first, last in _item_ranges(ends):
+    item_ranges = list(_item_ranges(ends))
+    rows = [sparse.csr_array((0, size), dtype=np.float32)]
+    for first, last in item_ranges[ranks.rows(len(item_ranges))]:
         start = ends[first - 1] if first else 0
         events = by_item[start : ends[last - 1]]
         valid, partners, pair_weights = find_pairs(events)
@@ -269,7 +272,7 @@ def fit(data: Sequences, config: MemoryConfig) -> Memory:
         )
         counts.sort_indices()
         rows.append(largest(counts, config.pairs).astype(np.float32))
-    matrix = sparse.csr_array(sparse.vstack(rows, format="csr"))
+    matrix = _gather_rows(sparse.csr_array(sparse.vstack(rows, format="csr")), ranks)
     if not np.isfinite(matrix.data).all():
         raise InputError(
             "the memory of transitions is not finite; lower memory.row_power and memory.column_power"
@@ -283,6 +286,17 @@ def fit(data: Sequences, config: MemoryConfig) -> Memory:
         10.0 if config.scale is None else config.scale,
         repeat,
     )  # fmt: skip
+
+
+def _gather_rows(part: sparse.csr_array, ranks: Ranks) -> sparse.csr_array:
+    """The rows of all ``ranks``, from those of this one."""
+    if ranks.alone:
+        return part
+    lengths, columns, values = (
+        ranks.gather(torch.from_numpy(own), ranks.bounds(len(own))).numpy()
+        for own in (np.diff(part.indptr), part.indices, part.data)
+    )
+    return sparse.csr_array((values, columns, _offsets(lengths)), (len(lengths), part.shape[1]))
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

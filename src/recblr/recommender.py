@@ -182,19 +182,19 @@ class Recommender(FittedModel):
             trainer = Trainer(self.network, data, self.training, ranks=ranks)
             self.trained = trainer.train(folder, resume, on_epoch)
         self.stages = [Stage.of("fit", data, None, self.trained.seconds)]
-        self.fit_memory(self.memory_config)
+        self.fit_memory(self.memory_config, ranks)
 
-    def fit_memory(self, config: MemoryConfig) -> None:
+    def fit_memory(self, config: MemoryConfig, ranks: Ranks = ALONE) -> None:
         """Fit the memory of transitions on the training part, and choose its settings on validation.
 
-        The trained model does not change.
+        The trained model does not change. ``ranks`` are the processes that train the model together.
         """
         if not isinstance(config, MemoryConfig):
             raise InputError(f"fit_memory takes a MemoryConfig, not {config!r}")
         self.memory_config, self.memory, self.memory_choice = config, None, None
         if config.enabled:
             self.memory, self.memory_choice = memory_search.choose(
-                transitions.fit(self.data, config), config, self.network.score, self.data,
+                transitions.fit(self.data, config, ranks), config, self.network.score, self.data,
                 self.training.max_length,
             )  # fmt: skip
 

@@ -67,7 +67,7 @@ def refit(contents: Artifact, folder: Path, resume: bool = False, ranks: Ranks =
     with attached(content, network, data.item_counts, *settings):
         trainer = Trainer(network, data, config, ranks=ranks)
         run = trainer.train_without_validation(folder, updates, per_epoch, resume)
-    memory = _count(contents, data)
+    memory = _count(contents, data, ranks)
     stage = Stage.of("refit", data, updates, run.seconds)
     return replace(
         contents, data=data, network=network, memory=memory, content=content,
@@ -146,12 +146,12 @@ def update(
     return updated, added
 
 
-def _count(contents: Artifact, data: Sequences) -> Memory | None:
+def _count(contents: Artifact, data: Sequences, ranks: Ranks = ALONE) -> Memory | None:
     """The memory of a model with the transitions of the training part of ``data``."""
     old, config = contents.memory, contents.memory_config
     if old is None:
         return None
-    fitted = transitions.fit(data, config)
+    fitted = transitions.fit(data, config, ranks)
     repeat = old.repeat
     if config.repeat is None and data.has_repeats and not contents.data.has_repeats:
         warnings.warn(

@@ -12,12 +12,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from scipy import sparse
 
 import recblr
+from recblr import memory as transitions
 from recblr.models import create_model
 from recblr.ranks import ALONE, Ranks, join
 from recblr.sizing import build_settings
 from recblr.training.trainer import Epoch, Trainer
+
+transitions._BLOCK_EVENTS = 50  # so that there are rows for all processes
 
 
 def train(data: Any, plan: list[dict[str, Any]], ranks: Ranks = ALONE) -> None:
@@ -41,8 +45,10 @@ def train(data: Any, plan: list[dict[str, Any]], ranks: Ranks = ALONE) -> None:
             trainer.train(folder, each.get("resume", False), stop)
         except InterruptedError:
             continue
+        memory = transitions.fit(data, transitions.MemoryConfig(pairs=5), ranks).matrix
         if ranks.first:
             save_file(network.state_dict(), folder / "weights.safetensors")
+            sparse.save_npz(folder / "memory.npz", memory)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import sparse
 from torch import nn
 
 import recblr
@@ -102,6 +103,10 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
     assert tensors.keys() == expected_tensors.keys()
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, expected_tensors[name], rtol=1e-3, atol=1e-4)
+    memory, expected_memory = (sparse.load_npz(each / "memory.npz") for each in (folder, expected))
+    assert memory.nnz > 0
+    for name in ("data", "indices", "indptr"):
+        assert np.array_equal(getattr(memory, name), getattr(expected_memory, name))
 
 
 def test_two_processes_train_the_model_of_one(one: Path, prepared: Path, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def prepare(
     """Read, filter and split a log once for many runs."""
     from recblr.data import open_log
     from recblr.data.large import prepare_large, suggest_limit
+    from recblr.data.log_files import name_of
     from recblr.data.sequences import MARKER
     from recblr.files import check_absent
     from recblr.progress import report
@@ -103,7 +104,7 @@ def prepare(
         data.save(out, overwrite)
         summary, core, split = data.summary, data.core, data.split.name
     else:
-        report(f"{log}: is prepared on disk, with {memory_limit} of memory for DuckDB")
+        report(f"{name_of(log)}: is prepared on disk, with {memory_limit} of memory for DuckDB")
         core, split = core or 1, split or "leave-one-out"
         summary = prepare_large(
             log, out, core, split, columns=read_columns(columns), format=format,

@@ -18,7 +18,8 @@ from recblr.data import split as splits
 from recblr.data.columns import Choice, Columns
 from recblr.data.ids import IdChecker
 from recblr.data.kinds import KindColumn
-from recblr.data.log import Interactions, name_of, read_blocks, warn_of_equal_places
+from recblr.data.log import Interactions, read_blocks, warn_of_equal_places
+from recblr.data.log_files import name_of
 from recblr.data.sequences import ID_BLOCK
 from recblr.data.times import UNITS, TimeColumn
 from recblr.data.weights import WeightColumn

@@ -18,7 +18,7 @@ from recblr.data.columns import Choice, Columns, check_columns, choose_columns
 from recblr.data.histories import explode, is_list
 from recblr.data.ids import IdColumn
 from recblr.data.kinds import KindColumn, Kinds
-from recblr.data.log_files import STDIN
+from recblr.data.log_files import name_of
 from recblr.data.sources import DAMAGED, open_tables
 from recblr.data.table import Table
 from recblr.data.times import TimeColumn, describe_times
@@ -140,13 +140,6 @@ def read_log(
         weights.finish(), kinds.finish(),
     )  # fmt: skip
     return _by_place(log) if choice.is_place else log
-
-
-def name_of(source: Any) -> str:
-    """The name of a log in messages."""
-    if not isinstance(source, str | Path):
-        return "<frame>"
-    return "<stdin>" if str(source) == STDIN else str(source)
 
 
 def read_blocks(

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 
@@ -49,6 +49,16 @@ def is_remote(source: str) -> bool:
     return "://" in source
 
 
+def name_of(source: Any) -> str:
+    """The name of a log in messages; that of a URI has neither its user nor its options."""
+    if not isinstance(source, str | Path):
+        return "<frame>"
+    if not is_remote(str(source)):
+        return "<stdin>" if str(source) == STDIN else str(source)
+    uri = urlsplit(str(source))
+    return f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path}"
+
+
 def find_files(source: str) -> list[LogFile]:
     """The files of a path or URI, or of all that a pattern matches, in order of their names.
 
@@ -60,7 +70,7 @@ def find_files(source: str) -> list[LogFile]:
     """
     files = (_stored_files if is_remote(source) else _local_files)(source)
     if not files:
-        raise InputError(f"{source}: holds no files; check the path")
+        raise InputError(f"{name_of(source)}: holds no files; check the path")
     return sorted(files, key=lambda file: [
         (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
         for part in re.split("([0-9]+)", str(file.path))
@@ -82,7 +92,7 @@ def _local_files(source: str) -> list[LogFile]:
     for match in matches:
         is_folder = match.is_dir()
         below = [path for path in match.rglob("*") if path.is_file()] if is_folder else [match]
-        paths.update(_of_log(match, below))
+        paths.update(_of_log(match, below, str(match)))
     return [
         LogFile(path, str(path), path.stat().st_size, _folders(path, root, root.is_dir()))
         for path in paths
@@ -93,49 +103,49 @@ def _stored_files(source: str) -> list[LogFile]:
     """The files of a URI, in whose path ``*`` and ``[…]`` match a part of a name."""
     from pyarrow import fs
 
-    uri = urlsplit(source)
+    uri, name = urlsplit(source), name_of(source)
     names = uri.path.rstrip("/").split("/")
-    fixed = next((n for n, name in enumerate(names) if set(name) & set("*[")), len(names))
+    fixed = next((n for n, each in enumerate(names) if set(each) & set("*[")), len(names))
     try:
         store, top = fs.FileSystem.from_uri(urlunsplit(uri._replace(path="/".join(names[:fixed]))))
         info = store.get_file_info(top)
         if info.type == fs.FileType.NotFound:
-            raise InputError(f"{source}: no such file; check the address")
+            raise InputError(f"{name}: no such file; check the address")
         found = (
             [info] if info.is_file else store.get_file_info(fs.FileSelector(top, recursive=True))
         )
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{source}: cannot be reached ({shorten(str(error), 160)}); check the address, the network "
+            f"{name}: cannot be reached ({shorten(str(error), 160)}); check the address, the network "
             "and the credentials"
         ) from error
     sizes = {PurePosixPath(each.path): each.size for each in found if each.is_file}
-    pattern = PurePosixPath(top, *names[fixed:])
-    folders = {folder for path in sizes for folder in path.parents}
-    matches = [
-        path
-        for path in {*sizes, *folders}
-        if len(path.parts) == len(pattern.parts) and path.match(str(pattern))
-    ]
-    paths = {
-        path
-        for match in matches
-        for path in _of_log(match, [path for path in sizes if path.is_relative_to(match)])
-    }
+    inside = {path: [path] for path in sizes}
+    for path in sizes:
+        for folder in path.parents:
+            inside.setdefault(folder, []).append(path)
+    if fixed == len(names):
+        root = PurePosixPath(top)
+        matches = [root] if root in inside else []
+    else:
+        root = PurePosixPath(glob.escape(top), *map(unquote, names[fixed:]))
+        depth = len(root.parts)
+        matches = [path for path in inside if len(path.parts) == depth and path.match(str(root))]
     return [
         LogFile(
             path, f"{uri.scheme}://{path}", sizes[path],
-            _folders(path, pattern, pattern in folders), store,
+            _folders(path, root, root in inside and root not in sizes), store,
         )
-        for path in paths
+        for match in matches
+        for path in _of_log(match, inside[match], f"{uri.scheme}://{match}")
     ]  # fmt: skip
 
 
-def _of_log(match: Path_, files: list[Path_]) -> list[Path_]:
+def _of_log(match: Path_, files: list[Path_], name: str) -> list[Path_]:
     """The ``files`` in a folder, or the file itself, without hidden ones."""
     for marker, what in _FOREIGN.items():
         if match / marker in files:
-            raise InputError(f"{match}: is {what}, not a log; give the file or folder of a log")
+            raise InputError(f"{name}: is {what}, not a log; give the file or folder of a log")
     return [
         file for file in files if not any(part[0] in "._" for part in file.relative_to(match).parts)
     ]

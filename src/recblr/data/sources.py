@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from recblr.data.histories import history_table
 from recblr.data.jsonl import json_table
-from recblr.data.log_files import STDIN, LogFile, find_files
+from recblr.data.log_files import STDIN, LogFile, find_files, name_of
 from recblr.data.table import HEAD_ROWS, Batch, Name, Table
 from recblr.data.text import Dialect, check_separator, text_table
 from recblr.data.values import shorten
@@ -70,8 +70,8 @@ def open_tables(
     if len(endings) > 1:
         first, second = sorted(endings.values())[:2]
         raise InputError(
-            f"{source}: holds files of several formats, such as {first} and {second}; give a pattern "
-            "such as 'folder/*.csv'"
+            f"{name_of(source)}: holds files of several formats, such as {first} and {second}; give a "
+            "pattern such as 'folder/*.csv'"
         )
     for file in files:
         yield file.name, partial(_open, file, format, given, by_position)
