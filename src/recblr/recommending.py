@@ -151,7 +151,7 @@ class BatchRecommender:
                 parts.add(part, self.table(audience, selection, advance, data.users))
             parts.join(len(firsts))
         shutil.rmtree(parts.folder)
-        with pq.ParquetFile(out) as file:
+        with pq.ParquetFile(out, pre_buffer=False) as file:
             ranks = (batch["rank"].to_numpy() for batch in file.iter_batches(columns=["rank"]))
             served = sum(int((rank == 1).sum()) for rank in ranks)
         if (users := last - first) > served:

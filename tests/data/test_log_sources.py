@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.log_examples import CSV, EVENTS, FRAME, TABLE, TSV, write
@@ -333,3 +334,18 @@ def test_an_option_without_effect_is_refused(tmp_path: Path) -> None:
 def test_a_path_is_no_log_for_prepare() -> None:
     with pytest.raises(InputError, match="prepare takes Interactions, not str; use open_log"):
         prepare("log.csv")  # type: ignore[arg-type]
+
+
+def test_a_large_parquet_file_is_not_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BATCH_ROWS", 1000)
+    rng = np.random.default_rng(0)
+    table = {name: rng.integers(1 << 60, size=40_000) for name in ("user_id", "item_id")}
+    pq.write_table(pa.table(table), "log.parquet", row_group_size=1000)
+    held = []
+    for _, open_table in sources.open_tables("log.parquet", None, None, False):
+        with open_table() as opened:
+            before = pa.total_allocated_bytes()
+            blocks = opened.read({name: name for name in table})
+            held.extend(pa.total_allocated_bytes() - before for _ in blocks)
+    assert len(held) == 40
+    assert max(held) < Path("log.parquet").stat().st_size / 4

@@ -11,7 +11,8 @@ from recblr.errors import InputError
 Log = Annotated[
     str,
     typer.Argument(
-        metavar="LOG", help="A file, a folder, - (standard input), or the name of a data set."
+        metavar="LOG",
+        help="A file, a folder, a URI (s3://…), - (standard input), or the name of a data set.",
     ),
 ]
 OtherLog = Annotated[

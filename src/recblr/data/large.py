@@ -207,6 +207,6 @@ def _fingerprint(folder: Path, kept: dict[str, int]) -> str:
 
 
 def _id_blocks(path: Path) -> Iterator[pa.Array]:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(ID_BLOCK):
             yield batch.column(0)

@@ -114,7 +114,8 @@ def _open(
         _check_first_bytes(file.peek(8)[:8], name, kind, compression)
         if kind == "parquet":
             data = pa.BufferReader(file.read()) if stdin else path if source.store is None else file
-            opened = pq.ParquetFile(data, page_checksum_verification=True)
+            # Buffered ahead, the whole file would stay in memory.
+            opened = pq.ParquetFile(data, pre_buffer=False, page_checksum_verification=True)
             table = _parquet(stack.enter_context(opened), name)
         else:
             stream = _unpacked(file, compression)
