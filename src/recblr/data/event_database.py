@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _BLOCK_EVENTS = 1 << 19  # sorted events in memory at a time
-_KEPT = "events JOIN kept_users USING (u) JOIN kept_items USING (i)"
 Cuts = tuple[Any, Any]  # the times at which validation and test begin
 
 
@@ -154,10 +153,14 @@ class EventDatabase:
         return self._value(f"SELECT t FROM events WHERE {where} ORDER BY t LIMIT 1 OFFSET {place}")
 
     def filter(self, core: int, cuts: Cuts | None) -> dict[str, int]:
-        """Make the tables of the users and items that the k-core filter keeps; return how many users,
-        items and events are left. With ``cuts``, only events before the first of them count.
+        """Make the tables of the users, items and events that the k-core filter keeps; return how many
+        of each are left. With ``cuts``, only events before the first of them count.
         """
         execute = self._connection.execute
+        if core == 1 and cuts is None:  # all are kept
+            for name in ("users", "items", "events"):
+                execute(f"CREATE VIEW kept_{name} AS FROM {name}")
+            return self._counts("users", "items", "events")
         where = "" if cuts is None else f"WHERE t < {cuts[0]!r}"
         execute(f"CREATE TABLE counted AS SELECT u, i FROM events {where}")
         before, count = -1, self._count("counted")
@@ -170,18 +173,27 @@ class EventDatabase:
             execute("DROP TABLE counted")
             execute("ALTER TABLE fewer RENAME TO counted")
             before, count = count, self._count("counted")
-        for table, code in (("kept_users", "u"), ("kept_items", "i")):
-            execute(f"CREATE TABLE {table} AS SELECT DISTINCT {code} FROM counted ORDER BY {code}")
+        for kind in ("user", "item"):
+            code = kind[0]
+            execute(
+                f"""CREATE TABLE kept_{kind}s AS SELECT id, {code} FROM {kind}s
+                JOIN (SELECT DISTINCT {code} FROM counted) ON {kind}s.rowid = {code} ORDER BY {code}"""
+            )
         execute("DROP TABLE counted")
-        return self._counts("kept_users", "kept_items", _KEPT)
+        execute(
+            """CREATE VIEW kept_events AS
+            SELECT event, kept_users.rowid::INTEGER AS u, kept_items.rowid::INTEGER AS i, t
+            FROM events JOIN kept_users USING (u) JOIN kept_items USING (i)"""
+        )
+        return self._counts("kept_users", "kept_items", "kept_events")
 
     def histories(self, newest_first: bool = False) -> Iterator[tuple[np.ndarray, ...]]:
         """Users, items, times and rows of the kept events, sorted by user and time, in blocks of whole
         histories. ``newest_first`` reverses the order of the rows at equal times.
         """
         reader = self._connection.sql(
-            f"""SELECT kept_users.rowid::INTEGER, kept_items.rowid::INTEGER, t, event FROM {_KEPT}
-            ORDER BY 1, t, event {"DESC" if newest_first else ""}"""
+            f"""SELECT u, i, t, event FROM kept_events
+            ORDER BY u, t, event {"DESC" if newest_first else ""}"""
         ).to_arrow_reader(_BLOCK_EVENTS)
         rest: tuple[np.ndarray, ...] = ()
         for batch in reader:
@@ -197,11 +209,8 @@ class EventDatabase:
 
     def ids(self, kind: str) -> pa.RecordBatchReader:
         """The kept ids of the kind "user" or "item", in blocks."""
-        code = kind[0]
-        return self._connection.sql(
-            f"""SELECT id AS {kind}_id FROM kept_{kind}s JOIN {kind}s ON {kind}s.rowid = {code}
-            ORDER BY {code}"""
-        ).to_arrow_reader(ID_BLOCK)
+        query = f"SELECT id AS {kind}_id FROM kept_{kind}s"
+        return self._connection.sql(query).to_arrow_reader(ID_BLOCK)
 
     def _value(self, query: str, *values: Any) -> Any:
         """The first value of the first row of a query; None if it has no row."""
