@@ -20,7 +20,9 @@ from recblr.benchmark.length import draw
 from recblr.serving.settings import as_table
 
 ROOT = Path(__file__).parent.parent
-PAGES = tuple(ROOT / name for name in ("README.md", "docs/results.md", "docs/operating.md"))
+PAGES = tuple(
+    ROOT / name for name in ("README.md", "docs/results.md", "docs/operating.md", "docs/scale.md")
+)
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE_1 = ROOT / "paper" / "results" / "table1.json"
 METRICS = [f"{name}@{k}" for k in (10, 20) for name in ("HR", "NDCG", "MRR")]
@@ -137,7 +139,8 @@ def by_row(figures: Iterable[Result]) -> dict[str, dict[str, dict[str, Result]]]
 def speed() -> str:
     """The jobs of a day: an epoch, an event, a log."""
     training, steps = by_device("train"), by_device("step")
-    twin, prepare = read("epoch-cpu"), read("prepare")
+    twin = read("epoch-cpu")
+    prepare, on_disk = read("prepare"), read("prepare-disk")
     head = ["speed", *NAMES.values(), "command"]
     rows = [
         ["an epoch of all positions", *(epoch(it, "all_positions") for it in training.values()),
@@ -150,8 +153,10 @@ def speed() -> str:
          *(event(it) for it in steps.values()), "`recblr bench step`"],
         ["`recblr prepare` on 50 million events", preparation(prepare), "",
          "`recblr bench prepare`"],
+        ["the same on disk, 100 million events", preparation(on_disk), "",
+         "`recblr bench prepare --memory-limit 1GB`"],
     ]  # fmt: skip
-    done = [it for it in (*training.values(), *steps.values(), twin, prepare) if it]
+    done = [it for it in (*training.values(), *steps.values(), twin, prepare, on_disk) if it]
     logs = sorted({it["log"] for it in training.values() if it})
     about = [f"Epochs of {' and '.join(logs)}"] * bool(logs)
     for device in NAMES:
@@ -266,7 +271,32 @@ def serving() -> str:
     return blocks(table(head, rows), paragraph(text))
 
 
-SECTIONS = {f.__name__: f for f in (lead, accuracy, speed, parts, recurrence, length, serving)}
+def preparations() -> str:
+    """`recblr prepare` by the size and kind of the log."""
+    rows, found = [], []
+    for name in ("", "-disk", "-folder", "-few-users", "-many-users"):
+        if (result := read(f"prepare{name}")) is None:
+            continue
+        found.append(result)
+        for row in result["rows"]:
+            log = "1 file" if row["files"] == 1 else f"{row['files']} files"
+            rows.append([
+                f"{row['events']:,}", f"{row['per_user']}", log,
+                "on disk" if "--memory-limit" in result["command"] else "in memory",
+                f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}", f"{row['peak_gib']:.2f}",
+                f"`{row['fingerprint']}`",
+            ])  # fmt: skip
+    head = ["events", "a user", "log", "prepared", "seconds", "of the processor", "GiB at the peak",
+            "fingerprint"]  # fmt: skip
+    commands = sorted({f"`{it['command'].removesuffix(' --json')}`" for it in found})
+    note = paragraph(f"{'; '.join(commands)}; {measured(found)}.") if found else ""
+    return blocks(table(head, rows), note)
+
+
+SECTIONS = {
+    make.__name__: make
+    for make in (lead, accuracy, speed, parts, recurrence, length, serving, preparations)
+}
 SECTIONS["settings"] = as_table
 
 
@@ -298,9 +328,8 @@ def event(result: Result | None) -> str:
 def preparation(result: Result | None) -> str:
     if result is None:
         return "not measured"
-    return (
-        f"{seconds(result['seconds'])}, {result['peak_gib']:.1f} GiB at its peak; {threads(result)}"
-    )
+    row = result["rows"][-1]
+    return f"{seconds(row['seconds'])}, {row['peak_gib']:.1f} GiB at its peak; {threads(result)}"
 
 
 def seconds(value: float) -> str:

@@ -144,7 +144,11 @@ def test_speed(tables: Any, tmp_path: Path) -> None:
         keep(tmp_path, f"step-{device}", **about, steps=[{"median": 40.0}])
     faster, epochs = {"padded twin": 6.36}, {"packed": 25.9, "padded twin": 164.9}
     keep(tmp_path, "epoch-cpu", **ABOUT, epoch_seconds=epochs, times_faster_than=faster)
-    keep(tmp_path, "prepare", **ABOUT, seconds=52.3, peak_gib=3.61)
+    prepared = {"events": 50_000_000, "per_user": 100, "files": 1, "seconds": 52.3,
+                "cpu_seconds": 61.8, "peak_gib": 3.61, "fingerprint": "abc"}  # fmt: skip
+    keep(tmp_path, "prepare", **ABOUT, command="recblr bench prepare", rows=[prepared])
+    on_disk = {**prepared, "peak_gib": 1.7}
+    keep(tmp_path, "prepare-disk", **ABOUT, command="… --memory-limit 1GB", rows=[on_disk])
     found = tables["speed"]()
     assert (
         "| 26 s (37,654 events/s), 2.1 times its bare matrix products; 2 threads | 0.46 s (37,654"
@@ -153,6 +157,9 @@ def test_speed(tables: Any, tmp_path: Path) -> None:
     assert "| 2,944 s (estimated), 2.1 times" in found
     assert "| 26 s, 165 s: 6.4 times faster; 2 threads |  | `recblr bench padded` |" in found
     assert "| 52 s, 3.6 GiB at its peak; 2 threads |" in found
+    assert "| 52 s, 1.7 GiB at its peak; 2 threads |" in found
+    line = "| 50,000,000 | 100 | 1 file | in memory | 52 | 62 | 3.61 | `abc` |"
+    assert line in tables["preparations"]()
     assert "A step on the GPU: matrix products 51%, other 49%." in tables["parts"]()
     about = "Epochs of ml-1m.tsv.gz; CPU: 2026-11-21, AMD, torch 2.13.0; commit abc; GPU: "
     assert f"{about}2026-11-21, AMD, H200, torch 2.13.0; commit def." in " ".join(found.split())
