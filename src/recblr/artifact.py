@@ -46,7 +46,7 @@ from recblr.files import new_folder, sha256
 from recblr.inverted_file import QUERIES, Lists, divide_if_large
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice, Trial
-from recblr.models import MODELS, create_model
+from recblr.models import MODELS, empty_model
 from recblr.models.content import Content
 from recblr.models.model import Model
 from recblr.renamed import current_evaluation
@@ -227,8 +227,7 @@ def load(folder: Path, histories: bool = True) -> Artifact:
             "users": pq.read_metadata(folder / "histories.parquet").num_rows,
             "feature_set": data.feature_set,
         }  # fmt: skip
-        with torch.device("meta"):  # without memory, until it is known that the weights fit
-            network = create_model(name, config, **sizes)
+        network = empty_model(name, config, **sizes)
         expected = network.state_dict()
         check_shapes(folder, expected, weights)
         content = None

@@ -134,8 +134,10 @@ def check_shapes(
     }:
         raise InputError(f"{folder}: the weights do not have the shapes of config.json")
     for name, tensor in weights.items():
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-        if not math.isfinite(largest):  # also if any weight is NaN
+        # One is NaN if any weight is.
+        least, most = map(float, tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
+        largest = max(-least, most)
+        if not (math.isfinite(least) and math.isfinite(most)):
             raise InputError(f"{folder}: a weight is not finite; train the model again")
         if largest > MAX_WEIGHT:
             raise InputError(

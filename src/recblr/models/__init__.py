@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
 from recblr.config import did_you_mean
 from recblr.data.features import ITEM_ONLY, FeatureSet
 from recblr.data.kinds import LEAVE_OUT
@@ -53,6 +57,28 @@ def create_model(
         widths = (table.shape[1] for table in tables)
         model.feature_embedding = FeatureEmbedding(feature_set, *widths)
     return model
+
+
+def empty_model(name: str, config: Any, **sizes: Any) -> Model:
+    """A model as of :func:`create_model` whose weights have shapes, but no memory and no values."""
+    with torch.device("meta"), _NothingDrawn():
+        return create_model(name, config, **sizes)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Draws no random numbers. On the device "meta" each draw would import PyTorch's compiler, which
+    takes two seconds."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+_DRAWS = {nn.init.normal_, nn.init.uniform_, Tensor.normal_, Tensor.uniform_}
 
 
 def find_model(name: str) -> tuple[type[Model], type[Any]]:

@@ -108,7 +108,8 @@ class Filter(nn.Module):
     def __init__(self, dim: int, length: int, dropout: float) -> None:
         super().__init__()
         self.length, self.dropout = length, dropout
-        self.weight = nn.Parameter(0.02 * torch.randn(length // 2 + 1, dim, 2))  # (F, D, 2)
+        self.weight = nn.Parameter(torch.empty(length // 2 + 1, dim, 2))  # (F, D, 2)
+        nn.init.normal_(self.weight, std=0.02)
         self.norm = nn.LayerNorm(dim, EPS)
 
     def forward(self, h: Tensor, last: bool) -> Tensor:

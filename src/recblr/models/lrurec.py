@@ -113,9 +113,9 @@ class LRU(LinearRecurrence):
         super().__init__()
         self.dropout = config.dropout
         channels = 2 * config.dim
-        radius_squared = torch.empty(channels).uniform_(_SMALLEST**2, _LARGEST**2)
+        radius_squared = torch.empty(channels, device="cpu").uniform_(_SMALLEST**2, _LARGEST**2)
         self.nu_log = nn.Parameter(torch.log(-0.5 * torch.log(radius_squared)))
-        self.theta_log = nn.Parameter(torch.log(2 * math.pi * torch.rand(channels)))
+        self.theta_log = nn.Parameter(torch.log(2 * math.pi * torch.rand(channels, device="cpu")))
         self.gamma_log = nn.Parameter(0.5 * torch.log(1 - radius_squared))
         self.input = nn.Linear(config.dim, 2 * channels)
         self.output = nn.Linear(2 * channels, config.dim)

@@ -181,8 +181,8 @@ class BDLRU(LinearRecurrence):
     def initialise(self) -> None:
         """exp(-softplus(Λ)) from 0.9 to 0.999, evenly spaced in Λ, as in the authors' code."""
         decays = torch.tensor([0.9, 0.999], dtype=torch.float64, device="cpu")
-        ends = torch.log(torch.expm1(-torch.log(decays)))
-        self.lam.copy_(torch.linspace(float(ends[0]), float(ends[1]), len(self.lam)))
+        first, last = torch.log(torch.expm1(-torch.log(decays))).tolist()
+        self.lam.copy_(torch.linspace(first, last, len(self.lam), device="cpu"))
 
     def forward(
         self, x: Tensor, z: Tensor | None, offsets: Tensor, start: Tensor
