@@ -135,3 +135,12 @@ def test_s3(shop: Path, s3: str) -> None:
     assert [file.name for file in find_files(f"s3://a:b@shop/2.parquet{s3}")] == [
         "s3://shop/2.parquet"
     ]
+
+
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    link = tmp_path / "clicks.csv"
+    link.symlink_to("nowhere.csv")
+    with pytest.raises(InputError, match=r"clicks\.csv: no such file; check the path"):
+        read_log(link)
+    with pytest.raises(InputError, match=r"clicks\.csv: cannot be read to its end"):
+        read_log(f"{tmp_path}/*.csv")

@@ -84,7 +84,8 @@ def _local_files(source: str) -> list[LogFile]:
     elif glob.has_magic(source):
         matches = [Path(match) for match in glob.glob(source, recursive=True)]
     else:
-        siblings = [each.name for each in root.parent.iterdir()] if root.parent.is_dir() else []
+        beside = root.parent.iterdir() if root.parent.is_dir() else ()
+        siblings = [each.name for each in beside if each.exists()]
         close = difflib.get_close_matches(root.name, siblings, 1)
         hint = f"did you mean {root.with_name(close[0])}?" if close else "check the path"
         raise InputError(f"{root}: no such file; {hint}")
@@ -93,9 +94,10 @@ def _local_files(source: str) -> list[LogFile]:
         is_folder = match.is_dir()
         below = [path for path in match.rglob("*") if path.is_file()] if is_folder else [match]
         paths.update(_of_log(match, below, str(match)))
+    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
     return [
-        LogFile(path, str(path), path.stat().st_size, _folders(path, root, root.is_dir()))
-        for path in paths
+        LogFile(path, str(path), size, _folders(path, root, root.is_dir()))
+        for path, size in sizes.items()
     ]
 
 
