@@ -327,6 +327,7 @@ def test_wrong_shards_are_refused(ours: Recommender, tiny: Tiny, tmp_path: Path,
     for shard in ((0, 2), (3, 2), (1, 23)):
         with pytest.raises(InputError, match="shard"):
             ours.recommend_all(tmp_path / "parts", shard=shard)
+        assert not (tmp_path / "parts").exists()
     assert not (tmp_path / "parts").exists() or not list((tmp_path / "parts").iterdir())
     for arguments in (["--all", "--shard", "1"], ["--all", "--shard", "1/2"], ["--shard", "1/2"]):
         result = run("recommend", tiny.artifact, *arguments, "-o", "out.parquet")

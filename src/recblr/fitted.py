@@ -23,7 +23,6 @@ from recblr.errors import InputError, NotFittedError
 from recblr.evaluation.evaluate import Evaluation, evaluate
 from recblr.evaluation.metrics import CUTOFFS
 from recblr.evaluation.ranking import Scorer
-from recblr.files import write_errors
 from recblr.memory import Memory, MemoryConfig
 from recblr.memory_search import Choice
 from recblr.models.content import Content
@@ -205,8 +204,6 @@ class FittedModel:
         number, count = (check_count(part, "shard") for part in shard)
         if number > count:
             raise InputError(f"shard {number}/{count}: write i/n, i from 1 to n")
-        with write_errors(Path(out)):
-            Path(out).mkdir(exist_ok=True)
         file = Path(out) / f"{number:0{len(str(count))}}-of-{count}.parquet"
         self._batches.write_all(file, selection, (number, count))
 

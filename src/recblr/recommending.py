@@ -113,7 +113,9 @@ class BatchRecommender:
             }
         )
 
-    def write_all(self, out: Path, selection: Selection, shard: tuple[int, int] = (1, 1)) -> None:
+    def write_all(
+        self, out: Path, selection: Selection, shard: tuple[int, int] | None = None
+    ) -> None:
         """Write :meth:`table` for every user of the log to a Parquet file.
 
         Finished parts are kept in ``<out>.parts`` until the file is complete, so that a repeated call
@@ -123,13 +125,12 @@ class BatchRecommender:
             out: the file.
             selection: which items to recommend.
             shard: (i, n) writes the i-th of n files with about the same number of users each, which
-                together have the rows of one file, in the same order.
+                together have the rows of one file, in the same order, into a folder that may be new.
 
         Raises:
             InputError: the file cannot be written, or another process is writing it.
         """
-        check_writable(out)
-        data, (number, count) = self.model.data, shard
+        data, (number, count) = self.model.data, shard or (1, 1)
         block = self.block(data.users)
         blocks = -(-data.users // block)
         if blocks < count:
@@ -137,6 +138,10 @@ class BatchRecommender:
                 f"shard {number}/{count}: the log has {data.users:,} users, enough for {blocks:,} "
                 "shards; give at most so many"
             )
+        if shard is not None:
+            with write_errors(out.parent):
+                out.parent.mkdir(exist_ok=True)
+        check_writable(out)
         first, last = (min(data.users, block * (blocks * n // count)) for n in (number - 1, number))
         firsts = range(first, last, max(1, _PART_USERS // block) * block)
         parts = Parts(out, f"{_content_key(self.model, selection)}:{block}:{number}/{count}")
