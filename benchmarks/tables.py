@@ -165,7 +165,7 @@ def speed() -> str:
         ["`recblr prepare` on 50 million events", preparation(prepare), "",
          "`recblr bench prepare`"],
         ["the same on disk, 100 million events", preparation(on_disk), "",
-         "`recblr bench prepare --memory-limit 1GB`"],
+         "`recblr bench prepare --events 100000000 --memory-limit 1GB`"],
     ]  # fmt: skip
     done = [it for it in (*training.values(), *steps.values(), twin, prepare, on_disk) if it]
     logs = sorted({it["log"] for it in training.values() if it})

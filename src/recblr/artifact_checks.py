@@ -134,10 +134,9 @@ def check_shapes(
     }:
         raise InputError(f"{folder}: the weights do not have the shapes of config.json")
     for name, tensor in weights.items():
-        # One is NaN if any weight is.
         least, most = map(float, tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
         largest = max(-least, most)
-        if not (math.isfinite(least) and math.isfinite(most)):
+        if not math.isfinite(largest):  # if a weight is NaN, so are both
             raise InputError(f"{folder}: a weight is not finite; train the model again")
         if largest > MAX_WEIGHT:
             raise InputError(

@@ -294,7 +294,7 @@ def _gather_rows(part: sparse.csr_array, ranks: Ranks) -> sparse.csr_array:
         return part
     lengths, columns, values = (
         ranks.gather(torch.from_numpy(own), ranks.bounds(len(own))).numpy()
-        for own in (np.diff(part.indptr), part.indices, part.data)
+        for own in (np.diff(part.indptr).astype(np.int64), part.indices.astype(np.int32), part.data)
     )
     return sparse.csr_array((values, columns, _offsets(lengths)), (len(lengths), part.shape[1]))
 

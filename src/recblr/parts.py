@@ -50,7 +50,7 @@ class Parts:
         new = self.folder / "writing"
         with pq.ParquetWriter(new, pq.read_schema(self._part(0)).remove_metadata()) as writer:
             for number in range(count):
-                with pq.ParquetFile(self._part(number), pre_buffer=False) as part:
+                with pq.ParquetFile(self._part(number)) as part:
                     writer.write_table(part.read())
         new.replace(self._path)
 

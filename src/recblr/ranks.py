@@ -154,7 +154,7 @@ def join(device: torch.device) -> Ranks:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear function, with its adjoint for the gradient."""
+    """Applies a linear function; the gradient goes through the adjoint function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: _Map, adjoint: _Map) -> Tensor:

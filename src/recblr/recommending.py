@@ -125,7 +125,8 @@ class BatchRecommender:
             out: the file.
             selection: which items to recommend.
             shard: (i, n) writes the i-th of n files with about the same number of users each, which
-                together have the rows of one file, in the same order, into a folder that may be new.
+                together have the rows of one file, in the same order. The folder is made if it does not
+                exist.
 
         Raises:
             InputError: the file cannot be written, or another process is writing it.

@@ -144,3 +144,11 @@ def test_a_link_to_nothing(tmp_path: Path) -> None:
         read_log(link)
     with pytest.raises(InputError, match=r"clicks\.csv: cannot be read to its end"):
         read_log(f"{tmp_path}/*.csv")
+
+
+def test_an_error_of_arrow_shows_no_keys() -> None:
+    with pytest.raises(InputError) as caught:
+        read_log("ftp://key:secret@host/a.csv?token=hidden")
+    assert str(caught.value).startswith("ftp://host/a.csv: cannot be reached")
+    assert "secret" not in str(caught.value)
+    assert "hidden" not in str(caught.value)

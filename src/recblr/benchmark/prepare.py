@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recblr.errors import InputError
 from recblr.progress import progress
 
 _RECBLR = "from recblr.cli.main import main; main()"
@@ -30,14 +31,17 @@ def time_prepare(
     Args:
         events: the size of the log. Users are drawn uniformly, items by a power law.
         per_user: the mean number of events of a user.
-        files: the log is a file of Parquet, or a folder of so many.
+        files: the number of Parquet files of the log.
         core: k of the k-core filter.
         memory_limit: as for ``recblr prepare``, such as "1GB"; None prepares in memory.
 
     Returns:
-        ``events``; ``per_user``; ``files``; ``kept``, the users, items and interactions after the
-        filter; ``seconds``; ``cpu_seconds`` of all threads; ``peak_gib``, the peak memory of the
-        process; ``fingerprint`` of the result.
+        The arguments ``events``, ``per_user`` and ``files``; ``kept``, the numbers of users, items and
+        interactions after the filter; ``seconds``; ``cpu_seconds`` of all threads; ``peak_gib``, the
+        peak memory of the process; and the ``fingerprint`` of the result.
+
+    Raises:
+        InputError: ``recblr prepare`` failed; it has said why.
     """
     with tempfile.TemporaryDirectory() as folder:
         log, out = Path(folder, "log"), Path(folder, "data")
@@ -51,11 +55,11 @@ def time_prepare(
         assert process.stdout
         with process.stdout as printed:
             kept = json.loads(printed.read() or "{}")
-        _, status, used = os.wait4(process.pid, 0)
+        _, status, used = os.wait4(process.pid, 0)  # with the resources of this process alone
         seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise RuntimeError(f"recblr {' '.join(arguments)} failed")
+            raise InputError("recblr prepare failed, for the reason above")
         fingerprint = json.loads((out / "prepared.json").read_text())["fingerprint"]
     return {
         "events": events, "per_user": per_user, "files": files,

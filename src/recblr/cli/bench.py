@@ -154,10 +154,10 @@ def bench_prepare(
         list[int], typer.Option(min=10_000, help="Events of a simulated log. Repeatable.")
     ] = [50_000_000],  # noqa: B006 - typer reads it
     per_user: Annotated[int, typer.Option(min=1, help="Mean number of events of a user.")] = 100,
-    files: Annotated[int, typer.Option(min=1, help="Divide the log into so many files.")] = 1,
+    files: Annotated[int, typer.Option(min=1, help="Number of files of the log.")] = 1,
     core: Annotated[int, typer.Option(min=1, help="k of the k-core filter.")] = 5,
     memory_limit: Annotated[
-        str | None, typer.Option(help="Prepare on disk with so much memory, such as 1GB.")
+        str | None, typer.Option(help="Prepare on disk with this limit of memory, such as 1GB.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -15,7 +15,7 @@ from recblr.data.values import shorten
 from recblr.errors import InputError
 
 STDIN = "-"
-Path_ = TypeVar("Path_", bound=PurePath)
+_Path = TypeVar("_Path", bound=PurePath)
 _FOREIGN = {"prepared.json": "a prepared folder", "model.safetensors": "a trained model"}
 
 
@@ -108,8 +108,9 @@ def _stored_files(source: str) -> list[LogFile]:
     uri, name = urlsplit(source), name_of(source)
     names = uri.path.rstrip("/").split("/")
     fixed = next((n for n, each in enumerate(names) if set(each) & set("*[")), len(names))
+    address = urlunsplit(uri._replace(path="/".join(names[:fixed])))
     try:
-        store, top = fs.FileSystem.from_uri(urlunsplit(uri._replace(path="/".join(names[:fixed]))))
+        store, top = fs.FileSystem.from_uri(address)
         info = store.get_file_info(top)
         if info.type == fs.FileType.NotFound:
             raise InputError(f"{name}: no such file; check the address")
@@ -117,10 +118,10 @@ def _stored_files(source: str) -> list[LogFile]:
             [info] if info.is_file else store.get_file_info(fs.FileSelector(top, recursive=True))
         )
     except (OSError, pa.ArrowException) as error:
+        problem = shorten(str(error).replace(address, name), 160)  # which may have keys in it
         raise InputError(
-            f"{name}: cannot be reached ({shorten(str(error), 160)}); check the address, the network "
-            "and the credentials"
-        ) from error
+            f"{name}: cannot be reached ({problem}); check the address, the network and the credentials"
+        ) from None
     sizes = {PurePosixPath(each.path): each.size for each in found if each.is_file}
     inside = {path: [path] for path in sizes}
     for path in sizes:
@@ -143,7 +144,7 @@ def _stored_files(source: str) -> list[LogFile]:
     ]  # fmt: skip
 
 
-def _of_log(match: Path_, files: list[Path_], name: str) -> list[Path_]:
+def _of_log(match: _Path, files: list[_Path], name: str) -> list[_Path]:
     """The ``files`` in a folder, or the file itself, without hidden ones."""
     for marker, what in _FOREIGN.items():
         if match / marker in files:

@@ -175,14 +175,9 @@ def evaluate(
     counted = lists_of(("model", *fits), data, cutoffs, item_vectors) if lists else {}
     observers = {name: each.add for name, each in counted.items()}
     ours = rank_targets(
-        scorer,
-        data,
-        part,
-        max_length,
-        observe=observers.get("model"),
-        processes=processes,
+        scorer, data, part, max_length, observe=observers.get("model"), processes=processes,
         device=device,
-    )
+    )  # fmt: skip
     theirs = {
         name: rank_targets(
             fit(data),

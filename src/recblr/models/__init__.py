@@ -60,9 +60,12 @@ def create_model(
 
 
 def empty_model(name: str, config: Any, **sizes: Any) -> Model:
-    """A model as of :func:`create_model` whose weights have shapes, but no memory and no values."""
+    """A model as :func:`create_model` makes it, to load weights into: its tables have no memory yet."""
     with torch.device("meta"), _NothingDrawn():
         return create_model(name, config, **sizes)
+
+
+_DRAWS = {nn.init.normal_, nn.init.uniform_, Tensor.normal_, Tensor.uniform_}
 
 
 class _NothingDrawn(TorchFunctionMode):
@@ -76,9 +79,6 @@ class _NothingDrawn(TorchFunctionMode):
         if function in _DRAWS:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
-
-
-_DRAWS = {nn.init.normal_, nn.init.uniform_, Tensor.normal_, Tensor.uniform_}
 
 
 def find_model(name: str) -> tuple[type[Model], type[Any]]:
