@@ -15,15 +15,11 @@ from torch import Tensor
 
 from recblr.errors import DivergedError, InputError
 from recblr.ops import ranking
+from recblr.ops.candidates import Candidates
 from recblr.ops.ranking import BestItems
 
 _CHUNK = 1 << 20  # values in memory at a time, so that they fit into the cache
 _SCORE_ALL = 8_192  # up to this many items times queries, Exact scores all items without a scan
-_BLOCK = 128  # products of which first only the maximum is compared
-_LEVELS = 127  # of int8
-_HIDDEN = -(2**31)  # the product of a hidden item, below any product of int8 vectors
-_MAX_ADDED = 2**28  # largest added value in units of the int8 products, far from _HIDDEN
-_FLOAT32 = np.finfo(np.float32)
 NOT_FINITE = "a vector or a score is not finite: the model has diverged"
 
 Added = tuple[np.ndarray, np.ndarray]
@@ -108,7 +104,7 @@ class Index:
         if not len(hide) == len(only) == len(values) == B:
             raise ValueError(f"pass one filter for each of the {B} queries")
         searched = [b for b, rows in enumerate(only) if rows is None]
-        results: list[np.ndarray] = []
+        results: Sequence[np.ndarray | None] = []
         if searched:
             filters = [hide[b] for b in searched], [values[b] for b in searched]
             results = self._candidates(query_vectors[searched], min(k, size), *filters)
@@ -118,13 +114,9 @@ class Index:
         for b, query in enumerate(query_vectors):
             rows = only[b]
             candidates = by_query[b] if rows is None else np.setdiff1d(rows, hide[b])
-            best = _add(self._scores(query, candidates), candidates, *values[b])
-            if len(best) > 4 * k:  # select before sorting
-                selected = best >= np.partition(best, -k)[-k]
-                best, candidates = best[selected], candidates[selected]
-            # Candidates are in order of item and the sort is stable, so equal scores stay in order.
-            order = np.argsort(-best, kind="stable")[:k]
-            scores[b, : len(order)], items[b, : len(order)] = best[order], candidates[order]
+            found = self._best_of(candidates, query, k, hide[b], values[b])
+            count = len(found[1])
+            scores[b, :count], items[b, :count] = found
         return scores, items
 
     def search_one(
@@ -134,20 +126,37 @@ class Index:
 
         In C for a small catalogue, where a call of NumPy takes longer than its work.
         """
+        added = added or _NONE_ADDED
         if self._best is None:
-            scores, items = self.search(torch.from_numpy(query[None]), k, [hidden], None, [added])
-            count = int((items >= 0).sum())
-            return scores[0, :count], items[0, :count]
-        found = self._best.of(query, k, *(added or _NONE_ADDED), hidden)
+            hidden, values = self._items(hidden), self._values(*added)
+            limit = min(k, len(self._vectors))
+            (candidates,) = self._candidates(_finite(query[None]), limit, [hidden], [values])
+            return self._best_of(candidates, query, k, hidden, values)
+        found = self._best.of(query, k, *added, hidden)
         if found is None:
             raise DivergedError(NOT_FINITE)
         return found
 
     def _candidates(
         self, queries: np.ndarray, k: int, hidden: list[np.ndarray], added: list[Added]
-    ) -> list[np.ndarray]:
-        """For each query ascending items that include the best k that are not hidden."""
+    ) -> Sequence[np.ndarray | None]:
+        """For each query ascending items that include the best k that are not hidden; None for all."""
         raise NotImplementedError
+
+    def _best_of(
+        self, candidates: np.ndarray | None, query: np.ndarray, k: int, hidden: np.ndarray,
+        added: Added,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """At most ``k`` of some candidates, ascending, or of all items that are not hidden."""
+        if candidates is None:
+            candidates = np.delete(np.arange(len(self._vectors)), hidden)
+        scores = _add(self._scores(query, candidates), candidates, *added)
+        if len(scores) > 4 * k:  # select before sorting
+            selected = scores >= np.partition(scores, -k)[-k]
+            scores, candidates = scores[selected], candidates[selected]
+        # The sort is stable, so equal scores stay in the order of items.
+        order = np.argsort(-scores, kind="stable")[:k]
+        return scores[order], candidates[order]
 
     def _values(self, rows: ArrayLike, values: ArrayLike) -> Added:
         items, floats = self._items(rows), _finite(np.asarray(values, np.float32))
@@ -174,95 +183,23 @@ class Index:
 
 
 class Exact(Index):
-    """An exact search by a scan of all items in int8.
+    """An exact search: :class:`Candidates` finds some items in int8, which are scored in float32.
 
-    Rounding changes a score, added value included, by at most an error e. The k-th best score is then
-    at least the k-th best rounded score minus e. So an item whose rounded score is more than 2e below
-    the k-th best rounded score is not among the best. The other items, a few times k, are scored in
-    float32. A few very long vectors make e large and the search slow, but it stays exact.
+    Without compiled functions all items are scored in float32.
     """
 
     kind = "exact"
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__(vectors)
-        size, width = self._vectors.shape
-        # Without VNNI torch multiplies int8 in a plain loop, slower than float32. For width 1 it leaves
-        # the product unset (pytorch issue 195066).
-        self._int8 = torch.cpu._is_vnni_supported() and width > 1
-        largest = np.maximum(self._vectors.max(0), -self._vectors.min(0))
-        self._scale = np.maximum(largest / _LEVELS, _FLOAT32.tiny)
-        kind = torch.int8 if self._int8 else torch.float32
-        self._rounded = torch.zeros(-(-size // _BLOCK) * _BLOCK, width, dtype=kind)
-        error = length = 0.0
-        for first in range(0, size, _CHUNK // width):
-            scaled = self._vectors[first : first + _CHUNK // width] / self._scale
-            rounded = self._round(scaled)
-            self._rounded.numpy()[first : first + len(rounded)] = rounded
-            error = max(error, _lengths(scaled - rounded).max())
-            length = max(length, _lengths(scaled).max())
-        # Plus the rounding of float32, here and in the scores.
-        self._error = error + 2 * (width + 4) * _FLOAT32.eps * length
-        self._length = length + error
-
-    def _round(self, scaled: np.ndarray) -> np.ndarray:
-        return np.rint(scaled).astype(np.int8) if self._int8 else scaled.astype(np.float32)
+        self._scan = Candidates(self._vectors) if Candidates.can_scan(self._vectors) else None
 
     def _candidates(
         self, queries: np.ndarray, k: int, hidden: list[np.ndarray], added: list[Added]
-    ) -> list[np.ndarray]:
-        size, B = len(self._vectors), len(queries)
-        if size * B <= _SCORE_ALL:
-            return [np.delete(np.arange(size), rows) for rows in hidden]
-        scaled = queries * self._scale.astype(np.float64)
-        largest = np.array([np.abs(values).max(initial=0) for _, values in added], np.float64)
-        units = _LEVELS / np.maximum(np.abs(scaled).max(1), 1e-300)  # of the rounded scores
-        units = np.minimum(units, _MAX_ADDED / np.maximum(largest, _FLOAT32.tiny))
-        scaled *= units[:, None]
-        rounded = self._round(scaled)
-        errors = _lengths(scaled) * self._error + _lengths(scaled - rounded) * self._length
-        errors += (largest > 0) * (1 + 4 * _FLOAT32.eps * units * largest)
-        multiply = torch._int_mm if self._int8 else torch.mm
-        hidden_query, hidden_item, _ = _by_item(hidden)
-        added_query, added_item, order = _by_item([items for items, _ in added])
-        scaled_values = [values * unit for (_, values), unit in zip(added, units, strict=True)]
-        added_value = np.rint(np.concatenate(scaled_values))[order].astype(np.int32)
-        block = _BLOCK
-        while block > 1 and size < 4 * k * block:
-            block //= 2
-        tile = max(1, _CHUNK // B // _BLOCK) * _BLOCK
-        best = np.full((B, k), float(_HIDDEN))
-        candidates = []
-        for first in range(0, size, tile):
-            products = multiply(torch.from_numpy(rounded), self._rounded[first : first + tile].t())
-            blocks = products.view(B, -1, block)
-            values = products.numpy()
-            part = slice(*np.searchsorted(added_item, (first, first + tile)))
-            values[added_query[part], added_item[part] - first] += added_value[part]
-            values[:, size - first :] = _HIDDEN
-            part = slice(*np.searchsorted(hidden_item, (first, first + tile)))
-            values[hidden_query[part], hidden_item[part] - first] = _HIDDEN
-            maxima = blocks.amax(-1).numpy()
-            # The k-th largest maximum of the blocks is at most the k-th best product.
-            best = np.partition(np.concatenate([best, maxima], 1), -k, axis=1)[:, -k:]
-            low = np.floor(np.maximum(best.min(1) - 2 * errors, _HIDDEN / 2)).astype(values.dtype)
-            selected = np.flatnonzero(maxima >= low[:, None])  # blocks
-            query = selected // maxima.shape[1]
-            products_in = values.reshape(-1, block)[selected]
-            row, offset = divmod(np.flatnonzero(products_in >= low[query, None]), block)
-            item = first + selected[row] % maxima.shape[1] * block + offset
-            candidates.append((query[row], item, products_in[row, offset]))
-        query, item, product = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
-        kept = product >= low[query]  # later tiles have raised the limit
-        return [item[kept & (query == b)] for b in range(B)]
-
-
-def _by_item(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The items of all lists, sorted: the list of each, the item, and its position before sorting."""
-    items = np.concatenate(lists)
-    order = np.argsort(items, kind="stable")
-    number = np.repeat(np.arange(len(lists)), [len(rows) for rows in lists])
-    return number[order], items[order], order
+    ) -> list[np.ndarray | None]:
+        if self._scan is None or len(self._vectors) * len(queries) <= _SCORE_ALL:
+            return [None] * len(queries)
+        return self._scan.find(queries, k, [np.unique(rows) for rows in hidden], added)
 
 
 def _add(
@@ -279,10 +216,6 @@ def _add(
     position = np.searchsorted(items, candidates)
     position[position == len(items)] = 0
     return _finite(scores + np.where(items[position] == candidates, values[position], 0))
-
-
-def _lengths(vectors: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
 
 
 def _to_numpy(vectors: Tensor) -> np.ndarray:

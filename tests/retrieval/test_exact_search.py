@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from recblr import retrieval
+from recblr.ops.candidates import Candidates
 from recblr.retrieval import Exact
 from retrieval.tools import (
     added_values,
@@ -40,7 +40,6 @@ def test_results_equal_a_sort_of_all_scores(data: st.DataObject) -> None:
     added = data.draw(st.none() | st.lists(st.none() | values, min_size=count, max_size=count))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "_CHUNK", data.draw(st.sampled_from([100, 1 << 20])))
-        patch.setattr(retrieval, "_BLOCK", data.draw(st.sampled_from([16, 128])))
         patch.setattr(retrieval, "_SCORE_ALL", data.draw(st.sampled_from([0, 1 << 20])))
         scores, items = Exact(vectors).search(queries, k, hidden, allowed, added)
     best, order = truth(vectors, queries, k, hidden, allowed, added)
@@ -50,13 +49,9 @@ def test_results_equal_a_sort_of_all_scores(data: st.DataObject) -> None:
 
 
 @pytest.mark.usefixtures("product")
-@pytest.mark.parametrize("numbers", [1 << 10, 1 << 20])
-@pytest.mark.parametrize("size", [1, 127, 128, 129, 3000])
-@pytest.mark.parametrize("width", [1, 64, 65])
-def test_no_item_is_lost_to_rounding(
-    monkeypatch: pytest.MonkeyPatch, width: int, size: int, numbers: int
-) -> None:
-    monkeypatch.setattr(retrieval, "_CHUNK", numbers)
+@pytest.mark.parametrize("size", [1, 15, 64, 65, 1023, 1024, 1025, 3000])
+@pytest.mark.parametrize("width", [1, 2, 3, 64, 65])
+def test_no_item_is_lost_to_rounding(width: int, size: int) -> None:
     vectors, queries = normal(size, size, width), normal(1, 5, width)
     vectors[:, -1] *= 30  # like a bias
     hidden = [range(0, size, b + 2) for b in range(5)]
@@ -71,12 +66,8 @@ def test_no_item_is_lost_to_rounding(
 @pytest.mark.usefixtures("product")
 @pytest.mark.parametrize("largest", [1e-30, 1e-3, 1.0, 30.0, 1e7])
 @pytest.mark.parametrize("size", [129, 3000])
-@pytest.mark.parametrize("numbers", [1 << 10, 1 << 20])
-def test_added_values_are_part_of_the_score(
-    monkeypatch: pytest.MonkeyPatch, numbers: int, size: int, largest: float
-) -> None:
+def test_added_values_are_part_of_the_score(size: int, largest: float) -> None:
     """From far smaller than the products to far larger."""
-    monkeypatch.setattr(retrieval, "_CHUNK", numbers)
     vectors, queries = normal(size, size, 33), normal(1, 5, 33)
     added = [added_values(b, size, (0, 1, 40, 128, 100)[b], largest) for b in range(5)]
     hidden = [range(0, size, b + 2) for b in range(5)]
@@ -100,6 +91,16 @@ def test_the_added_values_rank_the_items_of_a_zero_query() -> None:
     scores, items = Exact(vectors).search(torch.zeros(2, 16), 4, None, None, [added, None])
     assert items.tolist() == [[700, 7, 2999, 0], [0, 1, 2, 3]]
     assert scores.tolist() == [[5, 2, 2, 0], [0] * 4]
+
+
+@pytest.mark.usefixtures("product")
+@pytest.mark.parametrize("size", [3000, 20_000])
+def test_the_best_items_are_found_at_the_end(size: int) -> None:
+    """The limit rises with every item, so that the candidates are reduced, or too many."""
+    vectors, queries = normal(0, size, 16), normal(1, 3, 16)
+    vectors = vectors[(vectors @ queries[0]).argsort()]
+    scores, _ = Exact(vectors).search(queries, 20)
+    assert_same_scores(scores, truth(vectors, queries, 20)[0], vectors, queries)
 
 
 @pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-4])
@@ -129,12 +130,12 @@ def test_an_item_that_rounding_ranks_lower_is_found(role: str) -> None:
     assert Exact(vectors).search(query, 1)[1].tolist() == [[0]]
 
 
-@pytest.mark.usefixtures("product")
-@pytest.mark.parametrize("numbers", [1 << 10, 1 << 20])
-def test_only_a_few_times_k_items_are_scored(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+@pytest.mark.parametrize("product", ["vnni", "plain"], indirect=True)
+def test_only_a_few_times_k_items_are_scored(
+    monkeypatch: pytest.MonkeyPatch, product: None
+) -> None:
     vectors, queries, scored = normal(0, 20000, 64), normal(1, 8, 64), []
     index, scores = Exact(vectors), Exact._scores
-    monkeypatch.setattr(retrieval, "_CHUNK", numbers)
 
     def spy(self: Exact, query: np.ndarray, items: np.ndarray) -> np.ndarray:
         scored.append(len(items))
@@ -172,24 +173,26 @@ def test_equal_scores_return_the_first_items() -> None:
             assert items.tolist() == [[1, 2, 3, 4, 5], [0, 1, 3, 4, 5]]
 
 
-@pytest.mark.usefixtures("product")
-@pytest.mark.parametrize(("count", "numbers"), [(1, 1 << 10), (4, 1 << 10), (4, 64), (4, 1 << 20)])
-def test_the_products_in_memory_are_limited(
-    monkeypatch: pytest.MonkeyPatch, count: int, numbers: int
-) -> None:
-    sizes: list[int] = []
+@pytest.mark.parametrize("product", ["vnni", "plain"], indirect=True)
+def test_all_items_are_scored_if_most_are_candidates(product: None) -> None:
+    """One very long vector: the others are the same in int8."""
+    vectors, queries = normal(0, 3000, 16), normal(1, 4, 16)
+    vectors[7] = 1e6
+    found = Candidates(vectors.numpy()).find(
+        queries.numpy(), 20, [np.array([7])] * 4, [(np.zeros(0, np.int64), np.zeros(0))] * 4
+    )
+    assert found == [None] * 4
 
-    def spied(multiply: object) -> object:
-        def spy(a: Tensor, b: Tensor) -> Tensor:
-            sizes.append(len(a) * b.shape[1])
-            return multiply(a, b)  # type: ignore[operator]
 
-        return spy
-
-    index = Exact(normal(0, 3000, 8))
-    monkeypatch.setattr(retrieval, "_CHUNK", numbers)
-    for name in ("_int_mm", "mm"):
-        monkeypatch.setattr(torch, name, spied(getattr(torch, name)))
-    index.search(normal(1, count, 8), 7)
-    assert sum(sizes) == count * 3072
-    assert max(sizes) <= max(numbers, count * 128)
+def test_candidates_may_be_an_eighth_of_the_items() -> None:
+    """Every eighth of 8,000 items is as good as the best, and then every third."""
+    queries, nothing = np.ones((1, 4), np.float32), [(np.zeros(0, np.int64), np.zeros(0))]
+    for step in (8, 3):
+        vectors = np.zeros((8000, 4), np.float32)
+        vectors[::step] = 1
+        (found,) = Candidates(vectors).find(queries, 1, [np.zeros(0, np.int64)], nothing)
+        if step == 8:
+            assert found is not None
+            assert found.tolist() == list(range(0, 8000, 8))
+        else:
+            assert found is None

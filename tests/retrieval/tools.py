@@ -9,15 +9,21 @@ from torch import Tensor
 
 from recblr import retrieval
 from recblr.inverted_file import InvertedFile, divide
+from recblr.ops import candidates
 from recblr.retrieval import Added
 
 Rows = Sequence[int] | np.ndarray
 
 
-@pytest.fixture(params=["int8", "float32"])
+@pytest.fixture(params=["vnni", "plain", "float32"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both dtypes of the scan; without VNNI, torch's int8 products are slow but correct."""
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: request.param == "int8")
+    """The scan by VNNI's instructions and by plain loops, and no scan."""
+    has_vnni = candidates.AVAILABLE and candidates.HAS_VNNI
+    if request.param == "vnni" and not has_vnni:
+        pytest.skip("this processor has no VNNI")
+    monkeypatch.setattr(candidates, "HAS_VNNI", request.param == "vnni", raising=False)
+    if request.param == "float32":
+        monkeypatch.setattr(candidates, "AVAILABLE", False)
 
 
 @pytest.fixture

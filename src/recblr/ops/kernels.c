@@ -212,3 +212,4 @@ KERNEL int64_t recblr_step(
 }
 
 #include "ranking.h"
+#include "candidates.h"
