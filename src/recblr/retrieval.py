@@ -150,6 +150,11 @@ class Index:
         """At most ``k`` of some candidates, ascending, or of all items that are not hidden."""
         if candidates is None:
             candidates = np.delete(np.arange(len(self._vectors)), hidden)
+        if ranking.AVAILABLE:
+            found = ranking.best_of(self._vectors, query, k, candidates, *added)
+            if found is None:
+                raise DivergedError(NOT_FINITE)
+            return found
         scores = _add(self._scores(query, candidates), candidates, *added)
         if len(scores) > 4 * k:  # select before sorting
             selected = scores >= np.partition(scores, -k)[-k]
@@ -172,8 +177,6 @@ class Index:
 
     def _scores(self, query: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Scores (n,), row by row, so a score does not depend on the other items."""
-        if len(self._vectors) <= _SCORE_ALL and 2 * len(items) > len(self._vectors):  # no copy
-            return _finite(np.einsum("nd,d->n", self._vectors, query)[items])
         step = _CHUNK // len(query)
         scores = np.empty(len(items), np.float32)
         for first in range(0, len(items), step):

@@ -1,5 +1,7 @@
 """Exact search against a sort of all scores in float64."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -135,13 +137,13 @@ def test_only_a_few_times_k_items_are_scored(
     monkeypatch: pytest.MonkeyPatch, product: None
 ) -> None:
     vectors, queries, scored = normal(0, 20000, 64), normal(1, 8, 64), []
-    index, scores = Exact(vectors), Exact._scores
+    index, best_of = Exact(vectors), Exact._best_of
 
-    def spy(self: Exact, query: np.ndarray, items: np.ndarray) -> np.ndarray:
+    def spy(self: Exact, items: np.ndarray, *others: Any) -> Any:
         scored.append(len(items))
-        return scores(self, query, items)
+        return best_of(self, items, *others)
 
-    monkeypatch.setattr(Exact, "_scores", spy)
+    monkeypatch.setattr(Exact, "_best_of", spy)
     index.search(queries, 20)
     index.search(queries, 20, None, None, [added_values(b, 20000, 8192, 3.0) for b in range(8)])
     assert len(scored) == 16

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recblr.serving import engine as engine_module
+from recblr.serving import item_search
 from recblr.serving.engine import Engine
 from recblr.serving.fair_queue import BusyError, FairQueue
 from recblr.serving.item_search import ItemSearch
@@ -121,7 +122,8 @@ def test_requests_that_wait_for_a_search_count_as_waiting(
         return search(*arguments)
 
     monkeypatch.setattr(a.index, "search", slow_search)
-    monkeypatch.setattr(ItemSearch, "is_quick", False)  # as if there were many items
+    monkeypatch.setattr(ItemSearch, "is_quick", False)
+    monkeypatch.setattr(item_search, "FEW", 0)  # as if there were many items
     answers = [engine.recommend(("t", "u"), Query(1)) for _ in range(5)]
     begun.wait(60)
     with pytest.raises(BusyError, match="5 requests are waiting already"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from recblr import retrieval
 from recblr.data.batches import pack_latest
+from recblr.serving import item_search
 from recblr.serving.engine import Engine
 from recblr.serving.model import ServedModel
 from recblr.serving.requests import Query
@@ -108,6 +109,7 @@ def test_a_waiting_search_and_new_events_do_not_affect_each_other(
         return search(*arguments)
 
     monkeypatch.setattr(retrieval, "_SCORE_ALL", 0)  # so that searches wait for a thread
+    monkeypatch.setattr(item_search, "FEW", 0)
     monkeypatch.setattr(a.index, "search", slow_search)
     answers = [engine.recommend(("t", "u"), query) for query in (ALL_ITEMS, Query(3))]
     assert begun.wait(60)
@@ -116,6 +118,20 @@ def test_a_waiting_search_and_new_events_do_not_affect_each_other(
     proceed.set()
     assert_scores(answers[0].result(60), items_of(events[:20]), a)
     assert len(answers[1].result(60).rows) == 3
+
+
+@pytest.mark.parametrize(("score_all", "few"), [(8192, 200_000), (0, 200_000), (0, 0)])
+def test_all_ways_of_a_search_give_the_scores_of_offline_scoring(
+    engine: Engine, a: ServedModel, monkeypatch: pytest.MonkeyPatch, score_all: int, few: int
+) -> None:
+    """At once, on the thread of the states, and on that of the searches."""
+    monkeypatch.setattr(retrieval, "_SCORE_ALL", score_all)
+    monkeypatch.setattr(item_search, "FEW", few)
+    events = make_events(a, "u", 20)
+    recorded = engine.record_and_recommend("t", events, ALL_ITEMS).result(60)
+    again = [engine.recommend(("t", "u"), ALL_ITEMS) for _ in range(20)]
+    for ranked in (recorded[1], *(answer.result(60) for answer in again)):
+        assert_scores(ranked, items_of(events), a)
 
 
 def test_a_model_without_a_memory(b: ServedModel) -> None:

@@ -57,6 +57,35 @@ INLINE void sift(float *scores, int64_t *items, int64_t n, int64_t i) {
     }
 }
 
+/* Offer a result to n results, of which only the best k are kept: as a heap once there are k. Returns
+ * their number. */
+INLINE int64_t offer(float *scores, int64_t *items, int64_t n, int64_t k, float score, int64_t item) {
+    if (n == k) {
+        if (score <= scores[0]) return n; /* items come in ascending order */
+        scores[0] = score, items[0] = item;
+        sift(scores, items, n, 0);
+        return n;
+    }
+    scores[n] = score, items[n] = item;
+    if (++n == k)
+        for (int64_t i = k / 2; i-- > 0;) sift(scores, items, k, i);
+    return n;
+}
+
+/* Sort the n results of offer, best first. */
+INLINE void sort_results(float *scores, int64_t *items, int64_t n, int64_t k) {
+    if (n < k)
+        for (int64_t i = n / 2; i-- > 0;) sift(scores, items, n, i);
+    for (int64_t last = n - 1; last > 0; last--) { /* the root, the worst that is left, to the end */
+        const float score = scores[0];
+        const int64_t item = items[0];
+        scores[0] = scores[last], items[0] = items[last];
+        scores[last] = score, items[last] = item;
+        sift(scores, items, last, 0);
+    }
+}
+
+#define SUMS 16 /* of a product, so that the compiler vectorises it */
 #define TOGETHER 32 /* items whose vectors lie interleaved; _TOGETHER in ranking.py */
 
 /* The best k of V items, best first, equal scores by item: the product of the query (D,) with the vector
@@ -86,25 +115,34 @@ KERNEL int64_t best_items(
         all[hidden[h]] = -INFINITY;
     }
     int64_t n = 0;
-    for (int64_t v = 0; v < V; v++) {
-        if (all[v] == -INFINITY || (n == k && all[v] <= scores[0])) continue;
-        if (n == k) {
-            scores[0] = all[v], items[0] = v;
-            sift(scores, items, n, 0);
-            continue;
-        }
-        scores[n] = all[v], items[n] = v;
-        if (++n == k)
-            for (int64_t i = k / 2; i-- > 0;) sift(scores, items, k, i);
-    }
-    if (n < k)
-        for (int64_t i = n / 2; i-- > 0;) sift(scores, items, n, i);
-    for (int64_t last = n - 1; last > 0; last--) { /* the root, the worst that is left, to the end */
-        const float score = scores[0];
-        const int64_t item = items[0];
-        scores[0] = scores[last], items[0] = items[last];
-        scores[last] = score, items[last] = item;
-        sift(scores, items, last, 0);
-    }
+    for (int64_t v = 0; v < V; v++)
+        if (all[v] != -INFINITY) n = offer(scores, items, n, k, all[v], v);
+    sort_results(scores, items, n, k);
     return n;
+}
+
+/* The best k of n candidates, items in ascending order, as best_items; vectors is (V, D). The values of A
+ * items are in ascending order of items. A score does not depend on the other candidates. Returns the
+ * number of results, or -1 if a score is not finite. */
+KERNEL int64_t best_of(
+    const float *restrict vectors, const float *restrict query, int64_t D,
+    const int64_t *restrict candidates, int64_t n, const int64_t *restrict added,
+    const float *restrict values, int64_t A, int64_t k,
+    float *restrict scores, int64_t *restrict items) {
+    int64_t a = 0, kept = 0;
+    for (int64_t c = 0; c < n; c++) {
+        const float *vector = vectors + candidates[c] * D;
+        float sums[SUMS] = {0}, score = 0.0f;
+        int64_t d = 0;
+        for (; d + SUMS <= D; d += SUMS)
+            for (int64_t s = 0; s < SUMS; s++) sums[s] += query[d + s] * vector[d + s];
+        for (; d < D; d++) score += query[d] * vector[d];
+        for (int64_t s = 0; s < SUMS; s++) score += sums[s];
+        while (a < A && added[a] < candidates[c]) a++;
+        if (a < A && added[a] == candidates[c]) score += values[a];
+        if (!isfinite(score)) return -1;
+        kept = offer(scores, items, kept, k, score, candidates[c]);
+    }
+    sort_results(scores, items, kept, k);
+    return kept;
 }

@@ -2,10 +2,10 @@
 
 There, a call of NumPy takes longer than its work.
 
-The functions do not release the lock of the interpreter, which would take longer than to keep it.
+Short calls do not release the lock of the interpreter, which would take longer than to keep it.
 
 Axes: V items, D the width of a vector, K items of a history, A items with an added value, k results,
-H hidden items.
+H hidden items, n candidates.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ from scipy import sparse
 _LIBRARY = Path(__file__).with_name("_kernels.so")  # from kernels.c, by setup.py
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _TOGETHER = 32  # TOGETHER in ranking.h
+_SHORT = 1_000  # candidates of a short call
 AVAILABLE = _LIBRARY.exists()
 if AVAILABLE:
     _functions = ctypes.PyDLL(str(_LIBRARY))
@@ -30,6 +31,46 @@ if AVAILABLE:
         *[_POINTER] * 3,
     ]  # fmt: skip
     _transition_terms.restype = _best_items.restype = _INTEGER
+    _best_of = _functions.best_of, ctypes.CDLL(str(_LIBRARY)).best_of  # which releases the lock
+    for _function in _best_of:
+        _function.argtypes = [
+            *[_POINTER] * 2, _INTEGER, _POINTER, _INTEGER, *[_POINTER] * 2, *[_INTEGER] * 2,
+            *[_POINTER] * 2,
+        ]  # fmt: skip
+        _function.restype = _INTEGER
+
+
+def best_of(
+    vectors: np.ndarray, query: np.ndarray, k: int, candidates: np.ndarray, added: np.ndarray,
+    values: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray] | None:  # fmt: skip
+    """Scores (r,) float32 and items (r,) of the best ``k`` candidates, equal scores by item.
+
+    Args:
+        vectors: (V, D) float32 rows.
+        query: (D,) float32.
+        k: the number of results.
+        candidates: (n,) int64 items, ascending.
+        added: (A,) int64 items, ascending.
+        values: (A,) float32, to add to their scores.
+
+    Returns:
+        None if a score is not finite.
+    """
+    k = min(k, len(candidates))
+    scores, items = np.empty(k, np.float32), np.empty(k, np.int64)
+    arrays = [
+        np.ascontiguousarray(array, kind)
+        for array, kind in (
+            (vectors, np.float32), (query, np.float32), (candidates, np.int64), (added, np.int64),
+            (values, np.float32),
+        )
+    ]  # fmt: skip
+    at = [array.__array_interface__["data"][0] for array in (*arrays, scores, items)]
+    count = _best_of[len(candidates) > _SHORT](
+        at[0], at[1], len(query), at[2], len(candidates), at[3], at[4], len(added), k, at[5], at[6]
+    )
+    return None if count < 0 else (scores, items)
 
 
 class _Buffer:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from recblr.serving.fair_queue import BusyError, FairQueue
-from recblr.serving.item_search import ItemSearch, ItemSearcher
+from recblr.serving.item_search import ItemSearch, ItemSearcher, search_together
 from recblr.serving.model import ServedModel
 from recblr.serving.processor import RequestProcessor
 from recblr.serving.requests import (
@@ -324,19 +324,24 @@ class Engine:
         except Exception as error:  # a bug; the clients have to get an answer
             answers = [error] * len(tasks)
         follow_ups = []
+        searches: list[tuple[ItemSearch, Future[Any]]] = []
         for (tenant, request, future), answer in zip(tasks, answers, strict=True):
             if isinstance(answer, ItemSearch) and answer.is_quick:
                 answer = _result(answer)
             if isinstance(answer, Exception):
                 future.set_exception(answer)
             elif isinstance(answer, ItemSearch):
-                self._searcher.submit(tenant, answer, future)
+                if answer.is_short:
+                    searches.append((answer, future))
+                else:
+                    self._searcher.submit(tenant, answer, future)
             elif isinstance(answer, Request):
                 self._queue.put(tenant, _Task(tenant, answer, future), answer.cost, first=True)
             elif follow_up := request.follow_up:
                 follow_ups.append(_Task(tenant, follow_up, _second_of_pair(answer, future)))
             else:
                 future.set_result(answer)
+        search_together(searches)
         self._charge(tasks, 1e3 * (time.perf_counter() - begin))
         return follow_ups
 

@@ -1,4 +1,4 @@
-"""The thread that searches the best items, for several requests in one pass over the items."""
+"""The search of the best items, for several requests in one pass over the items."""
 
 import threading
 from collections.abc import Sequence
@@ -13,6 +13,9 @@ from recblr.serving.model import ServedModel
 from recblr.serving.requests import RankedItems
 
 BATCH = 16  # searches in one pass
+# Items of a catalogue that is searched without passing the request to another thread: both would wait
+# for the lock of the interpreter for longer than the search takes.
+FEW = 200_000
 
 
 class ItemSearch(NamedTuple):
@@ -32,8 +35,13 @@ class ItemSearch(NamedTuple):
 
     @property
     def is_quick(self) -> bool:
-        """Whether it takes less time than passing it to another thread."""
+        """Whether it is best done alone and at once."""
         return self.model.index.is_small
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it takes less time than passing it to another thread."""
+        return len(self.model.item_ids) <= FEW
 
     def run(self) -> RankedItems:
         """The best items."""
@@ -64,19 +72,23 @@ class ItemSearcher:
 
     def _run(self) -> None:
         while (batch := self._queue.take()) is not None:
-            for model in {search.model for search, _ in batch}:
-                searches, answers = zip(
-                    *((search, answer) for search, answer in batch if search.model is model),
-                    strict=True,
-                )
-                try:
-                    results = _search(model, searches)
-                except Exception as error:
-                    for answer in answers:
-                        answer.set_exception(error)
-                    continue
-                for answer, result in zip(answers, results, strict=True):
-                    answer.set_result(result)
+            search_together(batch)
+
+
+def search_together(batch: Sequence[tuple[ItemSearch, "Future[Any]"]]) -> None:
+    """Give each future the RankedItems of its search, or the error."""
+    for model in {search.model for search, _ in batch}:
+        searches, answers = zip(
+            *((search, answer) for search, answer in batch if search.model is model), strict=True
+        )
+        try:
+            results = _search(model, searches)
+        except Exception as error:
+            for answer in answers:
+                answer.set_exception(error)
+            continue
+        for answer, result in zip(answers, results, strict=True):
+            answer.set_result(result)
 
 
 def _search(model: ServedModel, searches: Sequence[ItemSearch]) -> list[RankedItems]:

@@ -102,8 +102,9 @@ class RequestProcessor:
         return type(request) in self._writers
 
     def is_quick(self, request: Request) -> bool:
-        """Whether a request is answered from a state in memory."""
-        return isinstance(request, RecommendForUser) and request.user in self._cache
+        """Whether a request is answered from a state in memory, by a small catalogue."""
+        small = self.model.index.is_small
+        return small and isinstance(request, RecommendForUser) and request.user in self._cache
 
     def write(
         self, requests: Sequence[Request], computed: Callable[[], None] = lambda: None
