@@ -164,9 +164,10 @@ class Index:
         return scores[order], candidates[order]
 
     def _values(self, rows: ArrayLike, values: ArrayLike) -> Added:
-        items, floats = self._items(rows), _finite(np.asarray(values, np.float32))
-        if floats.shape != items.shape or (np.diff(items) <= 0).any():
+        items, floats = np.asarray(rows, np.int64), _finite(np.asarray(values, np.float32))
+        if floats.shape != items.shape or not (items[1:] > items[:-1]).all():
             raise ValueError("added values need distinct, ascending items, one for each value")
+        self._items(items[[0, -1]] if len(items) else items)
         return items, floats
 
     def _items(self, rows: ArrayLike) -> np.ndarray:

@@ -108,24 +108,24 @@ INLINE int64_t remove_below(int32_t *items, int32_t *products, int64_t count, in
  * below the k-th best product of the items that are not `hidden`; at least all of them if there are
  * fewer than k.
  *
- * queries (B, D4, 4) and bias (B,), minus 128 times the sum of a query. added, hidden: items, ascending
- * for each query from begins[b] to begins[b + 1] - 1; at (2, B) a buffer. best (B, k) a buffer.
- * Returns in `counts` (B,) the number of candidates of each query, and these in `found` (B, capacity),
+ * queries (B, D4, 4) and bias (B,), minus 128 times the sum of a query. For each query: counts[b] items
+ * `added`, ascending, the value of each, which times units[b] is in units of the products, and
+ * counts[B + b] items `hidden`, ascending. at (2, B) and best (B, k) are buffers.
+ * Returns in `number` (B,) the number of candidates of each query, and these in `found` (B, capacity),
  * ascending; -1 if more than half of the capacity is candidates. products (B, capacity) a buffer. */
 KERNEL void find_candidates(
     const uint8_t *items, int64_t V, int64_t D4,
     const int8_t *queries, const int32_t *bias, const int64_t *margins, int64_t B, int64_t k,
-    const int64_t *added_begins, const int64_t *added, const int32_t *values,
-    const int64_t *hidden_begins, const int64_t *hidden, int64_t *at, int32_t *best,
-    int64_t capacity, int32_t *found, int32_t *products, int64_t *counts, int32_t vnni) {
+    const int64_t *const *added, const float *const *values, const double *units,
+    const int64_t *const *hidden, const int64_t *counts, int64_t *at, int32_t *best,
+    int64_t capacity, int32_t *found, int32_t *products, int64_t *number, int32_t vnni) {
     products_fn *multiply = products_plain;
 #if defined(__x86_64__) && defined(__GNUC__)
     if (vnni) multiply = products_vnni;
 #endif
     int32_t tile[QUERIES * TILE];
-    memcpy(at, added_begins, (size_t)B * sizeof *at);
-    memcpy(at + B, hidden_begins, (size_t)B * sizeof *at);
-    memset(counts, 0, (size_t)B * sizeof *counts);
+    memset(at, 0, 2 * (size_t)B * sizeof *at);
+    memset(number, 0, (size_t)B * sizeof *number);
     for (int64_t n = 0; n < B * k; n++) best[n] = NO_ITEM;
     for (int64_t first = 0; first < V; first += TILE) {
         const int64_t end = first + TILE < V ? first + TILE : V;
@@ -136,14 +136,14 @@ KERNEL void find_candidates(
             for (int64_t b = begin; b < begin + Q; b++) {
                 int32_t *sums = tile + (b - begin) * TILE;
                 int64_t *a = at + b, *h = at + B + b;
-                for (; *a < added_begins[b + 1] && added[*a] < end; ++*a)
-                    sums[added[*a] - first] += values[*a];
-                for (; *h < hidden_begins[b + 1] && hidden[*h] < end; ++*h)
-                    sums[hidden[*h] - first] = NO_ITEM;
+                for (; *a < counts[b] && added[b][*a] < end; ++*a)
+                    sums[added[b][*a] - first] += (int32_t)rint(values[b][*a] * units[b]);
+                for (; *h < counts[B + b] && hidden[b][*h] < end; ++*h)
+                    sums[hidden[b][*h] - first] = NO_ITEM;
                 for (int64_t v = end - first; v < TILE; v++) sums[v] = NO_ITEM;
-                if (counts[b] < 0) continue;
+                if (number[b] < 0) continue;
                 int32_t *own = found + b * capacity, *own_products = products + b * capacity;
-                int64_t count = counts[b];
+                int64_t count = number[b];
                 int32_t limit = limit_of(best + b * k, margins[b]);
                 for (int64_t look = 0; look < end - first; look += LOOK) {
                     int32_t largest = NO_ITEM;
@@ -167,12 +167,12 @@ KERNEL void find_candidates(
                         }
                     }
                 }
-                counts[b] = count;
+                number[b] = count;
             }
         }
     }
     for (int64_t b = 0; b < B; b++)
-        if (counts[b] >= 0)
-            counts[b] = remove_below(found + b * capacity, products + b * capacity, counts[b],
+        if (number[b] >= 0)
+            number[b] = remove_below(found + b * capacity, products + b * capacity, number[b],
                                      limit_of(best + b * k, margins[b]));
 }

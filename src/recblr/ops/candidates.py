@@ -101,23 +101,26 @@ class Candidates:
         errors += (largest > 0) * (1 + 4 * _FLOAT32.eps * units * largest)
         margins = np.ceil(np.minimum(2 * errors, 2.0**32)).astype(np.int64)
         bias = -_ZERO * rounded.sum(1, dtype=np.int32)
-        values = [np.rint(part * unit) for (_, part), unit in zip(added, units, strict=True)]
         capacity = max(8 * k, self._size // 4) + 2 * _LOOK
         found, products = np.empty((2, B, capacity), np.int32)
-        counts = np.empty(B, np.int64)
+        number = np.empty(B, np.int64)
+        # Their addresses are passed on, so they live until the call has ended.
+        added_items = [np.ascontiguousarray(items, np.int64) for items, _ in added]
+        values = [np.ascontiguousarray(part, np.float32) for _, part in added]
+        hidden = [np.ascontiguousarray(items, np.int64) for items in hidden]
         arrays = (
-            _begins([items for items, _ in added]), _joined([items for items, _ in added], np.int64),
-            _joined(values, np.int32), _begins(hidden), _joined(hidden, np.int64),
+            _addresses(added_items), _addresses(values), units, _addresses(hidden),
+            np.array([*map(len, added_items), *map(len, hidden)], np.int64),
             np.empty(2 * B, np.int64), np.empty(B * k, np.int32),
         )  # fmt: skip
         _find_candidates(
             _at(self._items), self._size, self._items.shape[1], _at(rounded), _at(bias),
-            _at(margins), B, k, *map(_at, arrays), capacity, _at(found), _at(products), _at(counts),
+            _at(margins), B, k, *map(_at, arrays), capacity, _at(found), _at(products), _at(number),
             HAS_VNNI,
         )  # fmt: skip
         return [
             None if count < 0 else row[:count].astype(np.int64)
-            for count, row in zip(counts.tolist(), found, strict=True)
+            for count, row in zip(number.tolist(), found, strict=True)
         ]
 
 
@@ -127,13 +130,8 @@ def _at(array: np.ndarray) -> int:
     return address
 
 
-def _begins(lists: Sequence[np.ndarray]) -> np.ndarray:
-    """(B + 1,) where each list begins in all of them."""
-    return np.cumsum([0, *map(len, lists)], dtype=np.int64)
-
-
-def _joined(lists: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    return np.concatenate(lists).astype(dtype, copy=False)
+def _addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([_at(array) for array in arrays], np.int64)
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
