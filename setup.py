@@ -10,8 +10,7 @@ from setuptools.command.build_ext import build_ext
 KERNELS = Extension(
     "recblr.ops._kernels",
     ["src/recblr/ops/kernels.c"],
-    depends=["src/recblr/ops/kernels.h", "src/recblr/ops/ranking.h",
-             "src/recblr/ops/candidates.h"],
+    depends=["src/recblr/ops/kernels.h", "src/recblr/ops/ranking.h", "src/recblr/ops/candidates.h"],
     extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math"],
     optional=True,
 )
