@@ -6,7 +6,7 @@ DEVICE ?= cpu
 MEASURED := benchmarks/results
 
 .PHONY: demo test test-gpu check bench gpu soak tutorial docs docs-serve dist
-.venv/.installed: pyproject.toml setup.py constraints.txt src/recblr/ops/kernels.c src/recblr/ops/kernels.h src/recblr/ops/ranking.h src/recblr/ops/candidates.h
+.venv/.installed: pyproject.toml setup.py constraints.txt $(wildcard src/recblr/ops/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "recblr needs Python 3.11 or newer; run make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv

@@ -1,5 +1,6 @@
 """Build the CPU kernels as a library for every version of Python; the rest is in pyproject.toml."""
 
+from glob import glob
 from pathlib import PurePath
 
 from setuptools import Extension, setup
@@ -10,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 KERNELS = Extension(
     "recblr.ops._kernels",
     ["src/recblr/ops/kernels.c"],
-    depends=["src/recblr/ops/kernels.h", "src/recblr/ops/ranking.h", "src/recblr/ops/candidates.h"],
+    depends=glob("src/recblr/ops/*.h"),
     extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math"],
     optional=True,
 )

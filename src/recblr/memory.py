@@ -28,7 +28,8 @@ from recblr.config import changed_settings, check, expect_sizes
 from recblr.data.batches import PackedBatch, ranges
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
-from recblr.ops.ranking import AVAILABLE, TransitionTerms
+from recblr.ops.library import AVAILABLE
+from recblr.ops.ranking import TransitionTerms
 from recblr.ranks import ALONE, Ranks
 
 EXCLUDE_REPEATS = -20.0  # r for a log without repeats; outweighs every other term of (1)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from recblr.errors import DivergedError, InputError
-from recblr.ops import ranking
+from recblr.ops import library, ranking
 from recblr.ops.candidates import Candidates
 from recblr.ops.ranking import BestItems
 
@@ -47,7 +47,7 @@ class Index:
 
     def __init__(self, vectors: Tensor) -> None:
         self._vectors = _to_numpy(vectors)
-        self._best = BestItems(self._vectors) if self.is_small and ranking.AVAILABLE else None
+        self._best = BestItems(self._vectors) if self.is_small and library.AVAILABLE else None
 
     def __str__(self) -> str:
         share = "" if self.recall == 1 else f" (recall@20 {self.recall:.3f})"
@@ -150,7 +150,7 @@ class Index:
         """At most ``k`` of some candidates, ascending, or of all items that are not hidden."""
         if candidates is None:
             candidates = np.delete(np.arange(len(self._vectors)), hidden)
-        if ranking.AVAILABLE:
+        if library.AVAILABLE:
             found = ranking.best_of(self._vectors, query, k, candidates, *added)
             if found is None:
                 raise DivergedError(NOT_FINITE)

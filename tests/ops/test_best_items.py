@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from recblr.ops import ranking
+from recblr.ops import library, ranking
 
-pytestmark = pytest.mark.skipif(not ranking.AVAILABLE, reason="the kernels are not compiled")
+pytestmark = pytest.mark.skipif(not library.AVAILABLE, reason="the kernels are not compiled")
 
 
 @pytest.mark.parametrize("items", [1, 63, 64, 65, 300])

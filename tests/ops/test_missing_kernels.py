@@ -11,7 +11,7 @@ from recblr.ops import cpu
 
 
 def test_one_warning_says_how_much_slower_training_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_LIBRARY", None)
+    monkeypatch.setattr(cpu, "LIBRARY", None)
     cpu.warn_if_missing.cache_clear()
     with pytest.warns(UserWarning, match="about 3 times as long; install a C compiler"):
         findings = examine()

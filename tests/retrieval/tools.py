@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recblr import retrieval
 from recblr.inverted_file import InvertedFile, divide
-from recblr.ops import candidates
+from recblr.ops import candidates, library
 from recblr.retrieval import Added
 
 Rows = Sequence[int] | np.ndarray
@@ -17,13 +17,13 @@ Rows = Sequence[int] | np.ndarray
 
 @pytest.fixture(params=["vnni", "plain", "float32"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scan by VNNI's instructions and by plain loops, and no scan."""
-    has_vnni = candidates.AVAILABLE and candidates.HAS_VNNI
+    """The scan by VNNI's instructions and by plain loops, and no compiled functions."""
+    has_vnni = library.AVAILABLE and candidates.HAS_VNNI
     if request.param == "vnni" and not has_vnni:
         pytest.skip("this processor has no VNNI")
     monkeypatch.setattr(candidates, "HAS_VNNI", request.param == "vnni", raising=False)
     if request.param == "float32":
-        monkeypatch.setattr(candidates, "AVAILABLE", False)
+        monkeypatch.setattr(library, "AVAILABLE", False)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def time_prepare(
         seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise InputError("recblr prepare failed, for the reason above")
+            raise InputError("recblr prepare failed; its message is above")
         fingerprint = json.loads((out / "prepared.json").read_text())["fingerprint"]
     return {
         "events": events, "per_user": per_user, "files": files,

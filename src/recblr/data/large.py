@@ -71,8 +71,8 @@ def prepare_large(
             ``separator``.
         out: a new folder. While the call runs, its disk holds up to 100 bytes for each event.
         core: as for :func:`recblr.prepare`, as is ``split``.
-        memory_limit: the most memory of DuckDB, such as "1GB" or "500MB". The reader needs up to
-            900 MB more.
+        memory_limit: the limit of DuckDB's memory, such as "1GB" or "500MB". Reading the files takes
+            up to 900 MB beside it.
         overwrite: replace the prepared folder ``out``.
 
     Returns:

@@ -118,7 +118,7 @@ def _stored_files(source: str) -> list[LogFile]:
             [info] if info.is_file else store.get_file_info(fs.FileSelector(top, recursive=True))
         )
     except (OSError, pa.ArrowException) as error:
-        problem = shorten(str(error).replace(address, name), 160)  # which may have keys in it
+        problem = shorten(str(error).replace(address, name), 160)  # the address may contain keys
         raise InputError(
             f"{name}: cannot be reached ({problem}); check the address, the network and the credentials"
         ) from None

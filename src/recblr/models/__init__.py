@@ -60,7 +60,7 @@ def create_model(
 
 
 def empty_model(name: str, config: Any, **sizes: Any) -> Model:
-    """A model as :func:`create_model` makes it, to load weights into: its tables have no memory yet."""
+    """Create a model whose weights have shapes but no memory, to load saved weights into."""
     with torch.device("meta"), _NothingDrawn():
         return create_model(name, config, **sizes)
 

@@ -5,11 +5,12 @@ Axes: V items, D the width of a vector, B queries, k results per query.
 
 import ctypes
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-_LIBRARY = Path(__file__).with_name("_kernels.so")  # from kernels.c, by setup.py
+from recblr.ops import library
+from recblr.ops.library import LIBRARY, address
+
 _GROUP = 16  # GROUP in candidates.h
 _LOOK = 64  # LOOK there; the arrays of candidates are so much longer
 _LEVELS = 127  # of int8
@@ -18,17 +19,15 @@ _MAX_ADDED = 2**28  # largest added value in units of the int8 products, far fro
 _MAX_WIDTH = 1 << 13  # of which the int8 products are as far from there
 _PART = 1 << 20  # numbers that are rounded at a time
 _FLOAT32 = np.finfo(np.float32)
-AVAILABLE = _LIBRARY.exists()
-if AVAILABLE:
-    _functions = ctypes.CDLL(str(_LIBRARY))  # releases the lock of the interpreter
+if LIBRARY is not None:
     _pointer, _integer = ctypes.c_void_p, ctypes.c_int64
-    _find_candidates = _functions.find_candidates
+    _find_candidates = LIBRARY.find_candidates
     _find_candidates.argtypes = [
         _pointer, *[_integer] * 2, *[_pointer] * 3, *[_integer] * 2, *[_pointer] * 7, _integer,
         *[_pointer] * 3, ctypes.c_int32,
     ]  # fmt: skip
     _find_candidates.restype = None
-    HAS_VNNI = bool(_functions.has_vnni())
+    HAS_VNNI = bool(LIBRARY.has_vnni())
 
 Rows = np.ndarray
 """Items (n,) int64, ascending."""
@@ -70,7 +69,7 @@ class Candidates:
     @staticmethod
     def can_scan(vectors: np.ndarray) -> bool:
         """Whether there are compiled functions, and the sums of vectors (V, D) fit into int32."""
-        return AVAILABLE and vectors.shape[1] <= _MAX_WIDTH and len(vectors) < 2**31
+        return library.AVAILABLE and vectors.shape[1] <= _MAX_WIDTH and len(vectors) < 2**31
 
     def find(
         self, queries: np.ndarray, k: int, hidden: Sequence[Rows],
@@ -114,9 +113,9 @@ class Candidates:
             np.empty(2 * B, np.int64), np.empty(B * k, np.int32),
         )  # fmt: skip
         _find_candidates(
-            _at(self._items), self._size, self._items.shape[1], _at(rounded), _at(bias),
-            _at(margins), B, k, *map(_at, arrays), capacity, _at(found), _at(products), _at(number),
-            HAS_VNNI,
+            address(self._items), self._size, self._items.shape[1], address(rounded), address(bias),
+            address(margins), B, k, *map(address, arrays), capacity, address(found),
+            address(products), address(number), HAS_VNNI,
         )  # fmt: skip
         return [
             None if count < 0 else row[:count].astype(np.int64)
@@ -124,14 +123,8 @@ class Candidates:
         ]
 
 
-def _at(array: np.ndarray) -> int:
-    """The address of an array; it must live on."""
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
 def _addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.array([_at(array) for array in arrays], np.int64)
+    return np.array([address(array) for array in arrays], np.int64)
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:

@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from recblr.ops.library import LIBRARY
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _BLOCK = 16  # channels: 64 bytes of float32, so two threads never write to the same cache line
@@ -17,17 +18,9 @@ _ROWS = 32  # events between two states kept for the gradient; ROWS in kernels.c
 _USERS = 64  # of a thread, at least: waking a thread for fewer takes longer than their steps
 
 
-def _open() -> ctypes.CDLL | None:
-    path = Path(__file__).with_name("_kernels.so")  # from kernels.c, by setup.py
-    return ctypes.CDLL(str(path)) if path.exists() else None
-
-
-_LIBRARY = _open()  # loaded at import: torch.compile does not trace a cached function
-
-
 def available() -> bool:
     """Whether the kernels were compiled when the package was built."""
-    return _LIBRARY is not None
+    return LIBRARY is not None
 
 
 @cache
@@ -61,7 +54,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def _call(name: str, dtype: torch.dtype, size: int, block: int, *arguments: object) -> None:
     """Run the C function ``name`` over 0 .. size-1, a range of whole blocks on each thread."""
-    function = getattr(_LIBRARY, f"{name}_{_DTYPES[dtype]}")
+    function = getattr(LIBRARY, f"{name}_{_DTYPES[dtype]}")
     function.restype = None
     values = [
         ctypes.c_void_p(value.data_ptr())
@@ -223,8 +216,8 @@ def dropout(x: Tensor, seed: int, keep: float, before: int = 0) -> Tensor:
 @cache
 def _recblr_step() -> Any:
     """The C function with its argument types, which make each call faster."""
-    assert _LIBRARY is not None
-    function = _LIBRARY.recblr_step
+    assert LIBRARY is not None
+    function = LIBRARY.recblr_step
     function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 7
     function.restype = ctypes.c_int64
     return function

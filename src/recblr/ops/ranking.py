@@ -10,19 +10,17 @@ H hidden items, n candidates.
 
 import ctypes
 import threading
-from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
-_LIBRARY = Path(__file__).with_name("_kernels.so")  # from kernels.c, by setup.py
+from recblr.ops.library import KEEPING_LOCK, LIBRARY, address
+
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _TOGETHER = 32  # TOGETHER in ranking.h
 _SHORT = 1_000  # candidates of a short call
-AVAILABLE = _LIBRARY.exists()
-if AVAILABLE:
-    _functions = ctypes.PyDLL(str(_LIBRARY))
-    _transition_terms, _best_items = _functions.transition_terms, _functions.best_items
+if LIBRARY is not None and KEEPING_LOCK is not None:
+    _transition_terms, _best_items = KEEPING_LOCK.transition_terms, KEEPING_LOCK.best_items
     _transition_terms.argtypes = [
         *[_POINTER] * 5, *[_INTEGER] * 2, *[_FLOAT] * 2, *[_POINTER] * 4
     ]  # fmt: skip
@@ -31,7 +29,7 @@ if AVAILABLE:
         *[_POINTER] * 3,
     ]  # fmt: skip
     _transition_terms.restype = _best_items.restype = _INTEGER
-    _best_of = _functions.best_of, ctypes.CDLL(str(_LIBRARY)).best_of  # which releases the lock
+    _best_of = KEEPING_LOCK.best_of, LIBRARY.best_of
     for _function in _best_of:
         _function.argtypes = [
             *[_POINTER] * 2, _INTEGER, _POINTER, _INTEGER, *[_POINTER] * 2, *[_INTEGER] * 2,
@@ -66,7 +64,7 @@ def best_of(
             (values, np.float32),
         )
     ]  # fmt: skip
-    at = [array.__array_interface__["data"][0] for array in (*arrays, scores, items)]
+    at = [*map(address, (*arrays, scores, items))]
     count = _best_of[len(candidates) > _SHORT](
         at[0], at[1], len(query), at[2], len(candidates), at[3], at[4], len(added), k, at[5], at[6]
     )
@@ -78,14 +76,14 @@ class _Buffer:
 
     def __init__(self, size: int, dtype: type[np.generic]) -> None:
         self.array = np.zeros(size, dtype)
-        self.at: int = self.array.__array_interface__["data"][0]
+        self.at = address(self.array)
 
     def fill(self, values: np.ndarray) -> int:
         """Copy values to the beginning; their number."""
         count = len(values)
         if count > len(self.array):
             self.array = np.zeros(2 * count, self.array.dtype)
-            self.at = self.array.__array_interface__["data"][0]
+            self.at = address(self.array)
         self.array[:count] = values
         return count
 
@@ -108,7 +106,7 @@ class TransitionTerms:
             np.ascontiguousarray(matrix.indices, np.int32),
             np.ascontiguousarray(matrix.data, np.float32),
         )
-        self._matrix = [array.__array_interface__["data"][0] for array in self._arrays]
+        self._matrix = [address(array) for array in self._arrays]
         self._history, self._weights = _Buffer(reach, np.int64), _Buffer(reach, np.float32)
         self._weights.fill(weights)
         self._m, self._seen = _Buffer(size, np.float32), _Buffer(-(-size // 64), np.uint64)

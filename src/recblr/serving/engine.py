@@ -4,7 +4,7 @@ The first thread owns the log and the states. It takes waiting requests, for eac
 time, and passes them to the :class:`RequestProcessor`: all that write in one transaction, then all that
 read. So the events of a user are applied in order, and a request that is sent after an event was
 acknowledged sees that event. Long work is done in parts: after each, the request queues again. The
-second thread, the :class:`ItemSearcher`, searches the best items.
+second thread, the :class:`ItemSearcher`, searches the best items of large catalogues.
 """
 
 import asyncio

@@ -102,7 +102,7 @@ class RequestProcessor:
         return type(request) in self._writers
 
     def is_quick(self, request: Request) -> bool:
-        """Whether a request is answered from a state in memory, by a small catalogue."""
+        """Whether a request needs only a state in memory and the search of a small catalogue."""
         small = self.model.index.is_small
         return small and isinstance(request, RecommendForUser) and request.user in self._cache
 
