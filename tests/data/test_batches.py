@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recblr.data.batches import (
+    Beside,
+    Horizon,
     PackedBatch,
     Targets,
     all_positions,
@@ -85,6 +87,47 @@ def test_pack_equals_a_plain_loop(targets: Targets, data: st.DataObject) -> None
         ):
             assert ours.tolist() == truth
             assert ours.dtype == torch.int64
+
+
+@pytest.mark.parametrize("targets", ["all", "last"])
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_horizon_ends_with_the_history(targets: Targets, data: st.DataObject) -> None:
+    """A batch may have a part of a history; what it predicts may lie after the part."""
+    lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+    flat = data.draw(st.permutations(range(sum(lengths) + 1)))  # the last event has no history
+    begins, ends = histories(lengths)
+    pairs = []
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        cuts = sorted(data.draw(st.sets(st.integers(begin, end - 1), max_size=3)))
+        pairs += list(pairwise(cuts))
+    starts, stops = np.array(pairs, int).reshape(-1, 2).T
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    weights = np.arange(len(flat), dtype=np.float32) + 1
+
+    expected = []
+    for start, stop in pairs:
+        end = ends[begins <= start][-1]
+        for row in range(start, stop):
+            if targets == "all" or row == stop - 1:
+                rows = range(row + 1, min(row + 4, end))
+                total = sum(shares[: len(rows)].tolist())
+                expected.append(
+                    {flat[r]: shares[n].item() / total * (row + 2) for n, r in enumerate(rows)}
+                )
+    for log in (np.array(flat, np.int32), torch.tensor(flat)):
+        beside = Beside(
+            weights if isinstance(log, np.ndarray) else torch.tensor(weights),
+            horizon=Horizon(begins, ends, shares),
+        )
+        batch = pack(log, starts, stops, targets, beside)
+        assert batch.targets.shape == (len(batch.positions), 3)
+        assert batch.weights is not None
+        found = [
+            {item: factor for item, factor in zip(*row, strict=True) if factor}
+            for row in zip(batch.targets.tolist(), batch.weights.tolist(), strict=True)
+        ]
+        assert found == [pytest.approx(truth, rel=1e-6) for truth in expected]
 
 
 def test_pack_of_the_last_event_needs_no_event_after_it() -> None:

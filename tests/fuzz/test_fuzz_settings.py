@@ -173,7 +173,8 @@ def small_settings(draw: st.DrawFn) -> tuple[str, dict[str, dict[str, Any]]]:
         "seed": [0, 2**32 - 1],
     }
     rates = {"lr": [1e-9, 1e-2, 1e30], "label_smoothing": [0.0, 0.2], "ema_decay": [0.0, 0.999],
-             "mask_seen_in_loss": [False, True], "weight_decay": [0.0, 0.9]}  # fmt: skip
+             "mask_seen_in_loss": [False, True], "weight_decay": [0.0, 0.9],
+             "horizon": [1, 5, 64]}  # fmt: skip
     every = choices | sizes | rates
     names = draw(st.lists(st.sampled_from([*every]), max_size=4, unique=True))
     train = {name: draw(st.sampled_from(every[name])) for name in names}

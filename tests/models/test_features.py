@@ -172,6 +172,13 @@ def test_a_model_recommends_for_the_kind_that_is_asked_for(
         export(tmp_path / "model", tmp_path / "onnx")
 
 
+def test_a_horizon_needs_a_log_without_kinds() -> None:
+    training = replace(TRAINING, horizon=2, epochs=1)
+    with pytest.raises(InputError, match=r"train\.horizon does not work with kinds of events"):
+        Recommender(config=TINY_MODEL, training=training).fit(shop())
+    Recommender(config=TINY_MODEL, training=training).fit(shop(), columns={"kind": None})
+
+
 def test_new_kinds_grow_the_model(fitted: Recommender, tmp_path: Path) -> None:
     fitted.save(tmp_path / "model")
     updated = load(tmp_path / "model").refit()

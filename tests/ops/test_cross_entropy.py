@@ -77,6 +77,45 @@ def test_values_and_gradients_equal_those_of_pytorch(
     torch.testing.assert_close(gradients, expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("masked", "smoothing"),
+    [(False, 0.0), (False, 0.1), (True, 0.0)],
+    ids=["all", "smooth", "masked"],
+)
+@pytest.mark.parametrize("size", [1, 40, 1 << 21])
+@pytest.mark.parametrize("items", ["all", "some"])
+@pytest.mark.parametrize(("m", "v"), [(1, 1), (5, 7), (65, 200)])
+def test_the_loss_of_several_targets_is_the_sum_of_their_losses(
+    monkeypatch: pytest.MonkeyPatch, m: int, v: int, items: str, size: int, masked: bool,
+    smoothing: float,
+) -> None:  # fmt: skip
+    """One of three targets of a position may equal another, and may have the factor 0."""
+    divide(monkeypatch, items, size)
+    hidden, weight, targets = example(m, v)
+    generator = torch.Generator().manual_seed(m)
+    targets = torch.stack([targets, *torch.randint(v, (2, m), generator=generator)], 1)
+    factors = torch.rand(m, 3, generator=generator, dtype=torch.float64)
+    factors[::2, 2] = 0
+    seen = some_pairs(targets[:, 0], v) if masked else None
+    ours = cross_entropy(hidden, weight, targets, seen, smoothing, factors)
+
+    logits = hidden @ weight.t()
+    if seen is not None:
+        mask = torch.zeros(logits.shape, dtype=torch.bool)
+        for row, item in seen.t().tolist():
+            mask[row, item] = item not in targets[row]
+        logits = logits.masked_fill(mask, -torch.inf)
+    losses = [
+        functional.cross_entropy(logits, of, label_smoothing=smoothing, reduction="none")
+        for of in targets.unbind(1)
+    ]
+    theirs = (torch.stack(losses, 1) * factors).sum(1).mean()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(ours, (hidden, weight))
+    expected = torch.autograd.grad(theirs, (hidden, weight))
+    torch.testing.assert_close(gradients, expected, rtol=1e-11, atol=1e-13)
+
+
 def test_a_masked_item_does_not_affect_the_loss() -> None:
     hidden, weight, _ = example(4, 9)
     targets = torch.tensor([0, 1, 3, 8])

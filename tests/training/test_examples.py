@@ -87,6 +87,35 @@ def test_mask_seen_in_loss_excludes_the_history_from_the_softmax(
     assert masking["loss"] < plain["loss"] - 0.1
 
 
+@pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
+def test_a_horizon_predicts_the_next_items_of_the_training_part(
+    examples: Any, sequences: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of 5 events and small batches cut most histories; the items after a cut are predicted."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(LOSS, recorded(calls))
+    config = replace(
+        TINY_TRAINING, examples=examples, max_length=5, epochs=1, horizon=3, horizon_power=1.0
+    )
+    train(fresh(sequences), sequences, config, tmp_path)
+    expected = []
+    for begin, end in zip(sequences.offsets[:-1], sequences.split.train_end, strict=True):
+        history = sequences.items[begin:end].tolist()
+        for t in range(1, len(history)):
+            following = history[t : t + 3]
+            total = sum(1 / n for n in range(1, len(following) + 1))
+            following = [(item, 1 / n / total) for n, item in enumerate(following, 1)]
+            expected.append(following)
+    found = [
+        [pair for pair in zip(*row, strict=True) if pair[1]]
+        for call in calls
+        for row in zip(call["targets"].tolist(), call["weights"].tolist(), strict=True)
+    ]
+    for ours, truth in zip(sorted(found), sorted(expected), strict=True):
+        assert [item for item, _ in ours] == [item for item, _ in truth]
+        np.testing.assert_allclose([w for _, w in ours], [w for _, w in truth], rtol=1e-6)
+
+
 def test_a_prefix_sample_never_continues_another(sequences: Sequences) -> None:
     spans = [(np.array([0]), np.array([5])), (np.array([5]), np.array([9]))]
     for examples, expected in (("all-positions", [False, True]), ("prefixes", [False, False])):

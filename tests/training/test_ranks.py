@@ -35,10 +35,11 @@ TRAIN = {
     "precision": "float32",
 }  # fmt: skip
 # A state that goes on in the next batch, an average and a smoothed target; a second table of items,
-# masked items; a model without a state (its attention would draw its own dropout); prefixes.
+# masked items and several targets; a model without a state (its attention would draw its own dropout);
+# prefixes.
 TRAININGS = {
     "recblr": ("recblr", {"dim": 16, "layers": 1}, {"ema_decay": 0.9, "label_smoothing": 0.1}),
-    "lrurec": ("lrurec", {"dim": 16, "layers": 1}, {"mask_seen_in_loss": True}),
+    "lrurec": ("lrurec", {"dim": 16, "layers": 1}, {"mask_seen_in_loss": True, "horizon": 3}),
     "sasrec": ("sasrec", {"dim": 16, "layers": 1, "heads": 1, "dropout": 0.0}, {}),
     "prefixes": ("gru4rec", {"dim": 16}, {"examples": "prefixes"}),
 }

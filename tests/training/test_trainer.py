@@ -19,6 +19,7 @@ from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.evaluation import metrics
 from recblr.evaluation.ranking import rank_targets
+from recblr.models.bert4rec import BERT4Rec, BERT4RecConfig
 from recblr.models.sasrec import SASRec, SASRecConfig
 from recblr.ops.cross_entropy import cross_entropy
 from recblr.recommender import Recommender
@@ -191,10 +192,18 @@ def test_the_window_of_a_model_without_a_state_is_max_length() -> None:
         resolve(TrainConfig(scan="serial"), model)
 
 
+def test_a_model_that_predicts_masked_items_has_no_horizon() -> None:
+    model = BERT4Rec(5, BERT4RecConfig(dim=4, heads=1), max_length=9)
+    for values in ({"horizon": 2}, {"mask_seen_in_loss": True}):
+        with pytest.raises(InputError, match=f"train.{next(iter(values))} does not work with"):
+            resolve(TrainConfig(**values), model)
+
+
 @pytest.mark.parametrize(
     "values",
     [{"max_length": 0}, {"batch_size": 0}, {"epochs": 0}, {"patience": 0}, {"warmup_steps": -1},
-     {"seed": -1}, {"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}],
+     {"seed": -1}, {"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}, {"horizon": 0},
+     {"horizon": 65}, {"horizon_power": -1.0}],
     ids=str,
 )  # fmt: skip
 def test_invalid_settings_are_refused(values: dict[str, Any]) -> None:

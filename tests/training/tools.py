@@ -65,10 +65,11 @@ def recorded(calls: list[dict[str, Any]]) -> Loss:
     """The loss, which also records its calls."""
 
     def loss(
-        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None, *others: Any
-    ) -> Tensor:
-        value = cross_entropy(hidden, weight, targets, seen, *others)
-        calls.append({"targets": targets, "seen": seen, "loss": value.item()})
+        hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None,
+        smoothing: float, weights: Tensor | None, *others: Any,
+    ) -> Tensor:  # fmt: skip
+        value = cross_entropy(hidden, weight, targets, seen, smoothing, weights, *others)
+        calls.append({"targets": targets, "seen": seen, "weights": weights, "loss": value.item()})
         return value
 
     return loss

@@ -23,11 +23,12 @@ class PackedBatch:
         items: (N,) item indices.
         offsets: (B + 1,) history b has the rows offsets[b] .. offsets[b+1]-1.
         positions: (M,) rows whose next item is to be predicted, ascending.
-        targets: (M,) the next item of each position.
+        targets: (M,) the next item of each position; or (M, K) its next K items.
         seen: (2, P) pairs of a target, numbered 0 .. M-1, and an item of its history up to there; if
             histories have at most one target, of a history 0 .. B-1 and an item. None if not needed.
         users: (B,) the user of each history, -1 for an unknown one. None if not needed.
-        weights: (M,) float32, the factor of each target in the loss; None if all are 1.
+        weights: float32, the factor of each target in the loss, of the shape of ``targets``; None if
+            all are 1.
         features: (N, F) the features of each event, rows of their table; None if not known.
         asked: (M,) the code of the kind that is asked for, 0 for any kind; if M is 0, (B,). None for
             any kind.
@@ -62,19 +63,40 @@ class PackedBatch:
         return PackedBatch(**moved)
 
 
+class Horizon(NamedTuple):
+    """The next K items that each position predicts.
+
+    Attributes:
+        starts, stops: (H,) the rows of histories, ascending. A position predicts no item after the end
+            of its history.
+        shares: (K,) the factor of each item in the loss. If fewer items are left, their factors are
+            scaled to the same sum.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+    shares: Tensor
+
+    def ends(self, starts: np.ndarray) -> np.ndarray:
+        """The row after the history that has each row of ``starts`` (B,)."""
+        return self.stops[np.searchsorted(self.starts, starts, side="right") - 1]
+
+
 class Beside(NamedTuple):
-    """What is known of the events of a log beside their items: arrays or tensors, as the items are, or
-    None.
+    """What is known of the events of a log beside their items, arrays or tensors, as the items are; and
+    what is to be predicted. Each may be None.
 
     Attributes:
         weights: (N,) the factor of each event in the loss.
         features: (N, F) as in :class:`PackedBatch`.
         asked: (N,) the kind to ask for when an event is predicted.
+        horizon: the next items that a position predicts; None for one.
     """
 
     weights: Any = None
     features: Any = None
     asked: Any = None
+    horizon: Horizon | None = None
 
 
 NOTHING = Beside()
@@ -97,7 +119,7 @@ def pack(
             array is packed by NumPy, which is faster for a small batch.
         starts, stops: (B,) the rows of each history.
         targets: the positions to predict at: all, the last of each history, or none (M = 0). The
-            target of a position is the item after it in ``items``.
+            target of a position is the item after it in ``items``; with a horizon, the next items.
         beside: what is known of the events beside their items.
     """
     lengths = stops - starts
@@ -105,8 +127,12 @@ def pack(
     n = int(ends[-1])
     offsets: Any  # array or tensor, like items
     every: Any
+    weights, features, asked, horizon = beside
+    last: Any = starts[:0] if horizon is None else horizon.ends(starts)
     if isinstance(items, Tensor):
-        offsets, shift, length = _copy_to(items.device, ends, starts - ends[:-1], lengths)
+        offsets, shift, length, last = _copy_to(
+            items.device, ends, starts - ends[:-1], lengths, last
+        )
         every = torch.arange(n, device=items.device)
         rows = every + torch.repeat_interleave(shift, length, output_size=n)
     else:
@@ -114,13 +140,29 @@ def pack(
     positions = {"all": every, "last": offsets[1:] - 1, "none": every[:0]}[targets]
     after = rows[positions] + 1
     batch = PackedBatch(*map(_int64, (items[rows], offsets, positions, items[after])))
-    weights, features, asked = beside
-    return replace(
+    batch = replace(
         batch,
         weights=None if weights is None else torch.as_tensor(weights[after]),
         features=None if features is None else _int64(features[rows]),
         asked=None if asked is None else _int64(asked[after]),
     )
+    if horizon is None:
+        return batch
+    following, factors = _next_rows(_int64(after), _int64(last)[batch.owners], horizon.shares)
+    if batch.weights is not None:
+        factors *= batch.weights.unsqueeze(1)
+    predicted = items[following if isinstance(items, Tensor) else following.numpy()]
+    return replace(batch, targets=_int64(predicted), weights=factors)
+
+
+def _next_rows(after: Tensor, ends: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """The K rows (M, K) from ``after`` (M,) on, and their factors. Those that are not before ``ends``
+    (M,) have the factor 0, and repeat the last row."""
+    steps = torch.arange(len(shares), device=shares.device)
+    left = (ends - after).clamp(min=1).unsqueeze(1)  # a history that fills a batch may have none
+    factors = shares * (steps < left)
+    factors *= shares.sum() / factors.sum(1, keepdim=True)
+    return after.unsqueeze(1) + torch.minimum(steps, left - 1), factors
 
 
 def pack_latest(

@@ -6,7 +6,7 @@ few positions that adding to the gradient of every item for each part takes most
 part has some items for all positions, and the logits are computed twice: first for the sums of the
 softmax, then for the gradient, which is complete for the items of a part.
 
-Axes: M positions, V items, D the width of a vector, P pairs.
+Axes: M positions, K targets of a position, V items, D the width of a vector, P pairs.
 """
 
 from typing import Any
@@ -32,26 +32,32 @@ def cross_entropy(
     weights: Tensor | None = None,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Mean of -log softmax(hidden · weightᵀ)[target], equation (2) of arXiv 2406.12580.
+    """Mean of -log softmax(hidden · weightᵀ)[target], equation (2) of arXiv 2406.12580. With several
+    targets, the loss of a position is the sum over them.
 
     Args:
         hidden: (M, D).
         weight: (V, D) item embeddings.
-        targets: (M,) item indices.
+        targets: (M,) or (M, K) item indices.
         seen: (2, P) rows of ``hidden``, in ascending order, and for each an item to exclude from the
-            softmax of the row, unless it is the target of the row.
+            softmax of the row, unless it is a target of the row.
         smoothing: label smoothing, the share of each target that is spread evenly over the catalogue
             (arXiv 1512.00567). Cannot be combined with ``seen``.
-        weights: (M,) the factor of each target in the mean; None if all are 1.
+        weights: the factor of each target, of the shape of ``targets``; None if all are 1.
         ranks: the processes that divide the items. ``weight`` has the items of this process; all other
             arguments are the same in each, as is the result. The gradient of ``hidden`` is the part
             that this process's items have in it.
 
     Under ``torch.autocast`` the products are in bfloat16 and the sums in float32.
     """
+    several = targets.dim() == 2
     loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, seen, smoothing, weights, ranks
-    )
+        hidden, weight,
+        targets if several else targets.unsqueeze(1),
+        seen, smoothing,
+        weights if several or weights is None else weights.unsqueeze(1),
+        ranks,
+    )  # fmt: skip
     return loss
 
 
@@ -97,7 +103,7 @@ def _all_items_at_once(
     seen_by_chunk = None if seen is None else _divided(seen, len(hidden), rows)
     for begin in range(0, len(hidden), rows):
         chunk = slice(begin, begin + rows)
-        h, target = hidden[chunk].to(dtype), targets[chunk].unsqueeze(1)
+        h, target = hidden[chunk].to(dtype), targets[chunk]
         logits = (h @ items.t()).to(weight.dtype)
         target_logits = logits.gather(1, target)
         if seen_by_chunk is not None:
@@ -109,14 +115,12 @@ def _all_items_at_once(
         probabilities = torch.softmax(logits, 1, out=logits)
         # From the largest probability, as that of the target may underflow.
         log_sum_exp = largest - probabilities.amax(1, keepdim=True).log()
-        losses = log_sum_exp - (1 - smoothing) * target_logits
-        share = torch.full_like(target_logits, smoothing - 1)
-        dlogits = probabilities.scatter_add_(1, target, share)
-        if weights is not None:
-            factors = weights[chunk].unsqueeze(1)
-            losses, dlogits = losses * factors, dlogits.mul_(factors)
+        factors = torch.ones_like(target_logits) if weights is None else weights[chunk]
+        losses = (log_sum_exp - (1 - smoothing) * target_logits) * factors
         loss += losses.sum()
-        dlogits = dlogits.to(dtype)
+        if weights is not None:
+            probabilities.mul_(factors.sum(1, keepdim=True))
+        dlogits = probabilities.scatter_add_(1, target, (smoothing - 1) * factors).to(dtype)
         dhidden[chunk] = dlogits @ items
         dweight += dlogits.t() @ h
         del logits, probabilities, dlogits  # before the next chunk allocates its own
@@ -125,8 +129,9 @@ def _all_items_at_once(
         weighted, weight_sum = hidden.to(weight.dtype), weight.sum(0)
         uniform_gradient = weight_sum
         if weights is not None:
-            weighted = weighted * weights.unsqueeze(1)
-            uniform_gradient = weights.unsqueeze(1) * weight_sum
+            of_position = weights.sum(1, keepdim=True)
+            weighted = weighted * of_position
+            uniform_gradient = of_position * weight_sum
         hidden_sum = weighted.sum(0)
         loss -= uniform * (hidden_sum @ weight_sum)
         dhidden -= uniform * uniform_gradient
@@ -142,12 +147,12 @@ def _some_items_at_once(
     if not len(hidden):
         return hidden.sum().to(weight.dtype), torch.zeros_like(hidden), torch.zeros_like(weight)
     bounds = ranks.bounds(len(weight))
-    targets, catalogue = (targets - bounds[ranks.number]).unsqueeze(1), bounds[-1]
+    targets, catalogue = targets - bounds[ranks.number], bounds[-1]
     size = max(1, _PART[hidden.device.type] // len(hidden))
     h, masked = hidden.to(dtype), None
     if seen is not None:
         row, item = seen[0], seen[1] - bounds[ranks.number]
-        own = (item >= 0) & (item < len(weight)) & (item != targets[row, 0])
+        own = (item >= 0) & (item < len(weight)) & (item[:, None] != targets[row]).all(1)
         item, order = item[own].sort(stable=True)
         masked = _divided(torch.stack([item, row[own][order]]), len(weight), size)
 
@@ -161,17 +166,21 @@ def _some_items_at_once(
         return logits, items
 
     def targets_in(begin: int) -> tuple[Tensor, Tensor]:
-        """(M, 1) the targets counted from ``begin``, and whether they are in the part from there on."""
+        """(M, K) the targets counted from ``begin``, and whether they are in the part from there on."""
         places, end = targets - begin, min(size, len(weight) - begin)
         return places.clamp(0, end - 1), (places >= 0) & (places < end)
 
-    # The logarithm of the sum of exponentials, the logit of the target, and the sum of all logits.
+    factors = torch.ones_like(targets, dtype=weight.dtype) if weights is None else weights
+    of_position = factors.sum(1, keepdim=True)
+    # The logarithm of the sum of exponentials, the sum over the targets of factor times logit, and the
+    # sum of all logits.
     log_sum = hidden.new_full((len(hidden), 1), -torch.inf, dtype=weight.dtype)
     of_target, total = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     for begin in range(0, len(weight), size):
         logits, _ = logits_of(begin)
         places, inside = targets_in(begin)
-        of_target += logits.gather(1, places).where(inside, 0)
+        of_targets = logits.gather(1, places).where(inside, 0) * factors
+        of_target += of_targets.sum(1, keepdim=True)
         if smoothing:
             total += logits.sum(1, keepdim=True)
         log_sum = torch.logaddexp(log_sum, logits.logsumexp(1, keepdim=True))
@@ -180,21 +189,21 @@ def _some_items_at_once(
         sums = ranks.sum(torch.stack([(log_sum - largest).exp(), of_target, total]))
         log_sum, of_target, total = largest + sums[0].log(), sums[1], sums[2]
 
-    uniform, factors = smoothing / catalogue, None if weights is None else weights.unsqueeze(1)
-    losses = log_sum - (1 - smoothing) * of_target - uniform * total
+    uniform = smoothing / catalogue
+    losses = of_position * (log_sum - uniform * total) - (1 - smoothing) * of_target
     dhidden = torch.zeros_like(hidden, dtype=weight.dtype)
     dweight = torch.empty_like(weight)
     for begin in range(0, len(weight), size):
         logits, items = logits_of(begin)
         dlogits = logits.sub_(log_sum).exp_().sub_(uniform)
         places, inside = targets_in(begin)
-        dlogits.scatter_add_(1, places, (smoothing - 1) * inside.to(weight.dtype))
-        if factors is not None:
-            dlogits.mul_(factors)
+        if weights is not None:
+            dlogits.mul_(of_position)
+        dlogits.scatter_add_(1, places, (smoothing - 1) * factors * inside)
         narrow = dlogits.to(dtype)
         dhidden += narrow @ items
         dweight[begin : begin + size] = narrow.t() @ h
-    return (losses if factors is None else losses * factors).sum(), dhidden, dweight
+    return losses.sum(), dhidden, dweight
 
 
 def _divided(pairs: Tensor, count: int, size: int) -> tuple[Tensor, ...]:

@@ -39,6 +39,10 @@ class TrainConfig:
     # Decay per update of the moving average of the weights; training keeps the average.
     ema_decay: float = 0.0
     label_smoothing: float = 0.0  # share of each target spread over the catalogue
+    # The number of next items that each position predicts. The factor of the n-th in the loss is in
+    # proportion to n^-horizon_power.
+    horizon: int = 1
+    horizon_power: float = 1.2
     # Add to the vector of each item that of the time since the user's event before, in 32 classes, each
     # twice as long as the one before.
     gaps: bool = False
@@ -78,15 +82,21 @@ class TrainConfig:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be at least 0")
         if not 0 < self.lr < math.inf:
             raise InputError(f"train.lr = {self.lr}: must be positive and finite")
+        expect_sizes(self, "train", "horizon", at_most=64)
+        if not 0 <= self.horizon_power <= 10:
+            raise InputError(f"train.horizon_power = {self.horizon_power}: must be in 0 .. 10")
         for name in ("label_smoothing", "ema_decay", "weight_decay", "content_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name} = {getattr(self, name)}: must be in [0, 1)")
         if self.mask_seen_in_loss and self.label_smoothing:
             raise InputError("set train.mask_seen_in_loss or train.label_smoothing, not both")
-        if self.loss == "paper" and (self.mask_seen_in_loss or self.label_smoothing):
+        if self.loss == "paper" and (
+            self.mask_seen_in_loss or self.label_smoothing or self.horizon > 1
+        ):
             raise InputError(
-                "train.mask_seen_in_loss and train.label_smoothing need train.loss=softmax; "
-                "set it, or set train.mask_seen_in_loss=false and train.label_smoothing=0"
+                "train.mask_seen_in_loss, train.label_smoothing and train.horizon need "
+                "train.loss=softmax; set it, or set train.mask_seen_in_loss=false, "
+                "train.label_smoothing=0 and train.horizon=1"
             )
 
 
@@ -101,10 +111,11 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
         raise InputError(
             f"train.examples = {examples!r}: this model supports {' and '.join(model.examples)}"
         )
-    if "cloze" in model.examples and config.mask_seen_in_loss:
-        raise InputError(
-            "train.mask_seen_in_loss does not work with a model that predicts masked items (cloze)"
-        )
+    for name, default in (("mask_seen_in_loss", False), ("horizon", 1)):
+        if "cloze" in model.examples and getattr(config, name) != default:
+            raise InputError(
+                f"train.{name} does not work with a model that predicts masked items (cloze)"
+            )
     recurrent = isinstance(model, RecurrentModel)
     if config.scan != "packed" and not recurrent:
         raise InputError(f"train.scan = {config.scan!r}: this model has no recurrence")

@@ -14,6 +14,7 @@ from recblr.data import batches
 from recblr.data.batches import (
     NOTHING,
     Beside,
+    Horizon,
     PackedBatch,
     Spans,
     Targets,
@@ -98,6 +99,15 @@ def asked_kinds(data: Sequences, seed: int, epoch: int) -> np.ndarray | None:
         return None
     any_kind = np.random.default_rng([seed, epoch, 1]).random(len(data.items)) < 0.5
     return np.where(any_kind, 0, data.kinds.codes)
+
+
+def horizon_of(histories: Spans, config: TrainConfig, device: torch.device) -> Horizon | None:
+    """The next items that each position of the histories predicts; None for one."""
+    if config.horizon == 1:
+        return None
+    order = np.argsort(histories[0], kind="stable")
+    shares = torch.arange(1, config.horizon + 1, device=device) ** -config.horizon_power
+    return Horizon(histories[0][order], histories[1][order], shares / shares.sum())
 
 
 def part_of(batch: Spans, ranks: Ranks) -> Spans:

@@ -29,6 +29,7 @@ from recblr.training.cuda_graph import has_fixed_shapes
 from recblr.training.examples import (
     EXAMPLES,
     asked_kinds,
+    horizon_of,
     training_batches,
     training_histories,
 )
@@ -89,6 +90,11 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.model, self.data, self._ranks = model, data, ranks
         self.config = with_usable_protocol(resolve(config, model), data)
+        if self.config.horizon > 1 and data.kinds is not None:
+            raise InputError(
+                "train.horizon does not work with kinds of events; set train.horizon=1, or leave the "
+                "kinds out with columns={'kind': None} (command line: --columns kind=)"
+            )
         self._histories = histories or (lambda epoch: training_histories(data))
         if not ranks.alone:
             expect_divisible(model, self.config)
@@ -250,7 +256,8 @@ class Trainer:
         """The batches, each with whether its first history continues the last of the previous batch."""
         users = self.data.offsets if "users" in self.model.needs else None
         asked = self._on_device(asked_kinds(self.data, self.config.seed, epoch))
-        beside = Beside(self._weights, self._features, asked)
+        horizon = horizon_of(self._histories(epoch), self.config, self.model.device)
+        beside = Beside(self._weights, self._features, asked, horizon)
         return training_batches(
             self._items, spans, self.config, users, self._fixed_shapes, beside, self._ranks
         )
