@@ -1,6 +1,7 @@
 """Settings by the size of a log."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 
 from conftest import TINY_TRAINING, Tiny
 from recblr.config import build
+from recblr.data.kinds import Kinds
 from recblr.data.sequences import Sequences
 from recblr.data.split import leave_one_out
 from recblr.models import MODELS, find_model
@@ -57,6 +59,15 @@ def test_without_a_memory_seen_items_stay_in_the_loss() -> None:
     assert not by_size(data, "recblr", {}, memory=False)["train"]["mask_seen_in_loss"]
 
 
+def test_only_beside_a_memory_later_items_are_predicted() -> None:
+    data = random_log(50, 100, 9)
+    assert by_size(data, "recblr", {}, memory=True)["train"]["horizon"] == 8
+    assert by_size(data, "recblr", {}, memory=False)["train"]["horizon"] == 1
+    assert by_size(data, "bert4rec", {})["train"]["horizon"] == 1
+    kinds = Kinds(np.ones(len(data.items), np.uint8), ("view",))
+    assert by_size(replace(data, kinds=kinds), "recblr", {})["train"]["horizon"] == 1
+
+
 def test_dropout_decreases_with_density() -> None:
     dropouts = [
         by_size(random_log(users, 100, 50), "recblr", {})["model"]["dropout"]
@@ -77,6 +88,7 @@ def test_dropout_decreases_with_density() -> None:
         {"loss": "paper"},
         {"label_smoothing": 0.2},
         {"mask_seen_in_loss": True},
+        {"horizon": 3},
         {"batch_size": 7},
     ],
     ids=str,

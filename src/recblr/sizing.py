@@ -25,6 +25,7 @@ from recblr.training.config import TrainConfig
 
 SECTIONS = ("model", "train", "memory")  # of settings
 SPARSE, DENSE = 20, 200  # training events per item
+HORIZON = 8  # next items to predict
 DROPOUT = (0.5, 0.25)  # of a sparse and a dense log, with logarithmic interpolation
 
 
@@ -60,7 +61,8 @@ def by_size(
         model: the name of the model.
         given: settings that stay, by section.
         memory: whether the model has a memory of transitions. It ranks repeated items last; without
-            it, seen items stay in the loss.
+            it, seen items stay in the loss. It also knows what comes next well, so that the network can
+            learn what comes later, too.
     """
     lengths = data.split.train_end - data.offsets[:-1]
     per_item = lengths.sum() / max(1, np.count_nonzero(data.item_counts))
@@ -72,6 +74,8 @@ def by_size(
     smooth = softmax and not dense and not train.get("mask_seen_in_loss")
     mask_seen = softmax and dense and memory and not data.has_repeats
     mask_seen = mask_seen and not train.get("label_smoothing")
+    predicts_masked = "cloze" in cls.examples
+    far = softmax and memory and data.kinds is None and not predicts_masked
     sized = {
         "model": {
             "dim": 128 if dense else 64,
@@ -85,7 +89,8 @@ def by_size(
             "epochs": 30,
             "ema_decay": 0.99,
             "label_smoothing": 0.1 if smooth else 0.0,
-            "mask_seen_in_loss": mask_seen and "cloze" not in cls.examples,
+            "mask_seen_in_loss": mask_seen and not predicts_masked,
+            "horizon": HORIZON if far else 1,
             **cls.recipe,
         },
     }

@@ -1,6 +1,7 @@
 """`recblr reproduce`: every study in small, what is kept, what goes wrong."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from recblr.paper import studies
 from recblr.paper.logs import MADE, open_dataset
 from recblr.paper.measurements import Run
 from recblr.paper.studies import STUDIES
+from recblr.recommender import Recommender
+from recblr.sizing import by_size
 
 SMALL = ("table4", "--quick", "-o", "results", "--rows", "recblr")
 PLAIN, BOTH = "recblr,seed=0", "recblr,memory.enabled=true,seed=0"
@@ -82,7 +85,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "name",
     ["table1", "table2", "table3", "table4", "table5", pytest.param("figure4", marks=slow), "figure5",
-     pytest.param("figure6", marks=slow), "examples", "lengths", "sparsity", "time", "diversity"],
+     pytest.param("figure6", marks=slow), "examples", "lengths", "sparsity", "time", "diversity",
+     "defaults"],
 )  # fmt: skip
 def test_every_study_in_small(reproduce: Reproduce, shared: Path, name: str) -> None:
     result = reproduce(name, "--quick", "-o", shared, "--device", "cpu")
@@ -104,6 +108,16 @@ def test_every_study_in_small(reproduce: Reproduce, shared: Path, name: str) -> 
     again = reproduce(name, "--quick", "-o", shared, "--device", "cpu", "--json")
     assert (again.code, again.err) == (0, "")
     assert json.loads(again.out) == page
+
+
+@pytest.mark.skipif("RECBLR_DATA" not in os.environ, reason="RECBLR_DATA is unset: no real data")
+@pytest.mark.parametrize("dataset", STUDIES["defaults"].datasets)
+def test_the_settings_of_the_defaults_are_those_of_train(dataset: str) -> None:
+    for run in STUDIES["defaults"].measurements([0], "cpu"):
+        if run.dataset == dataset:
+            by_train = by_size(open_dataset(dataset), run.model, {})
+            expected = Recommender.configured(run.model, by_train, "cpu")
+            assert run.recommender("cpu").settings == expected.settings
 
 
 def test_a_table_of_models(reproduce: Reproduce, shared: Path) -> None:

@@ -15,7 +15,7 @@ def reproduce(
         str,
         typer.Argument(
             metavar="STUDY",
-            help="table1 to 5, figure4 to 6, examples, lengths, sparsity, diversity or time.",
+            help="table1 to 5, figure4 to 6, examples, lengths, sparsity, diversity, time or defaults.",
         ),
     ],
     dataset: Annotated[
