@@ -59,7 +59,8 @@ def test_without_a_memory_seen_items_stay_in_the_loss() -> None:
     assert not by_size(data, "recblr", {}, memory=False)["train"]["mask_seen_in_loss"]
 
 
-def test_only_beside_a_memory_later_items_are_predicted() -> None:
+def test_only_of_a_sparse_log_beside_a_memory_later_items_are_predicted() -> None:
+    assert by_size(random_log(400, 120, 110), "recblr", {})["train"]["horizon"] == 1
     data = random_log(50, 100, 9)
     assert by_size(data, "recblr", {}, memory=True)["train"]["horizon"] == 8
     assert by_size(data, "recblr", {}, memory=False)["train"]["horizon"] == 1

@@ -2,9 +2,9 @@
 
 docs/experiments.md describes how they were chosen.
 
-With few events per item a model overfits sooner, so it gets more dropout and label smoothing. With many
-events per item the model is wider; and if no user has an item twice, the loss leaves out seen items, as
-serving does.
+With few events per item a model overfits sooner, so it gets more dropout, label smoothing and several
+next items as targets. With many events per item the model is wider; and if no user has an item twice,
+the loss leaves out seen items, as serving does.
 """
 
 import math
@@ -60,9 +60,9 @@ def by_size(
         data: the log.
         model: the name of the model.
         given: settings that stay, by section.
-        memory: whether the model has a memory of transitions. It ranks repeated items last; without
-            it, seen items stay in the loss. It also knows what comes next well, so that the network can
-            learn what comes later, too.
+        memory: whether the model has a memory of transitions. It ranks repeated items last, so that
+            the loss may leave them out; and it knows what comes next, so that the network may learn
+            what comes later.
     """
     lengths = data.split.train_end - data.offsets[:-1]
     per_item = lengths.sum() / max(1, np.count_nonzero(data.item_counts))
@@ -75,7 +75,7 @@ def by_size(
     mask_seen = softmax and dense and memory and not data.has_repeats
     mask_seen = mask_seen and not train.get("label_smoothing")
     predicts_masked = "cloze" in cls.examples
-    far = softmax and memory and data.kinds is None and not predicts_masked
+    far = softmax and not dense and memory and data.kinds is None and not predicts_masked
     sized = {
         "model": {
             "dim": 128 if dense else 64,
