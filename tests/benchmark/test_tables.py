@@ -22,7 +22,9 @@ def tables(tmp_path: Path) -> Any:
     script = runpy.run_path(str(TABLES))
     names = script["write"].__globals__
     names["ROOT"], names["RESULTS"] = tmp_path, tmp_path / "results"
-    names["TABLE_1"] = tmp_path / "results" / "table1.json"
+    names["TABLE_1"], names["DEFAULTS"] = (
+        tmp_path / "results" / name for name in ("table1.json", "defaults.json")
+    )
     (tmp_path / "results").mkdir()
     return script
 
@@ -106,6 +108,18 @@ def test_accuracy_with_the_memory(tables: Any, tmp_path: Path) -> None:
         ["RecBLR + memory, 1 seed", "0.6000"], ["best baseline, LRURec + memory, 1 seed", "0.5000"],
     ]  # fmt: skip
     assert "a seed of RecBLR: beauty 10 on the CPU, 1 on the GPU. Every" in " ".join(text.split())
+
+
+def test_the_lead(tables: Any, tmp_path: Path) -> None:
+    assert tables["lead"]() == ""
+    keep_table_1(tmp_path, [*row("transitions", 0.1), *row("RecBLR", 0.2)], [])
+    keep(tmp_path, "defaults", figures=row("RecBLR", 0.4))
+    lines = [line.strip("| ").split(" | ") for line in tables["lead"]().splitlines()]
+    beauty = [line[1:6] for line in lines if line[0] == "beauty"]
+    assert beauty == [
+        ["unmasked", "0.1000 / 0.1100", "0.2000 / 0.2100", "-", "0.4000 / 0.4100"],
+        ["masked", "0.2000 / 0.2100", "0.3000 / 0.3100", "-", "0.5000 / 0.5100"],
+    ]
 
 
 def test_accuracy_stays_as_it_is_until_table_1_is_there(tables: Any, tmp_path: Path) -> None:

@@ -183,15 +183,16 @@ def test_every_scan_trains_the_same_on_a_gpu(scan: Any, sequences: Sequences) ->
 
 
 @pytest.mark.parametrize("examples", ["all-positions", "prefixes"])
-@pytest.mark.parametrize("mask_seen", [False, True])
+@pytest.mark.parametrize(("mask_seen", "horizon"), [(False, 1), (False, 3), (True, 1), (True, 3)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_no_step_waits_for_the_gpu(
-    precision: Any, mask_seen: bool, examples: Any, sequences: Sequences
+    precision: Any, mask_seen: bool, horizon: int, examples: Any, sequences: Sequences
 ) -> None:
     config = replace(
         TINY_TRAINING,
         examples=examples,
         mask_seen_in_loss=mask_seen,
+        horizon=horizon,
         precision=precision,
         batch_size=150,
     )
