@@ -60,7 +60,8 @@ def test_without_a_memory_seen_items_stay_in_the_loss() -> None:
 
 
 def test_only_of_a_sparse_log_beside_a_memory_later_items_are_predicted() -> None:
-    assert by_size(random_log(400, 120, 110), "recblr", {})["train"]["horizon"] == 1
+    for dense in (random_log(400, 120, 110), random_log(300, 100, 10)):  # 360 and 24 events an item
+        assert by_size(dense, "recblr", {})["train"]["horizon"] == 1
     data = random_log(50, 100, 9)
     assert by_size(data, "recblr", {}, memory=True)["train"]["horizon"] == 8
     assert by_size(data, "recblr", {}, memory=False)["train"]["horizon"] == 1

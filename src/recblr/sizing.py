@@ -2,9 +2,9 @@
 
 docs/experiments.md describes how they were chosen.
 
-With few events per item a model overfits sooner, so it gets more dropout, label smoothing and several
-next items as targets. With many events per item the model is wider; and if no user has an item twice,
-the loss leaves out seen items, as serving does.
+With few events per item a model overfits sooner, so it gets more dropout and label smoothing; with
+very few, several next items as targets. With many events per item the model is wider; and if no user
+has an item twice, the loss leaves out seen items, as serving does.
 """
 
 import math
@@ -75,7 +75,7 @@ def by_size(
     mask_seen = softmax and dense and memory and not data.has_repeats
     mask_seen = mask_seen and not train.get("label_smoothing")
     predicts_masked = "cloze" in cls.examples
-    far = softmax and not dense and memory and data.kinds is None and not predicts_masked
+    far = softmax and density == 0 and memory and data.kinds is None and not predicts_masked
     sized = {
         "model": {
             "dim": 128 if dense else 64,
