@@ -133,7 +133,7 @@ def lead() -> str:
         key = "mean" if seen == "unmasked" else "masked_mean"
         names = ("transitions", "RecBLR", "RecBLR + memory")
         rows = [table_1.get(dataset, {}).get(name, {}) for name in names]
-        rows.append(defaults.get(dataset, {}).get("RecBLR", {}))
+        rows.append(defaults.get(dataset, {}).get("RecBLR + memory", {}))
         ours = [
             " / ".join(f"{row[metric][key]:.4f}" for metric in LEAD)
             if key in row.get(LEAD[0], {})

@@ -113,7 +113,7 @@ def test_accuracy_with_the_memory(tables: Any, tmp_path: Path) -> None:
 def test_the_lead(tables: Any, tmp_path: Path) -> None:
     assert tables["lead"]() == ""
     keep_table_1(tmp_path, [*row("transitions", 0.1), *row("RecBLR", 0.2)], [])
-    keep(tmp_path, "defaults", figures=row("RecBLR", 0.4))
+    keep(tmp_path, "defaults", figures=[*row("RecBLR", 0.3), *row("RecBLR + memory", 0.4)])
     lines = [line.strip("| ").split(" | ") for line in tables["lead"]().splitlines()]
     beauty = [line[1:6] for line in lines if line[0] == "beauty"]
     assert beauty == [

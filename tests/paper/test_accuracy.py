@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,12 @@ from paper.records import (
 )
 from recblr.errors import InputError
 from recblr.paper.accuracy import MEMORY, Accuracy, optimum, per_user, summary
+from recblr.paper.logs import open_dataset
 from recblr.paper.measurements import pack_ranks, unpack_ranks
 from recblr.paper.report import write
 from recblr.paper.studies import STUDIES
+from recblr.recommender import Recommender
+from recblr.sizing import by_size
 
 
 def test_figures_and_verdicts(tmp_path: Path) -> None:
@@ -364,3 +368,15 @@ def test_studies_have_the_papers_rows_and_orders() -> None:
             orders = [dataset for dataset in study.datasets if dataset.startswith("ml-1m")]
             assert orders
             assert all("order" in study.remarks[dataset] for dataset in orders)
+
+
+@pytest.mark.skipif(
+    "RECBLR_DATA" not in os.environ, reason="RECBLR_DATA is unset: no real data here"
+)
+@pytest.mark.parametrize("dataset", STUDIES["defaults"].datasets)
+def test_the_settings_of_the_defaults_are_those_of_train(dataset: str) -> None:
+    for one in STUDIES["defaults"].measurements([0], "cpu"):
+        if one.dataset == dataset and one.has_memory:
+            by_train = by_size(open_dataset(dataset), one.model, {})
+            expected = Recommender.configured(one.model, by_train, "cpu")
+            assert one.recommender("cpu").settings == expected.settings

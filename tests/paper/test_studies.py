@@ -1,7 +1,6 @@
 """`recblr reproduce`: every study in small, what is kept, what goes wrong."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from recblr.paper import studies
 from recblr.paper.logs import MADE, open_dataset
 from recblr.paper.measurements import Run
 from recblr.paper.studies import STUDIES
-from recblr.recommender import Recommender
-from recblr.sizing import by_size
 
 SMALL = ("table4", "--quick", "-o", "results", "--rows", "recblr")
 PLAIN, BOTH = "recblr,seed=0", "recblr,memory.enabled=true,seed=0"
@@ -108,16 +105,6 @@ def test_every_study_in_small(reproduce: Reproduce, shared: Path, name: str) -> 
     again = reproduce(name, "--quick", "-o", shared, "--device", "cpu", "--json")
     assert (again.code, again.err) == (0, "")
     assert json.loads(again.out) == page
-
-
-@pytest.mark.skipif("RECBLR_DATA" not in os.environ, reason="RECBLR_DATA is unset: no real data")
-@pytest.mark.parametrize("dataset", STUDIES["defaults"].datasets)
-def test_the_settings_of_the_defaults_are_those_of_train(dataset: str) -> None:
-    for run in STUDIES["defaults"].measurements([0], "cpu"):
-        if run.dataset == dataset:
-            by_train = by_size(open_dataset(dataset), run.model, {})
-            expected = Recommender.configured(run.model, by_train, "cpu")
-            assert run.recommender("cpu").settings == expected.settings
 
 
 def test_a_table_of_models(reproduce: Reproduce, shared: Path) -> None:
