@@ -36,19 +36,24 @@ def divide(monkeypatch: pytest.MonkeyPatch, items: str, size: int) -> None:
 
 
 def truth(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    seen: Tensor | None = None,
-    smoothing: float = 0.0,
-) -> Tensor:
+    hidden: Tensor, weight: Tensor, targets: Tensor, seen: Tensor | None = None,
+    smoothing: float = 0.0, factors: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    several = targets if targets.dim() == 2 else targets.unsqueeze(1)
     logits = hidden @ weight.t()
     if seen is not None:
         mask = torch.zeros(logits.shape, dtype=torch.bool)
         for row, item in seen.t().tolist():
-            mask[row, item] = item != targets[row]
+            mask[row, item] = item not in several[row]
         logits = logits.masked_fill(mask, -torch.inf)
-    return functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    losses = torch.stack(
+        [
+            functional.cross_entropy(logits, of, label_smoothing=smoothing, reduction="none")
+            for of in several.unbind(1)
+        ],
+        1,
+    )
+    return (losses if factors is None else losses * factors).sum(1).mean()
 
 
 @pytest.mark.parametrize(
@@ -98,18 +103,7 @@ def test_the_loss_of_several_targets_is_the_sum_of_their_losses(
     factors[::2, 2] = 0
     seen = some_pairs(targets[:, 0], v) if masked else None
     ours = cross_entropy(hidden, weight, targets, seen, smoothing, factors)
-
-    logits = hidden @ weight.t()
-    if seen is not None:
-        mask = torch.zeros(logits.shape, dtype=torch.bool)
-        for row, item in seen.t().tolist():
-            mask[row, item] = item not in targets[row]
-        logits = logits.masked_fill(mask, -torch.inf)
-    losses = [
-        functional.cross_entropy(logits, of, label_smoothing=smoothing, reduction="none")
-        for of in targets.unbind(1)
-    ]
-    theirs = (torch.stack(losses, 1) * factors).sum(1).mean()
+    theirs = truth(hidden, weight, targets, seen, smoothing, factors)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     gradients = torch.autograd.grad(ours, (hidden, weight))
     expected = torch.autograd.grad(theirs, (hidden, weight))
