@@ -14,6 +14,6 @@ KEEPING_LOCK = ctypes.PyDLL(str(_PATH)) if AVAILABLE else None
 
 
 def address(array: np.ndarray) -> int:
-    """The address of an array, which must live until the call has ended."""
+    """The address of an array. The caller keeps the array alive until the C function has returned."""
     place: int = array.__array_interface__["data"][0]
     return place
