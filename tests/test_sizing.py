@@ -47,6 +47,21 @@ def test_a_dense_log_gets_a_wider_model() -> None:
     assert settings["train"]["max_length"] == 150
 
 
+def test_a_log_between_leaves_out_seen_items_instead_of_smoothing() -> None:
+    def loss(data: Sequences, memory: bool = True, **train: object) -> tuple[object, object]:
+        chosen = by_size(data, "recblr", {"train": train}, memory)["train"]
+        return chosen["mask_seen_in_loss"], chosen["label_smoothing"]
+
+    data = random_log(300, 100, 19)  # 51 events an item
+    assert by_size(data, "recblr", {})["model"] == {"dim": 64, "dropout": 0.4}
+    assert loss(data) == (True, 0)
+    assert loss(data, memory=False) == (False, 0.1)
+    assert loss(data, mask_seen_in_loss=False) == (False, 0.1)
+    assert loss(data, label_smoothing=0.2) == (False, 0.2)
+    assert loss(random_log(300, 100, 19, repeats=True)) == (False, 0.1)
+    assert loss(random_log(300, 100, 14)) == (False, 0.1)  # 36 events an item
+
+
 def test_a_log_with_repeats_keeps_them_in_the_loss() -> None:
     assert not by_size(random_log(400, 120, 110, repeats=True), "recblr", {})["train"][
         "mask_seen_in_loss"

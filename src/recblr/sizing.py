@@ -3,8 +3,8 @@
 docs/experiments.md describes how they were chosen.
 
 With few events per item a model overfits sooner, so it gets more dropout and label smoothing; with
-very few, several next items as targets. With many events per item the model is wider; and if no user
-has an item twice, the loss leaves out seen items, as serving does.
+very few, several next items as targets. With more, the loss leaves out seen items, as serving does, if
+no user has an item twice. With many events per item the model is wider.
 """
 
 import math
@@ -25,6 +25,7 @@ from recblr.training.config import TrainConfig
 
 SECTIONS = ("model", "train", "memory")  # of settings
 SPARSE, DENSE = 20, 200  # training events per item
+MASK_SEEN = 40  # from as many the loss leaves out seen items
 HORIZON = 8  # next items to predict
 DROPOUT = (0.5, 0.25)  # of a sparse and a dense log, with logarithmic interpolation
 
@@ -71,10 +72,10 @@ def by_size(
     cls, _ = find_model(model)
     train = given.get("train", {})
     softmax = train.get("loss", "softmax") == "softmax"
-    smooth = softmax and not dense and not train.get("mask_seen_in_loss")
-    mask_seen = softmax and dense and memory and not data.has_repeats
-    mask_seen = mask_seen and not train.get("label_smoothing")
     predicts_masked = "cloze" in cls.examples
+    mask_seen = softmax and per_item >= MASK_SEEN and memory and not data.has_repeats
+    mask_seen = mask_seen and not predicts_masked and not train.get("label_smoothing")
+    smooth = softmax and not dense and not train.get("mask_seen_in_loss", mask_seen)
     far = softmax and density == 0 and memory and data.kinds is None and not predicts_masked
     sized = {
         "model": {
@@ -89,7 +90,7 @@ def by_size(
             "epochs": 30,
             "ema_decay": 0.99,
             "label_smoothing": 0.1 if smooth else 0.0,
-            "mask_seen_in_loss": mask_seen and not predicts_masked,
+            "mask_seen_in_loss": mask_seen,
             "horizon": HORIZON if far else 1,
             **cls.recipe,
         },
