@@ -1,5 +1,6 @@
 """Settings by the size of a log."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -85,6 +86,16 @@ def test_only_of_a_sparse_log_beside_a_memory_later_items_are_predicted() -> Non
     assert by_size(replace(data, kinds=kinds), "recblr", {})["train"]["horizon"] == 1
 
 
+def test_a_small_log_gets_more_epochs() -> None:
+    def epochs(users: int) -> object:
+        return by_size(random_log(users, 1000, 102), "recblr", {})["train"]["epochs"]
+
+    assert epochs(3) == 100  # no more
+    assert epochs(600) == 69  # 60,000 training events: 59 updates an epoch
+    assert epochs(1600) == 52  # 160 events an item: batches of 2,048
+    assert epochs(3000) == 30
+
+
 def test_dropout_decreases_with_density() -> None:
     dropouts = [
         by_size(random_log(users, 100, 50), "recblr", {})["model"]["dropout"]
@@ -117,6 +128,7 @@ def test_settings_are_valid_for_every_model_and_given_ones_stay(
     build(find_model(model)[1], settings["model"], "model")
     build(TrainConfig, settings["train"], "train")
     assert given.items() <= settings["train"].items()
+    assert json.loads(json.dumps(settings)) == settings  # plain values
 
 
 def test_a_recommender_chooses_the_settings_not_given(

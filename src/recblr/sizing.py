@@ -4,7 +4,8 @@ docs/experiments.md describes how they were chosen.
 
 With few events per item a model overfits sooner, so it gets more dropout and label smoothing; with
 very few, several next items as targets. With more, the loss leaves out seen items, as serving does, if
-no user has an item twice. With many events per item the model is wider.
+no user has an item twice. With many events per item the model is wider. A small log gets more epochs,
+because a model needs some thousand updates.
 """
 
 import math
@@ -27,6 +28,8 @@ SECTIONS = ("model", "train", "memory")  # of settings
 SPARSE, DENSE = 20, 200  # training events per item
 MASK_SEEN = 40  # from as many the loss leaves out seen items
 HORIZON = 8  # next items to predict
+EPOCHS = (30, 100)  # the fewest and the most
+UPDATES = 4000  # about so many, if the epochs allow it
 DROPOUT = (0.5, 0.25)  # of a sparse and a dense log, with logarithmic interpolation
 
 
@@ -66,7 +69,8 @@ def by_size(
             what comes later.
     """
     lengths = data.split.train_end - data.offsets[:-1]
-    per_item = lengths.sum() / max(1, np.count_nonzero(data.item_counts))
+    events = max(1, int(lengths.sum()))
+    per_item = events / max(1, int(np.count_nonzero(data.item_counts)))
     density = math.log(max(SPARSE, min(DENSE, per_item)) / SPARSE) / math.log(DENSE / SPARSE)
     dense = density > 0.5
     cls, _ = find_model(model)
@@ -76,6 +80,7 @@ def by_size(
     mask_seen = softmax and per_item >= MASK_SEEN and memory and not data.has_repeats
     mask_seen = mask_seen and not predicts_masked and not train.get("label_smoothing")
     smooth = softmax and not dense and not train.get("mask_seen_in_loss", mask_seen)
+    batch_size = 2048 if dense else 1024
     far = softmax and density == 0 and memory and data.kinds is None and not predicts_masked
     sized = {
         "model": {
@@ -85,9 +90,9 @@ def by_size(
         "train": {
             # Nine of ten histories fit, up to 200 events.
             "max_length": int(np.clip(50 * np.ceil(np.quantile(lengths, 0.9) / 50), 50, 200)),
-            "batch_size": 2048 if dense else 1024,
+            "batch_size": batch_size,
             "lr": 2e-3 if dense else 1.5e-3,
-            "epochs": 30,
+            "epochs": int(np.clip(np.ceil(UPDATES * batch_size / events), *EPOCHS)),
             "ema_decay": 0.99,
             "label_smoothing": 0.1 if smooth else 0.0,
             "mask_seen_in_loss": mask_seen,
