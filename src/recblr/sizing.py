@@ -26,7 +26,7 @@ from recblr.training.config import TrainConfig
 
 SECTIONS = ("model", "train", "memory")  # of settings
 SPARSE, DENSE = 20, 200  # training events per item
-MASK_SEEN = 40  # from as many the loss leaves out seen items
+MASK_SEEN = 40  # training events per item from which the loss leaves out seen items
 HORIZON = 8  # next items to predict
 EPOCHS = (30, 100)  # the fewest and the most
 UPDATES = 4000  # about so many, if the epochs allow it
