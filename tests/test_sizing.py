@@ -88,11 +88,11 @@ def test_only_of_a_sparse_log_beside_a_memory_later_items_are_predicted() -> Non
 
 def test_a_small_log_gets_more_epochs() -> None:
     def epochs(users: int) -> object:
-        return by_size(random_log(users, 1000, 102), "recblr", {})["train"]["epochs"]
+        return by_size(random_log(users, 2000, 102), "recblr", {})["train"]["epochs"]
 
-    assert epochs(3) == 100  # no more
-    assert epochs(600) == 69  # 60,000 training events: 59 updates an epoch
-    assert epochs(1600) == 52  # 160 events an item: batches of 2,048
+    assert epochs(600) == 60  # no more
+    assert epochs(900) == 46  # 90,000 training events: 88 updates an epoch
+    assert epochs(1600) == 52  # 80 events an item: batches of 2,048
     assert epochs(3000) == 30
 
 

@@ -28,7 +28,7 @@ SECTIONS = ("model", "train", "memory")  # of settings
 SPARSE, DENSE = 20, 200  # training events per item
 MASK_SEEN = 40  # training events per item from which the loss leaves out seen items
 HORIZON = 8  # next items to predict
-EPOCHS = (30, 100)  # the fewest and the most
+EPOCHS = (30, 60)  # the fewest and the most
 UPDATES = 4000  # about so many, if the epochs allow it
 DROPOUT = (0.5, 0.25)  # of a sparse and a dense log, with logarithmic interpolation
 
