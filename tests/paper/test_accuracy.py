@@ -164,6 +164,7 @@ def test_rows_with_the_memory_are_compared_among_themselves(tmp_path: Path) -> N
     assert "RecBLR 25.0% ahead of SASRec (p = 0.0" in result.sentences[0]
     assert f"RecBLR{MEMORY} 12.5% ahead of SASRec{MEMORY} (p = 0.0" in result.sentences[0]
     assert "weight 1.5, repeat -20" in result.details
+    assert "; with memory 0.9000)" in result.headline
 
 
 def test_the_optimum_within_the_interval(tmp_path: Path) -> None:

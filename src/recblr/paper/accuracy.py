@@ -175,10 +175,14 @@ class Accuracy(Study):
         complete = self.axis and len(rows) == len(self.rows)
         best = optimum(rows, self.optimum.get(dataset)) if complete else {}
         figure = best.get("best", f"{ours['mean']:.4f}" if "mean" in ours else "")
+        beside = []
         if "verdict" in best:
-            figure += f" (paper {best['claimed']}, {best['verdict']})"
+            beside.append(f"paper {best['claimed']}, {best['verdict']}")
         elif "percent" in ours:
-            figure += f" (paper {ours['published']:.4f}, {ours['verdict']})"
+            beside.append(f"paper {ours['published']:.4f}, {ours['verdict']}")
+        if "mean" in (with_memory := main.get(self.reference + MEMORY, {})):
+            beside.append(f"with memory {with_memory['mean']:.4f}")
+        figure += f" ({'; '.join(beside)})" if beside else ""
         facts = [f"{self._what} {figure}"] if figure else []
         for kind in ("", MEMORY):
             ahead = [line for line in main.values() if "ahead_interval" in line]
@@ -187,8 +191,8 @@ class Accuracy(Study):
                 least = min(ahead, key=lambda line: line["ahead"])
                 share = f"{abs(least['ahead']) / least['mean']:.1%} " if least["mean"] else ""
                 side = "ahead of" if least["ahead"] > 0 else "behind"
-                beside = f"{share}{side} {least['row']} (p = {least['p']:.2g})"
-                facts.append(f"{self.reference}{kind} {beside}")
+                lead = f"{share}{side} {least['row']} (p = {least['p']:.2g})"
+                facts.append(f"{self.reference}{kind} {lead}")
         verdicts = [line["verdict"].split(":")[0] for line in lines if "published" in line]
         counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(Counter(verdicts).items()))
         facts += [f"published figures: {counts}"] if counts else []
