@@ -37,12 +37,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="no nginx")
+
+
 @contextmanager
 def running_nginx(text: str, folder: Path, port: int) -> Iterator[None]:
     """nginx with the configuration ``text`` of a site that listens on ``port``."""
-    nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if nginx is None:
-        pytest.skip("no nginx")
+    assert NGINX is not None
     folders = "".join(
         f"{name}_temp_path {folder}/{name};"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -51,7 +53,7 @@ def running_nginx(text: str, folder: Path, port: int) -> Iterator[None]:
         f"daemon off; master_process off; pid {folder}/pid; error_log stderr; events {{}}\n"
         f"http {{ access_log off; {folders}\n{text}\n}}"
     )
-    process = subprocess.Popen([nginx, "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"])
+    process = subprocess.Popen([NGINX, "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"])
 
     def listens() -> bool:
         with socket.socket() as client:

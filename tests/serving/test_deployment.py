@@ -15,7 +15,7 @@ from recblr.serving.keys import add_key
 from recblr.serving.model import ServedModel
 from recblr.serving.settings import ServerSettings, read_settings
 from serving.fixtures import OpenSite
-from serving.server_process import free_port, running_nginx
+from serving.server_process import free_port, needs_nginx, running_nginx
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -46,6 +46,7 @@ def behind_nginx(open_site: OpenSite, tmp_path: Path) -> Iterator[httpx.Client]:
         yield client
 
 
+@needs_nginx
 def test_nginx_with_tls_and_a_path_prefix(behind_nginx: httpx.Client, a: ServedModel) -> None:
     assert "What comes next?" in behind_nginx.get("").text
     event = {"event_id": "a/b", "user_id": "c/d", "item_id": a.item_ids[0], "timestamp": 1}

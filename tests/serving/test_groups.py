@@ -7,11 +7,12 @@ import pytest
 
 from recblr.serving.model import ServedModel
 from serving.fixtures import ALL_ITEMS, Store, make_events, send
-from serving.server_process import ServerProcess, free_port, running_nginx
+from serving.server_process import ServerProcess, free_port, needs_nginx, running_nginx
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nginx-groups.conf"
 
 
+@needs_nginx
 def test_two_groups_answer_as_one_server(a: ServedModel, models: Path, tmp_path: Path) -> None:
     """Each user is in one group, and a group that is down does not affect the users of the other."""
     stores = [Store(str(tmp_path / f"{number}.sqlite"), None) for number in (1, 2)]
