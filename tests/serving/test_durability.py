@@ -243,7 +243,7 @@ def test_a_kill_during_a_swap(models: Path, a: ServedModel, b: ServedModel, stor
             with pytest.raises(httpx.TransportError):
                 swap_forever(server, name)
             killer.join()
-            server.kill()  # its client is closed here, not in the thread of the timer while it is used
+            server.kill()  # closes the client too; the timer must not, while it is in use
         server = ServerProcess(models / "a", store)
         model = server.get("/v1/users/u/recommendations")["model"]
         assert model in (a.hash, b.hash)
