@@ -87,13 +87,15 @@ def test_only_of_a_sparse_log_beside_a_memory_later_items_are_predicted() -> Non
 
 
 def test_a_small_log_gets_more_epochs() -> None:
-    def epochs(users: int) -> object:
-        return by_size(random_log(users, 2000, 102), "recblr", {})["train"]["epochs"]
+    def epochs(users: int, **train: int) -> object:
+        return by_size(random_log(users, 2000, 102), "recblr", {"train": train})["train"]["epochs"]
 
     assert epochs(600) == 60  # no more
     assert epochs(900) == 46  # 90,000 training events: 88 updates an epoch
     assert epochs(1600) == 52  # 80 events an item: batches of 2,048
     assert epochs(3000) == 30
+    assert epochs(900, batch_size=1500) == 60  # 60 updates an epoch
+    assert epochs(900, epochs=7) == 7
 
 
 def test_dropout_decreases_with_density() -> None:

@@ -80,7 +80,7 @@ def by_size(
     mask_seen = softmax and per_item >= MASK_SEEN and memory and not data.has_repeats
     mask_seen = mask_seen and not predicts_masked and not train.get("label_smoothing")
     smooth = softmax and not dense and not train.get("mask_seen_in_loss", mask_seen)
-    batch_size = 2048 if dense else 1024
+    batch_size = train.get("batch_size", 2048 if dense else 1024)
     far = softmax and density == 0 and memory and data.kinds is None and not predicts_masked
     sized = {
         "model": {
