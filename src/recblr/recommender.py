@@ -21,7 +21,7 @@ from recblr.errors import InputError
 from recblr.evaluation.evaluate import evaluate
 from recblr.fitted import FittedModel
 from recblr.memory import MemoryConfig
-from recblr.models import create_model, find_model
+from recblr.models import find_model
 from recblr.models.content import add_content, attached
 from recblr.ops import cpu
 from recblr.ranks import ALONE, Ranks, join, restarted
@@ -35,6 +35,7 @@ from recblr.training.run_folder import (
     locked_run,
 )
 from recblr.training.stage import Stage
+from recblr.training.start import new_network
 from recblr.training.trainer import OnEpoch, Trainer
 
 
@@ -171,11 +172,7 @@ class Recommender(FittedModel):
             self.config = config if "model" in self._by_size else self.config
             self.training = training if "train" in self._by_size else self.training
         self.data = data = data.with_gaps(self.training.gaps)
-        torch.manual_seed(self.training.seed)
-        network = create_model(
-            self.model, self.config, items=len(data.item_ids), users=data.users,
-            max_length=self.training.max_length, feature_set=data.feature_set,
-        )  # fmt: skip
+        network = new_network(self.model, self.config, self.training, data, ranks)
         self.network = network.to(self.device)
         alone = self.training.content_dropout, self.training.content_events
         with attached(self.content, network, data.item_counts, *alone):

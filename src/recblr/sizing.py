@@ -4,8 +4,9 @@ docs/experiments.md describes how they were chosen.
 
 With few events per item a model overfits sooner, so it gets more dropout and label smoothing; with
 very few, several next items as targets. With more, the loss leaves out seen items, as serving does, if
-no user has an item twice. With many events per item the model is wider. A small log gets more epochs,
-because a model needs some thousand updates.
+no user has an item twice. With many events per item the model is wider, and learns the vectors of the
+items from any start; else they start from the transitions. A small log gets more epochs, because a
+model needs some thousand updates.
 """
 
 import math
@@ -19,6 +20,7 @@ from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.memory import MemoryConfig
 from recblr.models import find_model
+from recblr.models.model import ITEM_VECTORS
 from recblr.presets import for_model
 from recblr.progress import report
 from recblr.renamed import current_settings
@@ -76,6 +78,7 @@ def by_size(
     cls, _ = find_model(model)
     train = given.get("train", {})
     softmax = train.get("loss", "softmax") == "softmax"
+    several_tables = ITEM_VECTORS not in cls.item_tables
     predicts_masked = "cloze" in cls.examples
     mask_seen = softmax and per_item >= MASK_SEEN and memory and not data.has_repeats
     mask_seen = mask_seen and not predicts_masked and not train.get("label_smoothing")
@@ -97,6 +100,7 @@ def by_size(
             "label_smoothing": 0.1 if smooth else 0.0,
             "mask_seen_in_loss": mask_seen,
             "horizon": HORIZON if far else 1,
+            "item_init": "random" if dense or several_tables else "transitions",
             **cls.recipe,
         },
     }

@@ -20,12 +20,12 @@ from recblr.data.merge import Added, add_events
 from recblr.data.sequences import Sequences
 from recblr.errors import InputError
 from recblr.memory import Memory, MemoryConfig
-from recblr.models import create_model
 from recblr.models.content import Content, add_content, attached
 from recblr.models.growth import grow
 from recblr.ranks import ALONE, Ranks
 from recblr.training.examples import new_and_old_histories
 from recblr.training.stage import Stage
+from recblr.training.start import new_network
 from recblr.training.trainer import Trainer
 
 # How an update trains; docs/experiments.md has the trials.
@@ -55,11 +55,8 @@ def refit(contents: Artifact, folder: Path, resume: bool = False, ranks: Ranks =
             "measured can be refitted: train it anew"
         )
     config, data = contents.training, contents.data.all_for_training()
-    torch.manual_seed(config.seed)
-    network = create_model(
-        contents.model, contents.config, items=len(data.item_ids), users=data.users,
-        max_length=config.max_length, feature_set=data.feature_set,
-    ).to(contents.network.device)  # fmt: skip
+    network = new_network(contents.model, contents.config, config, data, ranks)
+    network = network.to(contents.network.device)
     content = contents.content and Content(contents.content.items)
     per_epoch = len(Trainer(network, contents.data, config).spans(0))
     updates = contents.trained.best_epoch * per_epoch

@@ -20,6 +20,7 @@ from recblr.data.features import ITEM_ONLY, FeatureSet
 from recblr.ops.cross_entropy import cross_entropy
 
 Examples = Literal["all-positions", "prefixes", "cloze"]
+ITEM_VECTORS = "embedding.weight"  # the table of the vectors that a model reads items by
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class Model(nn.Module):
     # batches then contain empty histories.
     graph_capturable: ClassVar[bool] = False
     # The parameters with a row for each item, or each user, and the number of rows before the first.
-    item_tables: ClassVar[Mapping[str, int]] = MappingProxyType({"embedding.weight": 0})
+    item_tables: ClassVar[Mapping[str, int]] = MappingProxyType({ITEM_VECTORS: 0})
     user_tables: ClassVar[Mapping[str, int]] = MappingProxyType({})
     # Whether the model reads events only by `embed`. Then events may have features, and several
     # processes can divide the tables of items.

@@ -65,6 +65,9 @@ class TrainConfig:
     # event by event; the paper's trees with padded embeddings; or the trees with padded histories (a
     # history that continues in the next batch then restarts). All train the same model.
     scan: Literal["packed", "serial", "embedding-padding", "sequence-padding"] = "packed"
+    # The item vectors that training starts from: random ones, or similar ones for items that are near
+    # one another in the histories.
+    item_init: Literal["random", "transitions"] = "random"
     seed: int = 0
     search: ClassVar[Search] = {
         "lr": Range(3e-4, 1e-2, log=True),
