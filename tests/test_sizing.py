@@ -86,6 +86,16 @@ def test_only_of_a_sparse_log_beside_a_memory_later_items_are_predicted() -> Non
     assert by_size(replace(data, kinds=kinds), "recblr", {})["train"]["horizon"] == 1
 
 
+def test_items_start_from_the_transitions_of_a_log_that_is_not_dense() -> None:
+    def init(name: str, data: Sequences) -> object:
+        return by_size(data, name, {})["train"]["item_init"]
+
+    for data in (random_log(50, 100, 9), random_log(300, 100, 19)):
+        assert init("recblr", data) == "transitions"
+        assert init("fpmc", data) == "random"
+    assert init("recblr", random_log(400, 120, 110)) == "random"
+
+
 def test_a_small_log_gets_more_epochs() -> None:
     def epochs(users: int, **train: int) -> object:
         return by_size(random_log(users, 2000, 102), "recblr", {"train": train})["train"]["epochs"]

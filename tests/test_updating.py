@@ -16,10 +16,12 @@ from conftest import TINY_MODEL, TINY_TRAINING, Tiny, assert_same_tensors
 from data.builders import histories
 from recblr import memory
 from recblr.data.preparing import prepare
+from recblr.data.split import leave_one_out
 from recblr.errors import InputError
 from recblr.models import MODELS
 from recblr.presets import for_model
 from recblr.recommender import Recommender, load
+from recblr.training.start import new_network
 from recblr.training.step import learning_rate
 from recblr.training.trainer import Trainer
 from training.tools import at_call, fresh, interrupt
@@ -77,6 +79,18 @@ def test_refit_trains_on_all_events_for_the_updates_of_the_best_epoch(
     assert_same_tensors(copied(fitted).refit().network.state_dict(), refitted.network.state_dict())
     assert repr(refitted).startswith("Recommender('recblr', ")
     assert "fit, refit; trained on all" in repr(refitted)
+
+
+def test_refit_starts_from_the_transitions_of_all_events(
+    parts: tuple[pl.DataFrame, pl.DataFrame],
+) -> None:
+    training = replace(TINY_TRAINING, item_init="transitions", lr=1e-30)
+    refitted = Recommender("recblr", TINY_MODEL, training).fit(parts[0]).refit()
+    start = new_network("recblr", TINY_MODEL, training, refitted.data)
+    assert torch.equal(start.embedding.weight, refitted.network.embedding.weight)
+    fewer = replace(refitted.data, split=leave_one_out(refitted.data.offsets))
+    other = new_network("recblr", TINY_MODEL, training, fewer)
+    assert not torch.equal(other.embedding.weight, start.embedding.weight)
 
 
 def test_refit_is_training_from_scratch_by_the_schedule_of_the_fit(fitted: Recommender) -> None:

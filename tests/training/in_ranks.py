@@ -16,9 +16,9 @@ from scipy import sparse
 
 import recblr
 from recblr import memory as transitions
-from recblr.models import create_model
 from recblr.ranks import ALONE, Ranks, join
 from recblr.sizing import build_settings
+from recblr.training.start import new_network
 from recblr.training.trainer import Epoch, Trainer
 
 transitions._BLOCK_EVENTS = 50  # so that there are rows for all processes
@@ -27,11 +27,7 @@ transitions._BLOCK_EVENTS = 50  # so that there are rows for all processes
 def train(data: Any, plan: list[dict[str, Any]], ranks: Ranks = ALONE) -> None:
     for each in plan:
         config, training, _ = build_settings(each["model"], each["settings"])
-        torch.manual_seed(training.seed)
-        network = create_model(
-            each["model"], config, items=len(data.item_ids), users=data.users,
-            max_length=training.max_length,
-        )  # fmt: skip
+        network = new_network(each["model"], config, training, data, ranks)
         folder = Path(each["folder"])
         if ranks.first:
             folder.mkdir(exist_ok=True)

@@ -34,11 +34,15 @@ TRAIN = {
     "epochs": 2, "batch_size": 200, "max_length": 16, "window": 30, "lr": 0.01, "warmup_steps": 5,
     "precision": "float32",
 }  # fmt: skip
-# A state that goes on in the next batch, an average and a smoothed target; a second table of items,
-# masked items and several targets; a model without a state (its attention would draw its own dropout);
-# prefixes.
+# A state that goes on in the next batch, an average and a smoothed target, vectors from transitions; a
+# second table of items, masked items and several targets; a model without a state (its attention would
+# draw its own dropout); prefixes.
 TRAININGS = {
-    "recblr": ("recblr", {"dim": 16, "layers": 1}, {"ema_decay": 0.9, "label_smoothing": 0.1}),
+    "recblr": (
+        "recblr",
+        {"dim": 16, "layers": 1},
+        {"ema_decay": 0.9, "label_smoothing": 0.1, "item_init": "transitions"},
+    ),
     "lrurec": ("lrurec", {"dim": 16, "layers": 1}, {"mask_seen_in_loss": True, "horizon": 3}),
     "sasrec": ("sasrec", {"dim": 16, "layers": 1, "heads": 1, "dropout": 0.0}, {}),
     "prefixes": ("gru4rec", {"dim": 16}, {"examples": "prefixes"}),
