@@ -18,11 +18,15 @@ from recblr.errors import InputError
 from recblr.memory import MemoryConfig
 from recblr.models import create_model
 from recblr.models.model import ITEM_VECTORS, Model
+from recblr.progress import report
 from recblr.ranks import ALONE, Ranks
 from recblr.training.config import TrainConfig
 
 # Symmetric counts of the pairs that the memory counts.
-_COUNTS = replace(MemoryConfig(), backward=1.0, row_power=0.0, column_power=0.0)
+_COUNTS = MemoryConfig(backward=1.0, row_power=0.0, column_power=0.0)
+_PAIRS = (
+    1 << 25
+)  # of a large catalogue at most about so many are used, the most frequent of each item
 _ITERATIONS = 4  # of the factorisation: more change little
 
 
@@ -57,18 +61,20 @@ def _start_from_transitions(network: Model, data: Sequences, ranks: Ranks) -> No
 
     The vectors are as long as random ones. Items without a neighbour keep theirs.
     """
+    report("the item vectors start from the transitions of the log")
     first = network.item_tables[ITEM_VECTORS]
     rows = network.get_parameter(ITEM_VECTORS)[first : first + len(data.item_ids)]
     dim = rows.shape[1]
-    counts = memory.fit(data, _COUNTS, ranks).matrix
+    pairs = min(_COUNTS.pairs, max(16, _PAIRS // len(rows)))
+    counts = memory.fit(data, replace(_COUNTS, pairs=pairs), ranks).matrix
     # Rotated at random, so that all dimensions have the same share of every factor.
-    rotation, _ = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64))
+    rotation, _ = torch.linalg.qr(torch.randn(dim, dim))
     started = factorise(positive_pmi(counts), dim) @ rotation
     lengths = started.norm(dim=1, keepdim=True)
     known = lengths > 1e-6 * lengths.max()
     started *= rows.std() * dim**0.5 / lengths.where(known, 1)
     # Of one process: elsewhere the last bits may differ.
-    rows.copy_(ranks.from_last(started.to(rows.dtype).where(known, rows)))
+    rows.copy_(ranks.from_last(started.where(known, rows)))
 
 
 def positive_pmi(counts: sparse.csr_array) -> sparse.csr_array:
@@ -76,10 +82,10 @@ def positive_pmi(counts: sparse.csr_array) -> sparse.csr_array:
 
     log(C[a, b] · sum(C) / (row sum of a · column sum of b)), made symmetric.
     """
-    by_row, by_column = counts.sum(1), counts.sum(0)
+    by_row, by_column = counts.sum(1, np.float64), counts.sum(0, np.float64)
     pairs = counts.tocoo()
     row, column = pairs.coords
-    expected = by_row[row] * by_column[column] / max(counts.sum(), 1)
+    expected = by_row[row] * by_column[column] / max(by_row.sum(), 1)
     values = np.log(np.maximum(pairs.data / expected, 1)) * (row != column)
     information = sparse.csr_array((values, (row, column)), counts.shape)
     symmetric = sparse.csr_array((information + information.T) / 2)
@@ -89,11 +95,11 @@ def positive_pmi(counts: sparse.csr_array) -> sparse.csr_array:
 
 def factorise(matrix: sparse.csr_array, dim: int) -> Tensor:
     """(V, D) vectors u √σ of the largest singular values σ of a symmetric matrix (V, V), by random
-    projections (Halko et al., arXiv 0909.4061); float64. If V < D, the last columns are 0."""
+    projections (Halko et al., arXiv 0909.4061); float32. If V < D, the last columns are 0."""
     row, column = matrix.tocoo().coords
     tensor = torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack([row, column])), torch.from_numpy(matrix.data), matrix.shape,
-        check_invariants=True,
+        torch.from_numpy(np.stack([row, column])), torch.from_numpy(matrix.data).float(),
+        matrix.shape, check_invariants=True,
     )  # fmt: skip
     left, values, _ = torch.svd_lowrank(tensor, min(dim, *matrix.shape), niter=_ITERATIONS)
     return F.pad(left * values.sqrt(), (0, dim - len(values)))
