@@ -24,10 +24,9 @@ from recblr.training.config import TrainConfig
 
 # Symmetric counts of the pairs that the memory counts.
 _COUNTS = MemoryConfig(backward=1.0, row_power=0.0, column_power=0.0)
-_PAIRS = (
-    1 << 25
-)  # of a large catalogue at most about so many are used, the most frequent of each item
-_ITERATIONS = 4  # of the factorisation: more change little
+# Of a large catalogue about so many pairs are used at most, the most frequent ones of each item.
+_PAIRS = 1 << 25
+_ITERATIONS = 4  # of the factorisation
 
 
 def new_network(
