@@ -16,7 +16,7 @@ from recblr.models.fmlprec import FMLPRec, FMLPRecConfig
 from recblr.models.fpmc import FPMC, FPMCConfig
 from recblr.models.gru4rec import GRU4Rec, GRU4RecConfig
 from recblr.models.lrurec import LRURec, LRURecConfig
-from recblr.models.model import FeatureEmbedding, Model
+from recblr.models.model import ITEM_VECTORS, FeatureEmbedding, Model
 from recblr.models.narm import NARM, NARMConfig
 from recblr.models.recblr import RecBLR, RecBLRConfig
 from recblr.models.sasrec import SASRec, SASRecConfig
@@ -53,7 +53,7 @@ def create_model(
     sizes = {"users": users, "max_length": max_length}
     model = cls(items, config, **{size: sizes[size] for size in cls.needs})
     if feature_set:
-        tables = model.get_parameter("embedding.weight"), model.item_embeddings
+        tables = model.get_parameter(ITEM_VECTORS), model.item_embeddings
         widths = (table.shape[1] for table in tables)
         model.feature_embedding = FeatureEmbedding(feature_set, *widths)
     return model

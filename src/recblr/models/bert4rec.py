@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from recblr.config import Range, Search
 from recblr.data.batches import PackedBatch
 from recblr.errors import InputError
-from recblr.models.model import Model
+from recblr.models.model import ITEM_VECTORS, Model
 from recblr.models.sasrec import EPS, SASRecConfig, Transformer, initialise
 
 
@@ -56,7 +56,7 @@ class BERT4Rec(Model):
 
     examples = ("cloze", "prefixes")
     needs = ("max_length",)
-    item_tables = MappingProxyType({"embedding.weight": 0, "bias": 0})
+    item_tables = MappingProxyType({ITEM_VECTORS: 0, "bias": 0})
 
     def __init__(self, items: int, config: BERT4RecConfig, max_length: int) -> None:
         super().__init__(items, config)

@@ -31,7 +31,7 @@ from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
 from recblr.data.batches import PackedBatch
 from recblr.models.fpmc import user_rows
 from recblr.models.losses import binary_cross_entropy
-from recblr.models.model import Model
+from recblr.models.model import ITEM_VECTORS, Model
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Caser(Model):
 
     needs = ("users",)
     recipe = MappingProxyType({"weight_decay": 1e-5})
-    item_tables = MappingProxyType({"embedding.weight": 1, "out.weight": 0, "bias": 0})
+    item_tables = MappingProxyType({ITEM_VECTORS: 1, "out.weight": 0, "bias": 0})
     user_tables = MappingProxyType({"user.weight": 1})
 
     def __init__(self, items: int, config: CaserConfig, users: int) -> None:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from recblr import ops
 from recblr.config import Range, Search, check, expect_dropouts, expect_sizes
-from recblr.models.model import LinearRecurrence, RecurrentModel
+from recblr.models.model import ITEM_VECTORS, LinearRecurrence, RecurrentModel
 from recblr.ops.norm import dropout_add_norm
 
 _SMALLEST, _LARGEST = 0.8, 0.99  # initial |λ|
@@ -56,7 +56,7 @@ class LRURecConfig:
 class LRURec(RecurrentModel):
     """Embedding (7), recurrent layers, prediction by the tied embedding and a bias (10)."""
 
-    item_tables = MappingProxyType({"embedding.weight": 0, "bias": 0})
+    item_tables = MappingProxyType({ITEM_VECTORS: 0, "bias": 0})
 
     def __init__(self, items: int, config: LRURecConfig) -> None:
         super().__init__(items, config)

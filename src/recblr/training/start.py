@@ -77,9 +77,9 @@ def _start_from_transitions(network: Model, data: Sequences, ranks: Ranks) -> No
 
 
 def positive_pmi(counts: sparse.csr_array) -> sparse.csr_array:
-    """The pointwise mutual information of pairs of different items where it is positive, (V, V).
+    """The positive pointwise mutual information of each pair of different items, (V, V).
 
-    log(C[a, b] · sum(C) / (row sum of a · column sum of b)), made symmetric.
+    max(0, log(C[a, b] · sum(C) / (row sum of a · column sum of b))), made symmetric.
     """
     by_row, by_column = counts.sum(1, np.float64), counts.sum(0, np.float64)
     pairs = counts.tocoo()
@@ -93,8 +93,12 @@ def positive_pmi(counts: sparse.csr_array) -> sparse.csr_array:
 
 
 def factorise(matrix: sparse.csr_array, dim: int) -> Tensor:
-    """(V, D) vectors u √σ of the largest singular values σ of a symmetric matrix (V, V), by random
-    projections (Halko et al., arXiv 0909.4061); float32. If V < D, the last columns are 0."""
+    """Factorise a symmetric matrix (V, V) by random projections (Halko et al., arXiv 0909.4061).
+
+    Returns:
+        (V, D) float32, the singular vectors of the largest singular values σ, each times √σ. If V < D,
+        the last columns are 0.
+    """
     row, column = matrix.tocoo().coords
     tensor = torch.sparse_coo_tensor(
         torch.from_numpy(np.stack([row, column])), torch.from_numpy(matrix.data).float(),
