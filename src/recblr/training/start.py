@@ -67,13 +67,13 @@ def _start_from_transitions(network: Model, data: Sequences, ranks: Ranks) -> No
     pairs = min(_COUNTS.pairs, max(16, _PAIRS // len(rows)))
     counts = memory.fit(data, replace(_COUNTS, pairs=pairs), ranks).matrix
     # Rotated at random, so that all dimensions have the same share of every factor.
-    rotation, _ = torch.linalg.qr(torch.randn(dim, dim))
+    rotation, _ = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64))
     started = factorise(positive_pmi(counts), dim) @ rotation
     lengths = started.norm(dim=1, keepdim=True)
     known = lengths > 1e-6 * lengths.max()
     started *= rows.std() * dim**0.5 / lengths.where(known, 1)
     # Of one process: elsewhere the last bits may differ.
-    rows.copy_(ranks.from_last(started.where(known, rows)))
+    rows.copy_(ranks.from_last(started.to(rows.dtype).where(known, rows)))
 
 
 def positive_pmi(counts: sparse.csr_array) -> sparse.csr_array:
@@ -96,12 +96,12 @@ def factorise(matrix: sparse.csr_array, dim: int) -> Tensor:
     """Factorise a symmetric matrix (V, V) by random projections (Halko et al., arXiv 0909.4061).
 
     Returns:
-        (V, D) float32, the singular vectors of the largest singular values σ, each times √σ. If V < D,
+        (V, D) float64, the singular vectors of the largest singular values σ, each times √σ. If V < D,
         the last columns are 0.
     """
     row, column = matrix.tocoo().coords
     tensor = torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack([row, column])), torch.from_numpy(matrix.data).float(),
+        torch.from_numpy(np.stack([row, column])), torch.from_numpy(matrix.data),
         matrix.shape, check_invariants=True,
     )  # fmt: skip
     left, values, _ = torch.svd_lowrank(tensor, min(dim, *matrix.shape), niter=_ITERATIONS)
